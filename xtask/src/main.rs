@@ -1,2 +1,38 @@
 //! `cargo xtask …`: everything a developer of SwarmGuard does, in Rust instead of shell scripts.
-fn main() {}
+//!
+//! One module per command. Each has `Args` (clap) and `run(args) -> anyhow::Result<ExitCode>`; adding a
+//! command is a `mod` line, a variant of [`Command`] and an arm in `main`. What a command needs from the
+//! machine it asks of [`host`], so that nothing has to be installed by hand and `--no-install` always works.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod clock;
+mod host;
+
+/// Build, run, test and measure SwarmGuard
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what the other commands need from Debian, saying what and why
+    Setup(host::Args),
+}
+
+fn main() -> ExitCode {
+    let started = clock::Stopwatch::start();
+    let result = match Cli::parse().command {
+        Command::Setup(args) => host::run(&args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        eprintln!("(after {started})");
+        ExitCode::FAILURE
+    })
+}

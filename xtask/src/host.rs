@@ -1,0 +1,175 @@
+//! What this machine has and what it lacks: the Debian packages a command needs, each with its reason.
+//!
+//! Packages that would start a service or touch the firewall (docker.io) are never installed here: engines
+//! come from the root filesystems that `cluster` builds.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+/// A Debian package and why a command needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Package {
+    /// Name as apt knows it; `name/suite` is not supported.
+    pub name: &'static str,
+    /// What it is needed for, to follow the word "for".
+    pub why: &'static str,
+}
+
+/// What `cluster` and `vm` need.
+pub const VIRTUAL_MACHINES: &[Package] = &[
+    Package { name: "qemu-system-x86", why: "running the nodes as virtual machines" },
+    Package { name: "mmdebstrap", why: "building the nodes' root filesystem from Debian packages" },
+    Package { name: "erofs-utils", why: "packing that root filesystem into a read-only image" },
+    Package { name: "e2fsprogs", why: "formatting each node's scratch disk" },
+    Package { name: "iproute2", why: "keeping the cluster's network in a namespace of its own" },
+];
+
+/// What `cluster --native` needs.
+pub const NAMESPACES: &[Package] = &[
+    Package { name: "mmdebstrap", why: "building the nodes' root filesystem from Debian packages" },
+    Package { name: "iproute2", why: "keeping the cluster's network in a namespace of its own" },
+];
+
+/// Whether missing packages may be installed; every command that calls [`ensure`] flattens this in.
+#[derive(clap::Args, Clone, Copy, Debug, Default)]
+pub struct InstallArgs {
+    /// Install nothing: where a package is missing, stop and print the apt command
+    #[arg(long)]
+    pub no_install: bool,
+}
+
+impl InstallArgs {
+    /// The `install` argument of [`ensure`].
+    pub fn allowed(self) -> bool {
+        !self.no_install
+    }
+}
+
+/// `cargo xtask setup`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    install: InstallArgs,
+}
+
+/// Installs what the cluster and the VMs need.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn run(args: &Args) -> Result<ExitCode> {
+    ensure(VIRTUAL_MACHINES, args.install.allowed())?;
+    println!("everything is installed");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Makes sure that `packages` are installed; says what it installs and why.
+///
+/// # Errors
+/// Where one is missing and `install` is false, with the exact apt command; where this is not root on a Debian
+/// system; where apt fails.
+pub fn ensure(packages: &[Package], install: bool) -> Result<()> {
+    let missing = missing(packages)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = describe(&missing);
+    if !install {
+        bail!("these packages are missing:\n{list}install them with: {}", apt_line(&missing));
+    }
+    if !rustix::process::geteuid().is_root() {
+        bail!("these packages are missing:\n{list}run this as root, or run: sudo {}", apt_line(&missing));
+    }
+    eprint!("installing from Debian:\n{list}");
+    install_packages(&missing)
+}
+
+fn missing(packages: &[Package]) -> Result<Vec<Package>> {
+    if packages.is_empty() {
+        return Ok(Vec::new());
+    }
+    if !Path::new("/usr/bin/dpkg-query").exists() {
+        bail!(
+            "this is not a Debian system (no dpkg-query): install the equivalents of these yourself:\n{}",
+            describe(packages)
+        );
+    }
+    let output = Command::new("dpkg-query")
+        .args(["-W", "-f", "${Package}\t${db:Status-Status}\n"])
+        .args(packages.iter().map(|package| package.name))
+        .stderr(Stdio::null())
+        .output()
+        .context("cannot run dpkg-query")?;
+    let installed = installed_names(&String::from_utf8_lossy(&output.stdout));
+    Ok(packages.iter().filter(|package| !installed.contains(&package.name.to_owned())).copied().collect())
+}
+
+/// The names that dpkg-query's `name TAB status` lines call installed.
+fn installed_names(listing: &str) -> Vec<String> {
+    listing
+        .lines()
+        .filter_map(|line| line.split_once('\t'))
+        .filter(|(_, status)| *status == "installed")
+        .map(|(name, _)| name.to_owned())
+        .collect()
+}
+
+fn describe(packages: &[Package]) -> String {
+    packages.iter().fold(String::new(), |mut text, package| {
+        let _ = writeln!(text, "  {} for {}", package.name, package.why);
+        text
+    })
+}
+
+fn apt_line(packages: &[Package]) -> String {
+    let names: Vec<&str> = packages.iter().map(|package| package.name).collect();
+    format!("apt-get update && apt-get install --no-install-recommends {}", names.join(" "))
+}
+
+fn install_packages(packages: &[Package]) -> Result<()> {
+    // Without the update a fresh machine knows no packages, and one with old lists asks for versions long gone.
+    apt(&["update", "-qq"])?;
+    let mut arguments = vec!["install", "-y", "-qq", "--no-install-recommends"];
+    arguments.extend(packages.iter().map(|package| package.name));
+    apt(&arguments)
+}
+
+fn apt(arguments: &[&str]) -> Result<()> {
+    let output = Command::new("apt-get")
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot run apt-get")?;
+    if !output.status.success() {
+        bail!(
+            "apt-get {} failed ({}): {}",
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_installed_packages_count() {
+        let names = installed_names("a\tinstalled\nb\tconfig-files\nc\tnot-installed\nd\tinstalled\n");
+        assert_eq!(names, ["a", "d"]);
+    }
+
+    #[test]
+    fn refusal_names_package_reason_and_command() {
+        let absent = [Package { name: "swarmguard-no-such-package", why: "a test" }];
+        let error = ensure(&absent, false).expect_err("a package that does not exist cannot be installed");
+        let text = error.to_string();
+        assert!(text.contains("swarmguard-no-such-package for a test"), "{text}");
+        assert!(text.contains("apt-get install --no-install-recommends swarmguard-no-such-package"), "{text}");
+    }
+}
