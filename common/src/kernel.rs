@@ -1,0 +1,1 @@
+//! Types that the BPF programs and the agent share: `#[repr(C)]`, explicit padding, sizes asserted.

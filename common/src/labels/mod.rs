@@ -1,0 +1,278 @@
+//! The labels `swarmguard.*` of a service: what they are, what they may say, what holds where they say nothing.
+//!
+//! A label that makes no sense is reported by name and value and the whole service is left alone: acting on half of
+//! what an operator asked for would be worse than not acting.
+
+mod route;
+mod value;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+pub use route::{Algorithm, RouteLabels};
+
+use crate::domain::BasisPoints;
+use value::{Reader, bounded, duration, one_of, percent, yes_or_no};
+
+/// Prefix of every label of ours.
+pub const PREFIX: &str = "swarmguard.";
+
+/// A label that cannot be obeyed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize)]
+#[error("label {key}={value:?} makes no sense: {allowed}")]
+pub struct LabelError {
+    /// The label's whole name.
+    pub key: String,
+    /// Its value, shortened.
+    pub value: String,
+    /// What is allowed instead.
+    pub allowed: String,
+}
+
+/// When a service counts as hot, and on what bandwidth.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Thresholds {
+    /// `swarmguard.cpu.high`: CPU utilisation from which a replica is hot.
+    pub cpu_high: BasisPoints,
+    /// `swarmguard.memory.high`: working set from which a replica is hot.
+    pub memory_high: BasisPoints,
+    /// `swarmguard.network.low`: up to here the network says that load is not the reason.
+    pub network_low: BasisPoints,
+    /// `swarmguard.network.high`: from here the network says that load is the reason.
+    pub network_high: BasisPoints,
+    /// `swarmguard.network.mbps`: bandwidth that is 100 %, in Mbit/s; the node's link speed where `None`.
+    pub network_mbps: Option<u32>,
+    /// `swarmguard.hold`: how long a condition must stand before the agent raises it, in milliseconds.
+    pub hold_ms: u32,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self {
+            cpu_high: BasisPoints::from_percent(75),
+            memory_high: BasisPoints::from_percent(80),
+            network_low: BasisPoints::from_percent(35),
+            network_high: BasisPoints::from_percent(65),
+            network_mbps: None,
+            hold_ms: 300,
+        }
+    }
+}
+
+/// A raised condition clears below this share of its threshold.
+pub const CLEAR_RATIO: f64 = 0.85;
+
+/// How a service may be moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MigrateMode {
+    /// Never.
+    Off,
+    /// As the policy thinks right; a singleton stays, because two of it would run for a moment.
+    #[default]
+    Auto,
+    /// As [`Self::Auto`], singletons too.
+    Surge,
+}
+
+/// Reasons to refuse a migration that an operator may wave through with `swarmguard.migrate.allow`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Allowance {
+    /// No healthcheck: "running" then only means that the container started.
+    NoHealthcheck,
+    /// Node-local volumes, binds and anonymous volumes: their data stays behind.
+    LocalVolumes,
+    /// `{{.Task.Slot}}` templates: two tasks do not share a slot, the successor has another number.
+    SlotTemplates,
+}
+
+/// Everything that a service's labels say about its protection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServicePolicy {
+    /// `swarmguard.enable`: nothing is done to a service without it.
+    pub enabled: bool,
+    /// Thresholds for the agents.
+    pub thresholds: Thresholds,
+    /// `swarmguard.migrate`: `off`, `auto` or `surge`.
+    pub migrate: MigrateMode,
+    /// `swarmguard.migrate.allow`: a comma-separated list of reasons that do not stop a migration.
+    pub allow: Vec<Allowance>,
+    /// `swarmguard.act-after`: how long a raised alert stands before anything is done.
+    pub act_after: Duration,
+    /// `swarmguard.cooldown`: between two migrations of the service.
+    pub cooldown: Duration,
+    /// `swarmguard.scale.min`: never fewer replicas than this. Scaling is off unless both bounds are set.
+    pub scale_min: Option<u32>,
+    /// `swarmguard.scale.max`: never more replicas than this.
+    pub scale_max: Option<u32>,
+    /// `swarmguard.scale.memory`: memory takes part in scaling in.
+    pub scale_memory: bool,
+    /// `swarmguard.scale.step`: most replicas added at once when several are plainly needed.
+    pub scale_step: u32,
+    /// `swarmguard.scale.up.cooldown`: between two steps up.
+    pub up_cooldown: Duration,
+    /// `swarmguard.scale.down.cooldown`: between two steps down.
+    pub down_cooldown: Duration,
+    /// `swarmguard.scale.down.window`: how long a replica must have been spare.
+    pub down_window: Duration,
+    /// `swarmguard.scale.margin`: kept below the threshold when a replica is judged spare.
+    pub margin: BasisPoints,
+    /// `swarmguard.rebalance`: may be moved to a node that returned.
+    pub rebalance: bool,
+    /// `swarmguard.job.retries`: how often a Swarm job is run again after its node was lost.
+    pub job_retries: u32,
+    /// `swarmguard.lb.*`, where `swarmguard.lb.port` is set.
+    pub route: Option<RouteLabels>,
+}
+
+impl Default for ServicePolicy {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            thresholds: Thresholds::default(),
+            migrate: MigrateMode::Auto,
+            allow: Vec::new(),
+            act_after: Duration::from_secs(3),
+            cooldown: Duration::from_secs(60),
+            scale_min: None,
+            scale_max: None,
+            scale_memory: false,
+            scale_step: 1,
+            up_cooldown: Duration::from_secs(30),
+            down_cooldown: Duration::from_secs(60),
+            down_window: Duration::from_secs(60),
+            margin: BasisPoints::from_percent(10),
+            rebalance: false,
+            job_retries: 3,
+            route: None,
+        }
+    }
+}
+
+impl ServicePolicy {
+    /// Reads the `swarmguard.*` labels of a service; others are not looked at.
+    ///
+    /// # Errors
+    /// Every label that makes no sense, unknown names and contradictions included, not only the first.
+    pub fn from_labels<'a>(
+        labels: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Self, Vec<LabelError>> {
+        let ours: BTreeMap<&str, &str> =
+            labels.into_iter().filter_map(|(key, value)| Some((key.strip_prefix(PREFIX)?, value))).collect();
+        let mut read = Reader::new(ours);
+        let mut policy = Self::default();
+        read.take("enable", yes_or_no, &mut policy.enabled);
+        read_thresholds(&mut read, &mut policy.thresholds);
+        read.take(
+            "migrate",
+            |text| one_of(text, &[("off", MigrateMode::Off), ("auto", MigrateMode::Auto), ("surge", MigrateMode::Surge)]),
+            &mut policy.migrate,
+        );
+        read.take("migrate.allow", allowances, &mut policy.allow);
+        read.take("act-after", |text| duration(text, 0, 3_600), &mut policy.act_after);
+        read.take("cooldown", |text| duration(text, 0, 86_400), &mut policy.cooldown);
+        read_scaling(&mut read, &mut policy);
+        read.take("rebalance", yes_or_no, &mut policy.rebalance);
+        read.take("job.retries", |text| bounded(text, 0, 100), &mut policy.job_retries);
+        policy.route = route::read(&mut read);
+        read.finish(policy)
+    }
+}
+
+fn read_thresholds(read: &mut Reader<'_>, thresholds: &mut Thresholds) {
+    read.take("cpu.high", percent, &mut thresholds.cpu_high);
+    read.take("memory.high", percent, &mut thresholds.memory_high);
+    read.take("network.low", percent, &mut thresholds.network_low);
+    read.take("network.high", percent, &mut thresholds.network_high);
+    read.take("network.mbps", |text| bounded(text, 1, 1_000_000).map(Some), &mut thresholds.network_mbps);
+    let mut hold = Duration::from_millis(u64::from(thresholds.hold_ms));
+    read.take("hold", |text| duration(text, 0, 60), &mut hold);
+    thresholds.hold_ms = u32::try_from(hold.as_millis()).unwrap_or(u32::MAX);
+    if thresholds.network_low > thresholds.network_high {
+        read.refuse("network.low", format!("at most network.high, which is {}", thresholds.network_high));
+    }
+}
+
+fn read_scaling(read: &mut Reader<'_>, policy: &mut ServicePolicy) {
+    read.take("scale.min", |text| bounded(text, 1, 10_000).map(Some), &mut policy.scale_min);
+    read.take("scale.max", |text| bounded(text, 1, 10_000).map(Some), &mut policy.scale_max);
+    read.take("scale.memory", yes_or_no, &mut policy.scale_memory);
+    read.take("scale.step", |text| bounded(text, 1, 100), &mut policy.scale_step);
+    read.take("scale.up.cooldown", |text| duration(text, 0, 86_400), &mut policy.up_cooldown);
+    read.take("scale.down.cooldown", |text| duration(text, 0, 86_400), &mut policy.down_cooldown);
+    read.take("scale.down.window", |text| duration(text, 1, 86_400), &mut policy.down_window);
+    read.take("scale.margin", percent, &mut policy.margin);
+    match (policy.scale_min, policy.scale_max) {
+        (Some(min), Some(max)) if min > max => read.refuse("scale.min", format!("at most scale.max, which is {max}")),
+        (Some(_), None) => read.refuse("scale.min", "only together with scale.max".into()),
+        (None, Some(_)) => read.refuse("scale.max", "only together with scale.min".into()),
+        _ => {}
+    }
+}
+
+fn allowances(text: &str) -> Result<Vec<Allowance>, String> {
+    let known = [
+        ("no-healthcheck", Allowance::NoHealthcheck),
+        ("local-volumes", Allowance::LocalVolumes),
+        ("slot-templates", Allowance::SlotTemplates),
+    ];
+    text.split(',').map(|word| one_of(word.trim(), &known)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(labels: &[(&str, &str)]) -> Result<ServicePolicy, Vec<LabelError>> {
+        ServicePolicy::from_labels(labels.iter().copied())
+    }
+
+    #[test]
+    fn nothing_said_means_not_enabled_and_the_documented_defaults() {
+        let policy = read(&[("com.docker.stack.namespace", "shop")]).expect("no label of ours");
+        assert_eq!(policy, ServicePolicy::default());
+        assert!(!policy.enabled);
+    }
+
+    #[test]
+    fn labels_are_read() {
+        let policy = read(&[
+            ("swarmguard.enable", "true"),
+            ("swarmguard.migrate", "surge"),
+            ("swarmguard.cpu.high", "62.5"),
+            ("swarmguard.network.mbps", "100"),
+            ("swarmguard.scale.min", "2"),
+            ("swarmguard.scale.max", "6"),
+            ("swarmguard.act-after", "1500ms"),
+            ("swarmguard.migrate.allow", "no-healthcheck, local-volumes"),
+        ])
+        .expect("all sensible");
+        assert!(policy.enabled);
+        assert_eq!(policy.migrate, MigrateMode::Surge);
+        assert_eq!(policy.thresholds.cpu_high, BasisPoints(6_250));
+        assert_eq!(policy.thresholds.network_mbps, Some(100));
+        assert_eq!((policy.scale_min, policy.scale_max), (Some(2), Some(6)));
+        assert_eq!(policy.act_after, Duration::from_millis(1_500));
+        assert_eq!(policy.allow, [Allowance::NoHealthcheck, Allowance::LocalVolumes]);
+    }
+
+    #[test]
+    fn every_senseless_label_is_named_with_its_value() {
+        let errors = read(&[
+            ("swarmguard.enable", "yes please"),
+            ("swarmguard.cpu.high", "140"),
+            ("swarmguard.cpu.hgih", "70"),
+            ("swarmguard.scale.min", "5"),
+            ("swarmguard.scale.max", "2"),
+        ])
+        .expect_err("four of them are wrong");
+        let named: Vec<&str> = errors.iter().map(|error| error.key.as_str()).collect();
+        assert_eq!(
+            named,
+            ["swarmguard.enable", "swarmguard.cpu.high", "swarmguard.scale.min", "swarmguard.cpu.hgih"]
+        );
+        assert!(errors[1].to_string().contains("\"140\""), "{}", errors[1]);
+    }
+}

@@ -1,0 +1,214 @@
+//! What Swarm says: one consistent reading of nodes, services, tasks and our own records.
+//!
+//! Specs stay raw JSON, because a write replaces the whole spec and any field left out is reset: typed clients lose
+//! what they do not know. Only what is judged is lifted out into fields.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use serde_json::Value;
+use swarmguard_common::{
+    clock::Time,
+    domain::{ContainerId, NodeId, ServiceId, TaskId},
+    labels::{LabelError, ServicePolicy},
+};
+
+/// Everything that was read from Swarm at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// When the reading began: what changed later may be missing.
+    pub taken: Time,
+    /// The node that this coordinator runs on.
+    pub own_node: Option<NodeId>,
+    /// All nodes.
+    pub nodes: BTreeMap<NodeId, Node>,
+    /// All services.
+    pub services: BTreeMap<ServiceId, Service>,
+    /// All tasks whose desired state is not past `running`, and those of the last generation that still run.
+    pub tasks: BTreeMap<TaskId, Task>,
+    /// Our own config objects (`swarmguard-…`), by name.
+    pub records: BTreeMap<String, RecordObject>,
+}
+
+impl Snapshot {
+    /// The node that holds the raft leadership, if one does.
+    pub fn leader(&self) -> Option<&NodeId> {
+        self.nodes.values().find(|node| node.leader).map(|node| &node.id)
+    }
+
+    /// Whether the coordinator that took this reading runs beside the raft leader, and so is the one to act.
+    pub fn is_leader(&self) -> bool {
+        self.own_node.is_some() && self.leader() == self.own_node.as_ref()
+    }
+
+    /// Tasks of a service, in task order.
+    pub fn tasks_of(&self, service: &ServiceId) -> impl Iterator<Item = &Task> {
+        self.tasks.values().filter(move |task| task.service == *service)
+    }
+}
+
+/// Whether new tasks may be placed on a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Availability {
+    /// Takes tasks.
+    Active,
+    /// Keeps its tasks, takes none.
+    Pause,
+    /// Loses its tasks, stop first.
+    Drain,
+}
+
+/// A node of the swarm.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Its ID.
+    pub id: NodeId,
+    /// Version for compare-and-swap writes.
+    pub version: u64,
+    /// Host name.
+    pub hostname: String,
+    /// Runs a manager.
+    pub manager: bool,
+    /// Holds the raft leadership.
+    pub leader: bool,
+    /// `Status.State` is `ready`.
+    pub ready: bool,
+    /// `Spec.Availability`.
+    pub availability: Availability,
+    /// Node labels (`Spec.Labels`).
+    pub labels: BTreeMap<String, String>,
+    /// Engine labels (`Description.Engine.Labels`).
+    pub engine_labels: BTreeMap<String, String>,
+    /// For instance `20.10.24`.
+    pub engine_version: String,
+    /// `linux`, and so on.
+    pub os: String,
+    /// `x86_64`, and so on, as the engine says it.
+    pub architecture: String,
+    /// CPUs that Swarm schedules by, in billionths of one.
+    pub nano_cpus: i64,
+    /// Memory that Swarm schedules by, in bytes.
+    pub memory_bytes: i64,
+    /// The whole `Spec`, to be written back.
+    pub spec: Value,
+}
+
+/// How many tasks a service has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// This many replicas.
+    Replicated(u64),
+    /// One on each node.
+    Global,
+    /// Runs to completion: how many at once, how many in all.
+    ReplicatedJob {
+        /// `MaxConcurrent`.
+        concurrent: u64,
+        /// `TotalCompletions`.
+        completions: u64,
+    },
+    /// Once on each node.
+    GlobalJob,
+}
+
+/// A service.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Its ID.
+    pub id: ServiceId,
+    /// Version for compare-and-swap writes.
+    pub version: u64,
+    /// Its name.
+    pub name: String,
+    /// How many tasks.
+    pub mode: Mode,
+    /// Our labels, or what is wrong with them.
+    pub policy: Result<ServicePolicy, Vec<LabelError>>,
+    /// The whole `Spec`, as the engine sent it.
+    pub spec: Value,
+    /// The whole `PreviousSpec`, where there is one.
+    pub previous_spec: Option<Value>,
+    /// `UpdateStatus.State`: absent, `updating`, `paused`, `completed`, `rollback_started`, `rollback_paused`,
+    /// `rollback_completed`.
+    pub update_state: Option<String>,
+    /// Iteration of a job (`JobStatus.JobIteration.Index`).
+    pub job_iteration: Option<u64>,
+}
+
+/// A task's place in its life, in Swarm's order: comparable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "Swarm's own words: github.com/moby/swarmkit, api/types.proto, TaskState")]
+pub enum TaskState {
+    New,
+    Allocated,
+    Pending,
+    Assigned,
+    Accepted,
+    Preparing,
+    Ready,
+    Starting,
+    Running,
+    Complete,
+    Shutdown,
+    Failed,
+    Rejected,
+    Remove,
+    Orphaned,
+}
+
+/// One attempt to run one replica.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// Its ID.
+    pub id: TaskId,
+    /// Whose.
+    pub service: ServiceId,
+    /// Number of the replica; 0 in global services.
+    pub slot: u64,
+    /// Where, once it is assigned.
+    pub node: Option<NodeId>,
+    /// What Swarm wants.
+    pub desired: TaskState,
+    /// What is. With a healthcheck `Running` means healthy.
+    pub state: TaskState,
+    /// The container, from STARTING on.
+    pub container: Option<ContainerId>,
+    /// Addresses on its networks.
+    pub addresses: Vec<IpAddr>,
+    /// When it was made, as the managers' wall clock said: RFC 3339, sorts as text.
+    pub created_at: String,
+    /// `Spec.Placement`, raw: differs from the service's while an action steers.
+    pub placement: Value,
+    /// Why it failed or waits, in Swarm's words.
+    pub message: String,
+    /// Iteration of the job that it belongs to.
+    pub job_iteration: Option<u64>,
+}
+
+impl Task {
+    /// Swarm wants it to run, or it waits for its turn.
+    pub fn is_wanted(&self) -> bool {
+        self.desired <= TaskState::Running
+    }
+
+    /// Swarm wants it and it does run (healthy, where it has a healthcheck).
+    pub fn is_serving(&self) -> bool {
+        self.is_wanted() && self.state == TaskState::Running
+    }
+}
+
+/// A config object that holds a lease or the state of an action.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecordObject {
+    /// Its ID: a tombstone is removed by ID, so that a successor of the same name is never hit.
+    pub id: String,
+    /// Version for compare-and-swap writes of the labels.
+    pub version: u64,
+    /// Its name: unique in the swarm, which makes creating it a lock.
+    pub name: String,
+    /// State, replaced whole under compare-and-swap.
+    pub labels: BTreeMap<String, String>,
+    /// Immutable: what was before the action began.
+    pub data: Vec<u8>,
+}
