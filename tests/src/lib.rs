@@ -1,1 +1,3 @@
-//! To be written.
+//! What the end-to-end tests are made of: the web-stress workload, and the eyes and hands that watch a real Swarm.
+
+pub mod web_stress;

@@ -9,7 +9,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod clock;
+mod ebpf;
 mod host;
+mod image;
 
 /// Build, run, test and measure SwarmGuard
 #[derive(Parser)]
@@ -23,12 +25,18 @@ struct Cli {
 enum Command {
     /// Install what the other commands need from Debian, saying what and why
     Setup(host::Args),
+    /// Compile the BPF programs of the agent
+    BuildEbpf(ebpf::Args),
+    /// Build the container images from static binaries, without a base image
+    Image(image::Args),
 }
 
 fn main() -> ExitCode {
     let started = clock::Stopwatch::start();
     let result = match Cli::parse().command {
         Command::Setup(args) => host::run(&args),
+        Command::BuildEbpf(args) => ebpf::run(&args),
+        Command::Image(args) => image::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

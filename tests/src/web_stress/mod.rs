@@ -1,0 +1,62 @@
+//! The web-stress workload: a web service that can be told to burn CPU, hold memory or send bytes, stays answerable
+//! meanwhile, and leaves without dropping a request.
+//!
+//! Written for this and not taken from a stress tool, because what it must imitate is a well-behaved service under
+//! load: one that answers, reports its health, starts slowly if told so, and drains on SIGTERM.
+
+pub mod allowance;
+pub mod args;
+pub mod check;
+pub mod cpu;
+pub mod drain;
+pub mod loads;
+pub mod memory;
+pub mod network;
+pub mod query;
+pub mod routes;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::info;
+
+use args::Serve;
+
+/// Serves until SIGTERM or SIGINT, then drains.
+///
+/// # Errors
+/// Where the address cannot be listened on or signals cannot be caught.
+pub async fn serve(serve: Serve) -> anyhow::Result<()> {
+    // Before anything else: process 1 of a container ignores signals that it does not handle.
+    let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
+    let told_to_stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    tokio::pin!(told_to_stop);
+
+    let started = tokio::time::Instant::now();
+    tokio::select! {
+        () = &mut told_to_stop => return Ok(()),
+        () = tokio::time::sleep(serve.start_delay) => {}
+    }
+    let listener = TcpListener::bind(serve.addr)
+        .await
+        .with_context(|| format!("cannot listen on {} (--addr, WEB_STRESS_ADDR)", serve.addr))?;
+    let (drain, draining) = watch::channel(false);
+    let app = routes::router(routes::App::new(&serve, started, draining.clone()));
+    info!(addr = %serve.addr, allowance_cpus = allowance::cpus(), "web-stress serves");
+    let limits = drain::Limits { linger: serve.linger, timeout: serve.drain_timeout };
+    let stop = async move {
+        told_to_stop.await;
+        info!("told to stop, draining");
+        let _ = drain.send(true);
+    };
+    let left = drain::serve(listener, app, draining, stop, limits).await;
+    info!(connections_cut = left, "web-stress ends");
+    Ok(())
+}

@@ -1,0 +1,445 @@
+//! `cargo xtask image`: container images made from nothing but our own static binaries.
+//!
+//! Not a Dockerfile: there is no base image to start from, no engine is needed to build, and the archive, so the
+//! image's ID, depends on the binary alone. Every node that loads the archive gets the same ID, so a Swarm service can
+//! name the image by it and no node ever asks a registry.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::clock::Stopwatch;
+
+/// `cargo xtask image`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Which images; all of them where none is named
+    which: Vec<Which>,
+    /// Rust target to build for; its C library must be there to link statically
+    #[arg(long, default_value = HOST)]
+    target: String,
+    /// Directory for the archives and images.json
+    #[arg(long, default_value = "target/images")]
+    out: PathBuf,
+}
+
+/// What `--target` is where none is given.
+#[cfg(target_arch = "x86_64")]
+const HOST: &str = "x86_64-unknown-linux-gnu";
+#[cfg(target_arch = "aarch64")]
+const HOST: &str = "aarch64-unknown-linux-gnu";
+#[cfg(target_arch = "arm")]
+const HOST: &str = "armv7-unknown-linux-gnueabihf";
+
+/// The images of this project.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Which {
+    /// Samples the containers of its node.
+    Agent,
+    /// Decides and acts.
+    Coordinator,
+    /// Sends requests to the replica with most room.
+    Balancer,
+    /// The workload of the demo and the tests.
+    WebStress,
+}
+
+/// What an image is made of, besides its binary.
+struct Recipe {
+    which: Which,
+    package: &'static str,
+    binary: &'static str,
+    title: &'static str,
+    /// Nobody, where the work allows it; root where the kernel or the mounts ask for it.
+    user: Option<&'static str>,
+    ports: &'static [&'static str],
+    /// Directories of the image besides /etc and /tmp.
+    dirs: &'static [&'static str],
+    health_interval_s: u64,
+}
+
+const NOBODY: &str = "65532:65532";
+
+const RECIPES: [Recipe; 4] = [
+    Recipe {
+        which: Which::Agent,
+        package: "swarmguard-agent",
+        binary: "swarmguard-agent",
+        title: "SwarmGuard agent",
+        // Loading BPF programs and reading other users' /proc files: capabilities count only for root in Swarm,
+        // which knows no ambient ones.
+        user: None,
+        ports: &["8082/tcp"],
+        dirs: &["var", "var/lib", "var/lib/swarmguard"],
+        health_interval_s: 15,
+    },
+    Recipe {
+        which: Which::Coordinator,
+        package: "swarmguard-coordinator",
+        binary: "swarmguard-coordinator",
+        title: "SwarmGuard coordinator",
+        // The engine's socket and the node's certificate belong to root.
+        user: None,
+        ports: &["7443/udp", "7480/tcp"],
+        dirs: &["var", "var/lib", "var/lib/swarmguard"],
+        health_interval_s: 15,
+    },
+    Recipe {
+        which: Which::Balancer,
+        package: "swarmguard-balancer",
+        binary: "swarmguard-balancer",
+        title: "SwarmGuard balancer",
+        user: Some(NOBODY),
+        ports: &["8081/tcp"],
+        dirs: &[],
+        health_interval_s: 10,
+    },
+    Recipe {
+        which: Which::WebStress,
+        package: "swarmguard-tests",
+        binary: "web-stress",
+        title: "web-stress, a service that can be told to be busy",
+        user: Some(NOBODY),
+        ports: &["8080/tcp"],
+        dirs: &[],
+        health_interval_s: 2,
+    },
+];
+
+/// One image, as `images.json` lists it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Image {
+    /// `agent`, `coordinator`, `balancer` or `web-stress`.
+    pub name: String,
+    /// `sha256:…`, the same on every node that loads the archive.
+    pub id: String,
+    /// For people; services name the ID.
+    pub tag: String,
+    /// What `docker load` takes.
+    pub archive: PathBuf,
+    /// Size of the archive.
+    pub bytes: u64,
+    /// As Docker calls it.
+    pub architecture: String,
+}
+
+/// Builds and prints the images asked for.
+///
+/// # Errors
+/// As [`build`].
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let images = build(&args.which, &args.target, &args.out)?;
+    for image in &images {
+        println!("{:12} {}  {} ({} KiB)", image.name, image.id, image.archive.display(), image.bytes / 1024);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds the images in `which` (all where it is empty) for the machine at hand, into `target/images`.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_default(which: &[Which]) -> Result<Vec<Image>> {
+    build(which, HOST, Path::new("target/images"))
+}
+
+/// Builds static binaries for `target` and packs them into `out`.
+///
+/// # Errors
+/// Where a build fails, the target's architecture is none that Docker knows, or `out` cannot be written.
+fn build(which: &[Which], target: &str, out: &Path) -> Result<Vec<Image>> {
+    let watch = Stopwatch::start();
+    let root = root();
+    let mut recipes: Vec<_> =
+        RECIPES.iter().filter(|recipe| which.is_empty() || which.contains(&recipe.which)).collect();
+    recipes.retain(|recipe| written(&root, recipe));
+    ensure!(!recipes.is_empty(), "none of the images asked for can be built yet");
+    let binaries = compile(&root, &recipes, target)?;
+    let out = root.join(out);
+    fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
+    let mut images = Vec::new();
+    for recipe in recipes {
+        let file = binaries.join(recipe.binary);
+        let binary = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        ensure_static(&binary, &file)?;
+        images.push(pack(recipe, &binary, target, &out)?);
+    }
+    let list = out.join("images.json");
+    fs::write(&list, serde_json::to_vec_pretty(&images)?)
+        .with_context(|| format!("cannot write {}", list.display()))?;
+    eprintln!("images: {} built in {watch}", images.len());
+    Ok(images)
+}
+
+/// The workspace's root, where `target` is.
+pub fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_path_buf()
+}
+
+/// False for a crate that is only a place held for later.
+fn written(root: &Path, recipe: &Recipe) -> bool {
+    let dir = recipe.package.trim_start_matches("swarmguard-");
+    let main = root.join(dir).join("src/main.rs");
+    let held = fs::read_to_string(main).is_ok_and(|text| text.contains("To be written."));
+    if held {
+        eprintln!("images: {} left out, its crate is still empty", recipe.binary);
+    }
+    !held
+}
+
+/// Builds all binaries in one go and returns the directory they are in.
+fn compile(root: &Path, recipes: &[&Recipe], target: &str) -> Result<PathBuf> {
+    // A directory of its own: other flags in the usual one would rebuild everything at every turn.
+    let dir = root.join("target/static");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .current_dir(root)
+        .args(["build", "--release", "--locked", "--target", target, "--target-dir"])
+        .arg(&dir);
+    for recipe in recipes {
+        cargo.args(["--package", recipe.package, "--bin", recipe.binary]);
+    }
+    let home = std::env::var("CARGO_HOME")
+        .or_else(|_| std::env::var("HOME").map(|home| format!("{home}/.cargo")))
+        .unwrap_or_default();
+    let flags = [
+        "-Ctarget-feature=+crt-static".to_owned(),
+        "-Clink-arg=-Wl,--build-id=none".to_owned(),
+        // The binary, so the image's ID, must not depend on where the work tree lies.
+        format!("--remap-path-prefix={}=/swarmguard", root.display()),
+        format!("--remap-path-prefix={home}=/cargo"),
+    ];
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}")).env_remove("RUSTFLAGS");
+    eprintln!("images: building {} (release, static)", names(recipes));
+    let status = cargo.status().context("cannot start cargo")?;
+    ensure!(status.success(), "cargo build of the images' binaries failed ({status})");
+    Ok(dir.join(target).join("release"))
+}
+
+fn names(recipes: &[&Recipe]) -> String {
+    recipes.iter().map(|recipe| recipe.binary).collect::<Vec<_>>().join(", ")
+}
+
+/// A dynamic binary would fail in an image without a loader, with a message that names neither.
+fn ensure_static(binary: &[u8], file: &Path) -> Result<()> {
+    ensure!(binary.starts_with(b"\x7fELF"), "{} is no ELF file", file.display());
+    ensure!(!asks_for_loader(binary), "{} asks for a dynamic loader, but must be static", file.display());
+    Ok(())
+}
+
+/// Whether one of a little-endian ELF file's program headers is a PT_INTERP.
+fn asks_for_loader(elf: &[u8]) -> bool {
+    const INTERP: u64 = 3;
+    let number = |at: usize, bytes: usize| -> Option<usize> {
+        let field = elf.get(at..at.checked_add(bytes)?)?;
+        usize::try_from(field.iter().rev().fold(0_u64, |n, byte| n << 8 | u64::from(*byte))).ok()
+    };
+    let wide = elf.get(4) == Some(&2);
+    let (start, size, count) = if wide {
+        (number(32, 8), number(54, 2), number(56, 2))
+    } else {
+        (number(28, 4), number(42, 2), number(44, 2))
+    };
+    let (Some(start), Some(size), Some(count)) = (start, size, count) else { return false };
+    (0..count).any(|i| number(start.saturating_add(i * size), 4).is_some_and(|kind| kind as u64 == INTERP))
+}
+
+fn pack(recipe: &Recipe, binary: &[u8], target: &str, out: &Path) -> Result<Image> {
+    let layer = layer(recipe, binary)?;
+    let architecture = architecture(target)?;
+    let config = serde_json::to_vec(&config(recipe, &hex(&layer), &architecture))?;
+    let digest = hex(&config);
+    let name = name(recipe.which);
+    let tag = format!("swarmguard/{name}:{}", env!("CARGO_PKG_VERSION"));
+    let manifest = json!([{
+        "Config": format!("{digest}.json"), "RepoTags": [tag], "Layers": ["layer/layer.tar"],
+    }]);
+    let mut archive = Archive::new();
+    archive.file(&format!("{digest}.json"), &config, 0o644)?;
+    archive.dir("layer", 0o755)?;
+    archive.file("layer/layer.tar", &layer, 0o644)?;
+    archive.file("manifest.json", manifest.to_string().as_bytes(), 0o644)?;
+    let bytes = archive.finish()?;
+    let file = out.join(format!("{name}.tar"));
+    fs::write(&file, &bytes).with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(Image {
+        name,
+        id: format!("sha256:{digest}"),
+        tag,
+        archive: file,
+        bytes: bytes.len() as u64,
+        architecture: architecture.docker.to_owned(),
+    })
+}
+
+fn name(which: Which) -> String {
+    which.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+fn layer(recipe: &Recipe, binary: &[u8]) -> Result<Vec<u8>> {
+    let mut tar = Archive::new();
+    tar.dir("etc", 0o755)?;
+    tar.file("etc/group", b"root:x:0:\nnobody:x:65532:\n", 0o644)?;
+    tar.file("etc/passwd", b"root:x:0:0:root:/:/none\nnobody:x:65532:65532:nobody:/:/none\n", 0o644)?;
+    tar.dir("tmp", 0o1777)?;
+    for dir in recipe.dirs {
+        tar.dir(dir, 0o755)?;
+    }
+    tar.file(recipe.binary, binary, 0o755)?;
+    tar.finish()
+}
+
+/// The image's configuration; its hash is the image's ID. Keys are sorted, the date is fixed.
+fn config(recipe: &Recipe, layer: &str, architecture: &Architecture) -> Value {
+    let program = format!("/{}", recipe.binary);
+    let second = 1_000_000_000_u64;
+    let ports: serde_json::Map<_, _> =
+        recipe.ports.iter().map(|port| ((*port).to_owned(), json!({}))).collect();
+    let mut config = json!({
+        "architecture": architecture.docker,
+        "os": "linux",
+        "created": "1970-01-01T00:00:00Z",
+        "config": {
+            "User": recipe.user.unwrap_or_default(),
+            "Env": ["PATH=/"],
+            "Entrypoint": [program],
+            "ExposedPorts": ports,
+            "StopSignal": "SIGTERM",
+            "Healthcheck": {
+                "Test": ["CMD", program, "healthcheck"],
+                "Interval": recipe.health_interval_s * second,
+                "Timeout": 10 * second,
+                "StartPeriod": 60 * second,
+                "Retries": 3,
+            },
+            "Labels": {
+                "org.opencontainers.image.title": recipe.title,
+                "org.opencontainers.image.version": env!("CARGO_PKG_VERSION"),
+                "org.opencontainers.image.source": env!("CARGO_PKG_REPOSITORY"),
+                "org.opencontainers.image.licenses": env!("CARGO_PKG_LICENSE"),
+            },
+        },
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{layer}")]},
+        "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "cargo xtask image"}],
+    });
+    if let Some(variant) = architecture.variant {
+        config["variant"] = json!(variant);
+    }
+    config
+}
+
+/// What Docker calls a Rust target's processor.
+struct Architecture {
+    docker: &'static str,
+    variant: Option<&'static str>,
+}
+
+fn architecture(target: &str) -> Result<Architecture> {
+    let (docker, variant) = match target.split('-').next().unwrap_or_default() {
+        "x86_64" => ("amd64", None),
+        "aarch64" => ("arm64", Some("v8")),
+        "armv7" => ("arm", Some("v7")),
+        other => bail!("--target {target}: no images for {other}, allowed: x86_64-…, aarch64-…, armv7-…"),
+    };
+    Ok(Architecture { docker, variant })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A tar archive without anything that differs from one build to the next.
+struct Archive(tar::Builder<Vec<u8>>);
+
+impl Archive {
+    fn new() -> Self {
+        Archive(tar::Builder::new(Vec::new()))
+    }
+
+    fn dir(&mut self, path: &str, mode: u32) -> Result<()> {
+        let mut header = header(mode, 0);
+        header.set_entry_type(tar::EntryType::Directory);
+        self.0.append_data(&mut header, format!("{path}/"), &[][..]).context("cannot pack a directory")
+    }
+
+    fn file(&mut self, path: &str, data: &[u8], mode: u32) -> Result<()> {
+        let mut header = header(mode, data.len() as u64);
+        self.0.append_data(&mut header, path, data).with_context(|| format!("cannot pack {path}"))
+    }
+
+    fn finish(self) -> Result<Vec<u8>> {
+        self.0.into_inner().context("cannot finish an archive")
+    }
+}
+
+fn header(mode: u32, size: u64) -> tar::Header {
+    let mut header = tar::Header::new_ustar();
+    header.set_mode(mode);
+    header.set_size(size);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+    fn packed(binary: &[u8]) -> (Image, Vec<u8>) {
+        let out = tempfile::tempdir().unwrap();
+        let image = pack(&RECIPES[3], binary, TARGET, out.path()).unwrap();
+        let bytes = fs::read(&image.archive).unwrap();
+        (image, bytes)
+    }
+
+    #[test]
+    fn the_same_binary_gives_the_same_image_and_another_another() {
+        let ((first, a), (second, b), (third, _)) = (packed(b"one"), packed(b"one"), packed(b"two"));
+        assert_eq!((&first.id, &a), (&second.id, &b));
+        assert_ne!(first.id, third.id);
+    }
+
+    #[test]
+    fn the_archive_is_what_docker_load_reads() {
+        let (image, bytes) = packed(b"binary");
+        let mut files = std::collections::BTreeMap::new();
+        for entry in tar::Archive::new(&bytes[..]).entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let path = entry.path().unwrap().display().to_string();
+            let mut data = Vec::new();
+            std::io::Read::read_to_end(&mut entry, &mut data).unwrap();
+            files.insert(path, data);
+        }
+        let manifest: Value = serde_json::from_slice(&files["manifest.json"]).unwrap();
+        let config_name = manifest[0]["Config"].as_str().unwrap();
+        assert_eq!(image.id, format!("sha256:{}", hex(&files[config_name])));
+        let config: Value = serde_json::from_slice(&files[config_name]).unwrap();
+        let layer = &files[manifest[0]["Layers"][0].as_str().unwrap()];
+        assert_eq!(config["rootfs"]["diff_ids"][0], format!("sha256:{}", hex(layer)));
+        assert_eq!(config["config"]["User"], NOBODY);
+        assert_eq!(config["config"]["Healthcheck"]["Test"], json!(["CMD", "/web-stress", "healthcheck"]));
+    }
+
+    #[test]
+    fn an_unknown_processor_is_refused_by_name() {
+        let error = architecture("riscv64gc-unknown-linux-gnu").err().unwrap().to_string();
+        assert!(error.contains("riscv64gc") && error.contains("allowed"), "{error}");
+    }
+
+    #[test]
+    fn a_dynamic_binary_is_noticed() {
+        let this = std::env::current_exe().unwrap();
+        assert!(ensure_static(&fs::read(&this).unwrap(), &this).is_err());
+        assert!(ensure_static(b"\x7fELF and nothing else that matters here", &this).is_ok());
+    }
+}
