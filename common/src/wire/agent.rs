@@ -64,6 +64,9 @@ pub struct TaskIntro {
     pub cpu_limit_millis: Option<u32>,
     /// `memory.max` in bytes; `None` where there is no limit.
     pub memory_limit_bytes: Option<u64>,
+    /// Whether the container has a healthcheck, which an image may bring without the service's spec showing it;
+    /// `None` where the agent cannot ask an engine.
+    pub healthcheck: Option<bool>,
 }
 
 /// One edge of one condition of one task. At most 64 bytes encoded.
