@@ -27,6 +27,8 @@ pub struct Args {
     /// Directory for the archives and images.json
     #[arg(long, default_value = "target/images")]
     out: PathBuf,
+    #[command(flatten)]
+    install: crate::host::InstallArgs,
 }
 
 /// What `--target` is where none is given.
@@ -134,7 +136,7 @@ pub struct Image {
 /// # Errors
 /// As [`build`].
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let images = build(&args.which, &args.target, &args.out)?;
+    let images = build(&args.which, &args.target, &args.out, args.install.allowed())?;
     for image in &images {
         println!("{:12} {}  {} ({} KiB)", image.name, image.id, image.archive.display(), image.bytes / 1024);
     }
@@ -145,21 +147,25 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 ///
 /// # Errors
 /// As [`build`].
-pub fn build_default(which: &[Which]) -> Result<Vec<Image>> {
-    build(which, HOST, Path::new("target/images"))
+pub fn build_default(which: &[Which], install: bool) -> Result<Vec<Image>> {
+    build(which, HOST, Path::new("target/images"), install)
 }
 
 /// Builds static binaries for `target` and packs them into `out`.
 ///
 /// # Errors
 /// Where a build fails, the target's architecture is none that Docker knows, or `out` cannot be written.
-fn build(which: &[Which], target: &str, out: &Path) -> Result<Vec<Image>> {
+fn build(which: &[Which], target: &str, out: &Path, install: bool) -> Result<Vec<Image>> {
     let watch = Stopwatch::start();
     let root = root();
     let mut recipes: Vec<_> =
         RECIPES.iter().filter(|recipe| which.is_empty() || which.contains(&recipe.which)).collect();
     recipes.retain(|recipe| written(&root, recipe));
     ensure!(!recipes.is_empty(), "none of the images asked for can be built yet");
+    if recipes.iter().any(|recipe| recipe.which == Which::Agent) {
+        // The agent's build takes the object in.
+        crate::ebpf::build(install, false)?;
+    }
     let binaries = compile(&root, &recipes, target)?;
     let out = root.join(out);
     fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
@@ -171,10 +177,21 @@ fn build(which: &[Which], target: &str, out: &Path) -> Result<Vec<Image>> {
         images.push(pack(recipe, &binary, target, &out)?);
     }
     let list = out.join("images.json");
-    fs::write(&list, serde_json::to_vec_pretty(&images)?)
+    let known = merged(&list, &images);
+    fs::write(&list, serde_json::to_vec_pretty(&known)?)
         .with_context(|| format!("cannot write {}", list.display()))?;
     eprintln!("images: {} built in {watch}", images.len());
     Ok(images)
+}
+
+/// `images` and those of an earlier run that are not among them, for the list is of what is there.
+fn merged(list: &Path, images: &[Image]) -> Vec<Image> {
+    let earlier: Vec<Image> =
+        fs::read(list).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+    let mut all = images.to_vec();
+    all.extend(earlier.into_iter().filter(|old| images.iter().all(|new| new.name != old.name)));
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    all
 }
 
 /// The workspace's root, where `target` is.

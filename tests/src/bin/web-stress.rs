@@ -1,5 +1,7 @@
 //! The web-stress workload's program: see `swarmguard_tests::web_stress`.
 
+use std::io::IsTerminal;
+
 use anyhow::Context;
 use clap::Parser;
 use swarmguard_tests::web_stress::args::{Cli, Command};
@@ -10,7 +12,7 @@ fn main() -> anyhow::Result<()> {
     if let Some(Command::Healthcheck) = cli.command {
         return check::check(cli.serve.addr);
     }
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
     // At least two threads: one blocked in the kernel must not keep the health check waiting.
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
