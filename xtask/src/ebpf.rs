@@ -58,12 +58,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 /// compile.
 pub fn build(install: bool, force: bool) -> Result<PathBuf> {
     let root = workspace_root()?;
-    let out = root.join("target/bpf");
-    fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
-    let _lock = exclusive(&out.join("lock"))?;
+    // The agent's build script watches `out`: nothing but the object may lie there.
+    let (out, work) = (root.join("target/bpf"), root.join("target/bpf-build"));
+    for dir in [&out, &work] {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    let _lock = exclusive(&work.join("lock"))?;
 
     let object = out.join(CRATE);
-    let stamp_file = out.join("stamp");
+    let stamp_file = work.join("stamp");
     let stamp = source_stamp(&root)?;
     if !force && object.is_file() && fs::read_to_string(&stamp_file).is_ok_and(|old| old == stamp) {
         return Ok(object);
@@ -72,9 +75,9 @@ pub fn build(install: bool, force: bool) -> Result<PathBuf> {
     let watch = Stopwatch::start();
     let toolchain = Toolchain::find(&root, install)?;
     eprintln!("building the BPF programs with {}", toolchain.name);
-    let built = toolchain.compile(&root, &out.join("build"))?;
+    let built = toolchain.compile(&root, &work)?;
     // Under a new name first: an agent that is being compiled must not embed half an object.
-    let fresh = out.join(format!("{CRATE}.new"));
+    let fresh = work.join(format!("{CRATE}.new"));
     fs::copy(&built, &fresh).with_context(|| format!("cannot copy {}", built.display()))?;
     fs::rename(&fresh, &object).with_context(|| format!("cannot write {}", object.display()))?;
     fs::write(&stamp_file, stamp).with_context(|| format!("cannot write {}", stamp_file.display()))?;

@@ -1,0 +1,217 @@
+//! The BPF programs as the rest of the agent sees them: load once, watch containers, read counters.
+//!
+//! ```text
+//! let facts = KernelFacts::probe(cgroup_root);
+//! let mut programs = Programs::load(cgroup_root, &facts, Options::default())?;   // Err: nothing works, and why
+//! for finding in programs.findings() { … }                                       // what works, what instead
+//! programs.watch(id, &dir)?;               // a container was found; id = inode number of its cgroup directory
+//! programs.counters(id)                    // any number of times, without allocation
+//! programs.forget(id);                     // it is gone
+//! ```
+//!
+//! Each program is loaded by itself: what a kernel refuses is a [`Finding`], not an error. Dropping
+//! [`Programs`] takes every program out of the kernel; nothing is pinned.
+
+mod facts;
+mod log;
+mod net;
+mod sys;
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::{Ebpf, EbpfLoader};
+use swarmguard_common::kernel::{GroupCounters, NetCounters};
+
+pub use facts::{CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN, KernelFacts, is_cgroup2};
+pub use log::ProgramLog;
+use net::Counting;
+
+/// The object that the build script found; empty: none.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/programs.o"));
+
+/// Why programs cannot run, or a container cannot be watched.
+#[derive(Debug, thiserror::Error)]
+pub enum BpfError {
+    /// Something that cannot be worked around on this machine; see [`KernelFacts::obstacle`].
+    #[error("{0}")]
+    Unusable(String),
+    /// A file or directory could not be opened.
+    #[error("cannot open {path}: {source}", path = path.display())]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel takes none of the programs, or the object is damaged.
+    #[error("the kernel refuses the BPF programs: {0}")]
+    Refused(String),
+    /// A call on one container failed.
+    #[error("cannot {what} cgroup {cgroup_id}: {source}")]
+    Group {
+        /// What was tried.
+        what: &'static str,
+        /// Inode number of the cgroup's directory.
+        cgroup_id: u64,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// How traffic finds its container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NetworkMode {
+    /// By attachment where the kernel takes it, else by look-up.
+    #[default]
+    Best,
+    /// A program at every container's cgroup, counters in the attachment's own storage: no look-up per packet.
+    Attached,
+    /// One program at the root, counters in a hash table by cgroup id.
+    Root,
+}
+
+/// What to load.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// How traffic is counted.
+    pub network: NetworkMode,
+    /// Programs write debug records; see [`Programs::log`].
+    pub debug: bool,
+}
+
+/// One thing that was tried at load, for the log and for `doctor`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What it is for, such as "network per container".
+    pub what: &'static str,
+    /// It works.
+    pub ok: bool,
+    /// How it is done, or why it is not.
+    pub detail: String,
+    /// What is used in its place where it does not work; empty where it does.
+    pub instead: &'static str,
+}
+
+/// The loaded programs.
+pub struct Programs {
+    counting: Counting,
+    findings: Vec<Finding>,
+    log: Option<ProgramLog>,
+    // Maps and programs live as long as this does.
+    _ebpf: Ebpf,
+}
+
+impl Programs {
+    /// Loads what this kernel takes and attaches it below `cgroup_root`, the mount of the cgroup v2 hierarchy.
+    ///
+    /// # Errors
+    /// Where nothing can work at all, with the reason and what to do about it.
+    pub fn load(cgroup_root: &Path, facts: &KernelFacts, options: Options) -> Result<Self, BpfError> {
+        if let Some(why) = facts.obstacle() {
+            return Err(BpfError::Unusable(why));
+        }
+        let root = File::open(cgroup_root)
+            .map_err(|source| BpfError::Open { path: cgroup_root.to_owned(), source })?;
+        let mut ebpf = read_object(options)?;
+        let log = options.debug.then(|| ProgramLog::open(&mut ebpf)).flatten();
+        let mut findings = Vec::new();
+        let counting = Counting::start(&mut ebpf, root.into(), options.network, &mut findings)?;
+        Ok(Self { counting, findings, log, _ebpf: ebpf })
+    }
+
+    /// What was tried and what came of it, once for each thing.
+    #[must_use]
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+
+    /// Records of the programs, where [`Options::debug`] was set: wait until readable, then
+    /// [`ProgramLog::flush`]. Takes it out.
+    pub fn log(&mut self) -> Option<ProgramLog> {
+        self.log.take()
+    }
+
+    /// Begins to count for a container whose cgroup directory is `dir`. Its counters start at zero. Watching
+    /// what is watched already changes nothing.
+    ///
+    /// # Errors
+    /// Where the directory is gone, there are [`swarmguard_common::kernel::MAX_GROUPS`] containers already, or
+    /// the kernel refuses; the container then has no counters, and nothing else changes.
+    pub fn watch(&mut self, cgroup_id: u64, dir: &Path) -> Result<(), BpfError> {
+        self.counting.watch(cgroup_id, dir)
+    }
+
+    /// Ends counting and gives back what it held. Forgetting what is not watched changes nothing.
+    pub fn forget(&mut self, cgroup_id: u64) {
+        self.counting.forget(cgroup_id);
+    }
+
+    /// All that was counted for a watched container since [`Self::watch`], over all CPUs. `None`: not watched.
+    /// One system call, no allocation.
+    pub fn counters(&mut self, cgroup_id: u64) -> Option<GroupCounters> {
+        self.counting.counters(cgroup_id)
+    }
+
+    /// The traffic of [`Self::counters`].
+    pub fn network(&mut self, cgroup_id: u64) -> Option<NetCounters> {
+        self.counters(cgroup_id).map(|counters| counters.net)
+    }
+
+    /// How many containers are watched.
+    #[must_use]
+    pub fn watched(&self) -> usize {
+        self.counting.watched()
+    }
+}
+
+/// Parses the embedded object and makes its maps.
+fn read_object(options: Options) -> Result<Ebpf, BpfError> {
+    let level: u8 = if options.debug { aya_log::Level::Debug as u8 } else { 0 };
+    EbpfLoader::new()
+        .override_global(aya_log::LEVEL, &level, false)
+        .load(OBJECT)
+        .map_err(|error| BpfError::Refused(chain(&error)))
+}
+
+/// An error and its causes on one line, without the verifier's listing, which belongs into a debug log.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = first_line(&error.to_string());
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let more = first_line(&cause.to_string());
+        if !text.ends_with(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_without_programs_says_so_instead_of_trying() {
+        let mut facts = KernelFacts::probe(Path::new("/proc"));
+        facts.object_bytes = 0;
+        let error = Programs::load(Path::new("/proc"), &facts, Options::default()).err();
+        assert!(error.is_some_and(|error| error.to_string().contains("built without BPF programs")));
+    }
+
+    #[test]
+    fn causes_stand_on_one_line() {
+        let error = BpfError::Open {
+            path: "/x".into(),
+            source: io::Error::from_raw_os_error(libc::ENOENT),
+        };
+        assert_eq!(chain(&error), "cannot open /x: No such file or directory (os error 2)");
+    }
+}
