@@ -1,3 +1,7 @@
 //! What the end-to-end tests are made of: the web-stress workload, and the eyes and hands that watch a real Swarm.
 
+pub mod engine;
+pub mod http;
+pub mod load;
+pub mod tasks;
 pub mod web_stress;
