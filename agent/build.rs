@@ -16,7 +16,8 @@ fn main() {
         Some(path) => {
             let path = PathBuf::from(path);
             println!("cargo:rerun-if-changed={}", path.display());
-            fs::read(&path).unwrap_or_else(|error| panic!("SWARMGUARD_BPF_OBJECT={}: {error}", path.display()))
+            fs::read(&path)
+                .unwrap_or_else(|error| panic!("SWARMGUARD_BPF_OBJECT={}: {error}", path.display()))
         }
         None => default_object(),
     };

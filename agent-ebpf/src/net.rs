@@ -32,7 +32,8 @@ const LOOPBACK: u32 = 1;
 /// Containers counted through the root. The agent adds and deletes keys; programs never do, so that the map
 /// holds containers only and cannot be filled by anything that runs on the node.
 #[map]
-static ROOT_COUNTERS: PerCpuHashMap<u64, GroupCounters> = PerCpuHashMap::with_max_entries(MAX_GROUPS, NO_PREALLOC);
+static ROOT_COUNTERS: PerCpuHashMap<u64, GroupCounters> =
+    PerCpuHashMap::with_max_entries(MAX_GROUPS, NO_PREALLOC);
 
 /// Counters of the cgroup that the running program is attached to.
 ///

@@ -27,7 +27,10 @@ const LINKER_LLVM: std::ops::RangeInclusive<u32> = 21..=23;
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 
 const COMPILER: &[Package] = &[
-    Package { name: "rustc-web", why: "compiling the BPF programs (rustup's nightly with rust-src is not there)" },
+    Package {
+        name: "rustc-web",
+        why: "compiling the BPF programs (rustup's nightly with rust-src is not there)",
+    },
     Package { name: "rust-web-src", why: "the library source that matches that compiler" },
 ];
 
@@ -123,10 +126,13 @@ impl Toolchain {
         host::ensure(COMPILER, install)?;
         let about = output(Command::new(DEBIAN_RUSTC).arg("-vV"))
             .with_context(|| format!("{DEBIAN_RUSTC} does not run: reinstall the package rustc-web"))?;
-        let llvm = llvm_major(&about)
-            .with_context(|| format!("{DEBIAN_RUSTC} does not say its LLVM version: reinstall the package rustc-web"))?;
+        let llvm = llvm_major(&about).with_context(|| {
+            format!("{DEBIAN_RUSTC} does not say its LLVM version: reinstall the package rustc-web")
+        })?;
         if !LINKER_LLVM.contains(&llvm) {
-            bail!("{DEBIAN_RUSTC} uses LLVM {llvm}, bpf-linker {LINKER_VERSION} knows {LINKER_LLVM:?}: use another rustc");
+            bail!(
+                "{DEBIAN_RUSTC} uses LLVM {llvm}, bpf-linker {LINKER_VERSION} knows {LINKER_LLVM:?}: use another rustc"
+            );
         }
         host::ensure(&linker_packages(llvm), install)?;
         let bin = linker(root, llvm, install)?;
@@ -182,7 +188,10 @@ fn linker_packages(llvm: u32) -> Vec<Package> {
     // The names depend on the compiler found, and `Package` holds literals; this runs once.
     let leak = |name: String| -> &'static str { Box::leak(name.into_boxed_str()) };
     vec![
-        Package { name: leak(format!("llvm-{llvm}-dev")), why: "compiling bpf-linker, with the compiler's own LLVM" },
+        Package {
+            name: leak(format!("llvm-{llvm}-dev")),
+            why: "compiling bpf-linker, with the compiler's own LLVM",
+        },
         Package { name: leak(format!("libpolly-{llvm}-dev")), why: "the same: llvm-config names it" },
         Package { name: "zlib1g-dev", why: "the same: LLVM is linked with it" },
         Package { name: "libzstd-dev", why: "the same: LLVM is linked with it" },
@@ -198,10 +207,15 @@ fn linker(root: &Path, llvm: u32, install: bool) -> Result<PathBuf> {
         return Ok(bin);
     }
     if !install {
-        bail!("bpf-linker is missing: run `cargo xtask build-ebpf` without --no-install once, which compiles it from crates.io");
+        bail!(
+            "bpf-linker is missing: run `cargo xtask build-ebpf` without --no-install once, which compiles it from crates.io"
+        );
     }
     let watch = Stopwatch::start();
-    eprintln!("compiling bpf-linker {LINKER_VERSION} from crates.io into {}: it links BPF programs", tools.display());
+    eprintln!(
+        "compiling bpf-linker {LINKER_VERSION} from crates.io into {}: it links BPF programs",
+        tools.display()
+    );
     let prefix = format!("/usr/lib/llvm-{llvm}");
     let path = format!("{prefix}/bin:{}", std::env::var("PATH").unwrap_or_default());
     let mut command = Command::new(cargo());
@@ -224,7 +238,11 @@ fn linker(root: &Path, llvm: u32, install: bool) -> Result<PathBuf> {
 
 /// A digest of all that the object is made of: sources, their dependencies' versions, this recipe.
 fn source_stamp(root: &Path) -> Result<String> {
-    let mut files = vec![root.join("common/src/kernel.rs"), root.join("common/src/lib.rs"), root.join("common/Cargo.toml")];
+    let mut files = vec![
+        root.join("common/src/kernel.rs"),
+        root.join("common/src/lib.rs"),
+        root.join("common/Cargo.toml"),
+    ];
     collect(&root.join("agent-ebpf"), &mut files)?;
     files.sort();
     let mut hash = Sha256::new();

@@ -72,10 +72,15 @@ impl KernelFacts {
     #[must_use]
     pub fn obstacle(&self) -> Option<String> {
         if self.object_bytes == 0 {
-            return Some("this agent was built without BPF programs: run cargo xtask build-ebpf and build it again".to_owned());
+            return Some(
+                "this agent was built without BPF programs: run cargo xtask build-ebpf and build it again"
+                    .to_owned(),
+            );
         }
         if self.cgroup2.is_none() {
-            return Some("no cgroup v2 is mounted where the agent looks: bind the host's /sys/fs/cgroup".to_owned());
+            return Some(
+                "no cgroup v2 is mounted where the agent looks: bind the host's /sys/fs/cgroup".to_owned(),
+            );
         }
         if !self.may_load() {
             return Some(

@@ -208,10 +208,7 @@ mod tests {
 
     #[test]
     fn causes_stand_on_one_line() {
-        let error = BpfError::Open {
-            path: "/x".into(),
-            source: io::Error::from_raw_os_error(libc::ENOENT),
-        };
+        let error = BpfError::Open { path: "/x".into(), source: io::Error::from_raw_os_error(libc::ENOENT) };
         assert_eq!(chain(&error), "cannot open /x: No such file or directory (os error 2)");
     }
 }

@@ -73,7 +73,8 @@ impl Counting {
 
     fn at_root(ebpf: &mut Ebpf, root: OwnedFd) -> Result<Self, String> {
         let attach = |program: OwnedFd, kind| {
-            sys::attach_cgroup(program.as_fd(), root.as_fd(), kind).map_err(|error| format!("cannot attach: {error}"))
+            sys::attach_cgroup(program.as_fd(), root.as_fd(), kind)
+                .map_err(|error| format!("cannot attach: {error}"))
         };
         let links = [
             attach(program(ebpf, "root_ingress")?, AttachType::Ingress)?,
@@ -112,12 +113,17 @@ impl Counting {
                 if links.len() >= MAX_GROUPS as usize {
                     return Err(failed("watch", io::Error::from_raw_os_error(libc::E2BIG)));
                 }
-                let dir = File::open(dir).map_err(|source| BpfError::Open { path: dir.to_owned(), source })?;
+                let dir =
+                    File::open(dir).map_err(|source| BpfError::Open { path: dir.to_owned(), source })?;
                 let attach = |program: &OwnedFd, kind| {
                     sys::attach_cgroup(program.as_fd(), dir.as_fd(), kind)
                         .map_err(|source| failed("attach a program to", source))
                 };
                 let pair = [attach(ingress, AttachType::Ingress)?, attach(egress, AttachType::Egress)?];
+                // The storage outlives its attachments: a cgroup that was forgotten once still has old counts.
+                self.values.fill(GroupCounters::default());
+                sys::update(self.map.fd().as_fd(), cgroup_id, &self.values)
+                    .map_err(|source| failed("reset the counters of", source))?;
                 links.insert(cgroup_id, pair);
             }
             How::Root { groups, .. } => {
@@ -138,7 +144,7 @@ impl Counting {
     pub(super) fn forget(&mut self, cgroup_id: u64) {
         match &mut self.how {
             How::Attached { links, .. } => {
-                // Closing the links detaches; the kernel frees the storage with the last of them.
+                // Closing the links detaches; the kernel frees the storage with the cgroup, or with the map.
                 links.remove(&cgroup_id);
             }
             How::Root { groups, .. } => match sys::delete(self.map.fd().as_fd(), cgroup_id) {
@@ -150,6 +156,11 @@ impl Counting {
     }
 
     pub(super) fn counters(&mut self, cgroup_id: u64) -> Option<GroupCounters> {
+        if let How::Attached { links, .. } = &self.how
+            && !links.contains_key(&cgroup_id)
+        {
+            return None;
+        }
         match sys::lookup(self.map.fd().as_fd(), cgroup_id, &mut self.values) {
             Ok(true) => {}
             // Anything but "not there" would be a defect of ours; the caller's next source then serves.
@@ -177,8 +188,11 @@ fn program(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd, String> {
         program.load()?;
         Ok(own(program.fd()?.as_fd())?)
     };
-    let program: &mut CgroupSkb =
-        ebpf.program_mut(name).ok_or_else(missing)?.try_into().map_err(|error: ProgramError| chain(&error))?;
+    let program: &mut CgroupSkb = ebpf
+        .program_mut(name)
+        .ok_or_else(missing)?
+        .try_into()
+        .map_err(|error: ProgramError| chain(&error))?;
     load(program).map_err(|error| {
         tracing::debug!("{name}: {error:?}");
         format!("{name}: {}", chain(&error))
