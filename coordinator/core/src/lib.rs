@@ -4,5 +4,6 @@
 //! deadline come out ([`brain::Brain`]). The manifest has no async runtime and no client, so the compiler keeps it so,
 //! and a simulation can run it a million times.
 
+pub mod action;
 pub mod command;
 pub mod swarm;

@@ -1,0 +1,251 @@
+//! Actions: what is done to Swarm, one observed step at a time.
+//!
+//! [`begin`] turns an [`Order`] into the command that takes the action's lease; from then on [`step`] looks at the
+//! lease record and the newest snapshot and says what comes next. It keeps nothing: the record and what Swarm shows are
+//! enough to continue or undo from any point, so a crash, a lost answer and a new leader are all the same to it.
+//!
+//! How a caller drives it:
+//! - Call [`step`] for every record of ours in each snapshot, tombstones and node leases included, while leading.
+//! - After a command was sent, do not call it for that record again until the command was answered (however) and a
+//!   snapshot *begun after the answer* is there. Everything else may happen in any order and as often as you like.
+//! - Keep an [`Ages`] fed with every snapshot, on standby coordinators too: deadlines and cooldowns count from when a
+//!   record was first seen in its present version, so no wall clock is compared between machines.
+//! - Journal each note once per action and code: a step that must be repeated says the same again.
+
+mod ages;
+mod record;
+pub mod spec;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use swarmguard_common::{
+    clock::Time,
+    domain::{NodeId, ServiceId, TaskId},
+};
+
+pub use ages::Ages;
+pub use record::{
+    Before, Kind, Record, RecordError, State, TaskBefore, action_name, drain_name, is_record, node_name,
+};
+
+use crate::{
+    command::{Command, CommandResult},
+    swarm::{RecordObject, Snapshot},
+};
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Intent {
+    /// One replica leaves `source`, its successor first. Rebalancing is this with a target.
+    Migrate {
+        /// Whose replica.
+        service: ServiceId,
+        /// The node it leaves.
+        source: NodeId,
+        /// Where the successor should run; Swarm's choice where `None`. A wish: where steering is not possible, or
+        /// Swarm would go there anyway, nothing is steered.
+        target: Option<NodeId>,
+    },
+    /// More replicas.
+    ScaleOut {
+        /// Of which service.
+        service: ServiceId,
+        /// How many there shall be; more than there are.
+        replicas: u64,
+        /// Where the new one should run, as in [`Self::Migrate`].
+        target: Option<NodeId>,
+    },
+    /// One replica fewer: a replica on this node, and no other.
+    ScaleIn {
+        /// Of which service.
+        service: ServiceId,
+        /// The node that loses it.
+        node: NodeId,
+    },
+    /// Every replicated service leaves the node, start first, one after another; then it is set to `drain`.
+    Drain {
+        /// Which.
+        node: NodeId,
+    },
+}
+
+impl Intent {
+    /// The service that it changes; a drain changes many.
+    pub fn service(&self) -> Option<&ServiceId> {
+        match self {
+            Self::Migrate { service, .. }
+            | Self::ScaleOut { service, .. }
+            | Self::ScaleIn { service, .. } => Some(service),
+            Self::Drain { .. } => None,
+        }
+    }
+}
+
+/// An intent with what its record must know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// What.
+    pub intent: Intent,
+    /// Names the action in journal and record: unique, 1 to 64 ASCII letters, digits, `-`.
+    pub token: String,
+    /// Who acts: node ID and something that is new at every start. Another holder's record is taken over first.
+    pub holder: String,
+    /// How long its tombstone keeps further actions off the service.
+    pub cooldown: Duration,
+    /// One sentence for people, at most 200 bytes are kept.
+    pub reason: String,
+}
+
+/// Why an order cannot begin. Nothing was done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct Refusal {
+    /// A stable word.
+    pub code: &'static str,
+    /// One sentence.
+    pub text: String,
+    /// What would change it.
+    pub otherwise: String,
+}
+
+/// How long each phase may take before it is undone. All from when this process first saw the phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// For the pause lease of the node, when another action has it.
+    pub node_lease: Duration,
+    /// For Swarm to find a node for a new task.
+    pub pending: Duration,
+    /// From assigned to running and healthy: pulling the image and starting.
+    pub starting: Duration,
+    /// Running and healthy before it is relied upon.
+    pub settle: Duration,
+    /// For Swarm to act on the mark.
+    pub marking: Duration,
+    /// Longest wait for the balancers.
+    pub drain: Duration,
+    /// For Swarm to remove a replica from its list.
+    pub removing: Duration,
+    /// Failed attempts to start a successor after which no more are waited for.
+    pub failures: usize,
+    /// Take-overs of one record after which it is undone rather than continued.
+    pub takeovers: u32,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            node_lease: Duration::from_secs(30),
+            pending: Duration::from_secs(10),
+            starting: Duration::from_secs(120),
+            settle: Duration::from_secs(2),
+            marking: Duration::from_secs(10),
+            drain: Duration::from_secs(5),
+            removing: Duration::from_secs(30),
+            failures: 3,
+            takeovers: 8,
+        }
+    }
+}
+
+/// What a step may know besides record and snapshot. None of it is needed for safety.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// Who acts: as in [`Order::holder`].
+    pub holder: &'a str,
+    /// When this process first saw the record in its present version ([`Ages::since`]).
+    pub since: Time,
+    /// The last command of this record that this process sent, with its answer.
+    pub last: Option<(&'a Command, &'a CommandResult)>,
+    /// Deadlines.
+    pub tuning: &'a Tuning,
+}
+
+/// What comes next, and what is to be written down.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// What comes next.
+    pub next: Next,
+    /// For the journal, once per action and code.
+    pub notes: Vec<Note>,
+}
+
+/// What comes next in an action.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Next {
+    /// This call. Then wait for its answer and a snapshot begun after it.
+    Do(Command),
+    /// Nothing before the next snapshot, or before this time at the latest.
+    Wait {
+        /// When to call again if no snapshot came before.
+        until: Time,
+        /// What is waited for.
+        why: String,
+    },
+    /// A drain's next move: [`begin`] this if no action holds that service, then go on stepping the drain.
+    Start(Intent),
+    /// It is over; the record is a tombstone that keeps the cooldown, and is removed by a later step.
+    Over {
+        /// How it ended.
+        outcome: Outcome,
+        /// When the cooldown ends.
+        until: Time,
+    },
+}
+
+/// How an action ended. Spec and availability are as they began either way, apart from the change that was meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// As meant.
+    Done,
+    /// Nothing of it is left.
+    Undone {
+        /// A stable word.
+        code: String,
+        /// One sentence.
+        reason: String,
+    },
+}
+
+/// A step for the journal. Codes: `leased`, `source_paused`, `surged`, `successor_running`, `successor_healthy`,
+/// `settled`, `marked`, `balancers_drained`, `removed`, `spec_closed`, `unpaused`, `node_drained`, `foreign_change`,
+/// `undoing`, `steered`, `taken_over`, `done`, `undone`, `released`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Note {
+    /// A stable word.
+    pub code: &'static str,
+    /// One sentence.
+    pub text: String,
+    /// The action's token.
+    pub action: String,
+    /// The service it is about.
+    pub service: Option<ServiceId>,
+    /// The task it is about.
+    pub task: Option<TaskId>,
+    /// The source node.
+    pub node: Option<NodeId>,
+    /// The node of the successor.
+    pub target: Option<NodeId>,
+    /// Figures with their unit last.
+    pub figures: BTreeMap<String, f64>,
+}
+
+/// The command that takes an action's lease, with the note that says so.
+///
+/// # Errors
+/// When the snapshot shows that it cannot be done, or not now.
+pub fn begin(order: &Order, _snapshot: &Snapshot, _tuning: &Tuning) -> Result<Step, Refusal> {
+    Err(Refusal {
+        code: "unsupported",
+        text: format!("{:?} cannot be begun by this version", order.intent),
+        otherwise: "a version that can".into(),
+    })
+}
+
+/// The next step of the action whose lease this record is. A record of another version is left alone.
+pub fn step(record: &RecordObject, _snapshot: &Snapshot, now: Time, _context: &Context<'_>) -> Step {
+    let why = match Record::parse(record) {
+        Ok(record) => format!("{} cannot be continued by this version", record.kind),
+        Err(error) => error.to_string(),
+    };
+    Step { next: Next::Wait { until: now + Duration::from_secs(1), why }, notes: Vec::new() }
+}

@@ -1,0 +1,246 @@
+//! Edits of service and node specs as raw JSON: only what is meant changes, whatever else is in there stays.
+//!
+//! Comparison is by meaning: the engine drops empty objects, lists and nulls when it stores a spec, so absent, `null`
+//! and `{}` are the same (`Placement: null` is never *sent*: it panics managers up to 29.6).
+
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use swarmguard_common::domain::NodeId;
+
+use crate::swarm::Availability;
+
+/// The operating system that no node has.
+const NOWHERE: &str = "none";
+
+/// The spec without what means nothing: nulls, empty objects and empty lists, at any depth.
+pub fn normalised(spec: &Value) -> Value {
+    match spec {
+        Value::Object(fields) => {
+            let kept: Map<String, Value> = fields
+                .iter()
+                .map(|(key, value)| (key.clone(), normalised(value)))
+                .filter(|(_, value)| !is_nothing(value))
+                .collect();
+            Value::Object(kept)
+        }
+        // Items of a list keep their places: an empty argument is an argument.
+        Value::Array(items) => Value::Array(items.iter().map(normalised).collect()),
+        other => other.clone(),
+    }
+}
+
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Object(fields) => fields.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        _ => false,
+    }
+}
+
+/// Whether two specs mean the same.
+pub fn same(a: &Value, b: &Value) -> bool {
+    a == b || normalised(a) == normalised(b)
+}
+
+/// First 16 hexadecimal digits of SHA-256 over the normalised spec: equal for specs that mean the same.
+pub fn fingerprint(spec: &Value) -> String {
+    // serde_json's maps are sorted by key, so equal values have equal texts.
+    let digest = Sha256::digest(normalised(spec).to_string().as_bytes());
+    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// `Mode.Replicated.Replicas`; `None` for other modes. Swarm takes an absent number for 1.
+pub fn replicas(spec: &Value) -> Option<u64> {
+    let replicated = spec.pointer("/Mode/Replicated")?.as_object()?;
+    Some(replicated.get("Replicas").and_then(Value::as_u64).unwrap_or(1))
+}
+
+/// The spec with this many replicas; unchanged where it is not replicated.
+pub fn with_replicas(mut spec: Value, count: u64) -> Value {
+    if let Some(Value::Object(replicated)) = spec.pointer_mut("/Mode/Replicated") {
+        replicated.insert("Replicas".into(), count.into());
+    }
+    spec
+}
+
+/// `TaskTemplate.Placement`; an empty object where there is none.
+pub fn placement(spec: &Value) -> Value {
+    match spec.pointer("/TaskTemplate/Placement") {
+        Some(Value::Object(fields)) => Value::Object(fields.clone()),
+        _ => json!({}),
+    }
+}
+
+/// `Placement.Constraints`, as they stand.
+pub fn constraints(spec: &Value) -> Vec<String> {
+    let list = spec.pointer("/TaskTemplate/Placement/Constraints").and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(Value::as_str).map(Into::into).collect()
+}
+
+/// The constraint that keeps tasks off a node.
+pub fn off(node: &NodeId) -> String {
+    format!("node.id!={node}")
+}
+
+/// The spec with a placement that keeps new tasks off these nodes, and an updater that does no harm should any task
+/// turn out dirty: one at a time, start first, stop at a failure.
+pub fn steered(spec: Value, off_nodes: &[NodeId]) -> Value {
+    let mut spec = careful(spec);
+    edit_placement(&mut spec, |placement| {
+        for node in off_nodes {
+            add_constraint(placement, &off(node));
+        }
+    });
+    spec
+}
+
+/// The spec with the mark: tasks on this node no longer fit, and no node takes their successors, so that exactly one
+/// slot gets a twin that waits for ever. Swarm removes that slot first.
+pub fn marked(spec: Value, node: &NodeId) -> Value {
+    let mut spec = careful(spec);
+    edit_placement(&mut spec, |placement| {
+        add_constraint(placement, &off(node));
+        placement.insert("Platforms".into(), json!([{ "Architecture": NOWHERE, "OS": NOWHERE }]));
+    });
+    spec
+}
+
+/// Whether the platforms of a spec are those of [`marked`].
+pub fn is_marked(spec: &Value) -> bool {
+    let list = spec.pointer("/TaskTemplate/Placement/Platforms").and_then(Value::as_array);
+    list.is_some_and(|list| list.len() == 1 && list[0].get("OS").and_then(Value::as_str) == Some(NOWHERE))
+}
+
+/// What [`careful`] sets in `UpdateConfig`.
+const CAREFUL: [(&str, CarefulValue); 3] = [
+    ("Parallelism", CarefulValue::One),
+    ("Order", CarefulValue::Text("start-first")),
+    ("FailureAction", CarefulValue::Text("pause")),
+];
+
+enum CarefulValue {
+    One,
+    Text(&'static str),
+}
+
+impl CarefulValue {
+    fn json(&self) -> Value {
+        match self {
+            Self::One => 1.into(),
+            Self::Text(text) => (*text).into(),
+        }
+    }
+}
+
+fn careful(mut spec: Value) -> Value {
+    if let Some(config) = object_in(&mut spec, "UpdateConfig") {
+        for (key, value) in &CAREFUL {
+            config.insert((*key).into(), value.json());
+        }
+    }
+    spec
+}
+
+/// Edits `TaskTemplate.Placement`, which is made an object where it is none.
+fn edit_placement(spec: &mut Value, edit: impl FnOnce(&mut Map<String, Value>)) {
+    object_in(spec, "TaskTemplate");
+    if let Some(template) = spec.get_mut("TaskTemplate")
+        && let Some(placement) = object_in(template, "Placement")
+    {
+        edit(placement);
+    }
+}
+
+/// A field that is to be an object; made one where it is absent or anything else.
+fn object_in<'a>(parent: &'a mut Value, key: &str) -> Option<&'a mut Map<String, Value>> {
+    let child = parent.as_object_mut()?.entry(key).or_insert_with(|| json!({}));
+    if !child.is_object() {
+        *child = json!({});
+    }
+    child.as_object_mut()
+}
+
+fn add_constraint(placement: &mut Map<String, Value>, constraint: &str) {
+    let list = placement.entry("Constraints").or_insert_with(|| json!([]));
+    if !list.is_array() {
+        *list = json!([]);
+    }
+    if let Some(list) = list.as_array_mut()
+        && !list.iter().any(|item| item.as_str() == Some(constraint))
+    {
+        list.push(constraint.into());
+    }
+}
+
+/// `spec` made fit to be sent: `Placement` is an object, never `null` or absent.
+pub fn sendable(mut spec: Value) -> Value {
+    edit_placement(&mut spec, |_| {});
+    spec
+}
+
+/// A spec that somebody else wrote over ours, with only our marks taken off: constraints against these nodes that were
+/// not there before, the platforms that no node has, and update settings that still say what we set. Everything else
+/// is theirs.
+pub fn without_marks(theirs: &Value, before: &Value, nodes: &[NodeId]) -> Value {
+    let mut spec = theirs.clone();
+    let had = constraints(before);
+    let ours: Vec<String> = nodes.iter().map(off).filter(|constraint| !had.contains(constraint)).collect();
+    let marked = is_marked(&spec);
+    let mut touched = marked;
+    edit_placement(&mut spec, |placement| {
+        if let Some(Value::Array(list)) = placement.get_mut("Constraints") {
+            let length = list.len();
+            list.retain(|item| !item.as_str().is_some_and(|text| ours.iter().any(|our| our == text)));
+            touched |= list.len() != length;
+            if list.is_empty() {
+                placement.remove("Constraints");
+            }
+        }
+        if marked {
+            match before.pointer("/TaskTemplate/Placement/Platforms") {
+                Some(platforms) => placement.insert("Platforms".into(), platforms.clone()),
+                None => placement.remove("Platforms"),
+            };
+        }
+    });
+    if touched { with_update_config_of(spec, before) } else { spec }
+}
+
+/// Puts back each update setting that still says what [`careful`] set.
+fn with_update_config_of(mut spec: Value, before: &Value) -> Value {
+    let was = before.get("UpdateConfig").cloned();
+    let carefully = careful(json!({ "UpdateConfig": was.clone().unwrap_or_else(|| json!({})) }));
+    let Some(fields) = spec.as_object_mut() else { return spec };
+    if fields.get("UpdateConfig").is_some_and(|now| same(now, &carefully["UpdateConfig"])) {
+        match was {
+            Some(was) => fields.insert("UpdateConfig".into(), was),
+            None => fields.remove("UpdateConfig"),
+        };
+        return spec;
+    }
+    if let Some(Value::Object(config)) = fields.get_mut("UpdateConfig") {
+        for (key, value) in &CAREFUL {
+            if config.get(*key) == Some(&value.json()) {
+                match was.as_ref().and_then(|was| was.get(*key)) {
+                    Some(old) => config.insert((*key).into(), old.clone()),
+                    None => config.remove(*key),
+                };
+            }
+        }
+    }
+    spec
+}
+
+/// A node's spec with this availability.
+pub fn with_availability(mut spec: Value, availability: Availability) -> Value {
+    if let Some(fields) = spec.as_object_mut() {
+        let word = match availability {
+            Availability::Active => "active",
+            Availability::Pause => "pause",
+            Availability::Drain => "drain",
+        };
+        fields.insert("Availability".into(), word.into());
+    }
+    spec
+}
