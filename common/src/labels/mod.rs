@@ -63,6 +63,18 @@ impl Default for Thresholds {
 /// A raised condition clears below this share of its threshold.
 pub const CLEAR_RATIO: f64 = 0.85;
 
+/// A part of SwarmGuard that runs as a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// `swarmguard-agent`.
+    Agent,
+    /// `swarmguard-coordinator`.
+    Coordinator,
+    /// `swarmguard-balancer`.
+    Balancer,
+}
+
 /// How a service may be moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -93,6 +105,8 @@ pub enum Allowance {
 pub struct ServicePolicy {
     /// `swarmguard.enable`: nothing is done to a service without it.
     pub enabled: bool,
+    /// `swarmguard.role`: a part of SwarmGuard itself, which is never touched.
+    pub role: Option<Part>,
     /// Thresholds for the agents.
     pub thresholds: Thresholds,
     /// `swarmguard.migrate`: `off`, `auto` or `surge`.
@@ -131,6 +145,7 @@ impl Default for ServicePolicy {
     fn default() -> Self {
         Self {
             enabled: false,
+            role: None,
             thresholds: Thresholds::default(),
             migrate: MigrateMode::Auto,
             allow: Vec::new(),
@@ -164,6 +179,8 @@ impl ServicePolicy {
         let mut read = Reader::new(ours);
         let mut policy = Self::default();
         read.take("enable", yes_or_no, &mut policy.enabled);
+        let parts = [("agent", Part::Agent), ("coordinator", Part::Coordinator), ("balancer", Part::Balancer)];
+        read.take("role", |text| one_of(text, &parts).map(Some), &mut policy.role);
         read_thresholds(&mut read, &mut policy.thresholds);
         read.take(
             "migrate",

@@ -5,5 +5,8 @@
 //! and a simulation can run it a million times.
 
 pub mod action;
+pub mod brain;
 pub mod command;
+pub mod explain;
+pub mod lease;
 pub mod swarm;
