@@ -1,5 +1,8 @@
 //! What the end-to-end tests are made of: the web-stress workload, and the eyes and hands that watch a real Swarm.
 
+pub mod api;
+pub mod cluster;
+pub mod e2e;
 pub mod engine;
 pub mod http;
 pub mod load;

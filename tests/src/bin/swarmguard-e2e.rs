@@ -1,2 +1,94 @@
-//! To be written.
-fn main() {}
+//! `swarmguard-e2e`: plays scenarios on a running cluster. It must run where the nodes' addresses can be reached, inside
+//! the cluster's own network namespace; `cargo xtask demo` and `cargo xtask test` start it there.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use swarmguard_tests::e2e::demo::{Demo, workload};
+use swarmguard_tests::e2e::stage::Stage;
+
+#[derive(Parser)]
+#[command(name = "swarmguard-e2e", version, about = "Plays scenarios on a running cluster")]
+struct Cli {
+    #[command(flatten)]
+    stage: StageArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+struct StageArgs {
+    /// The cluster's state file
+    #[arg(long, default_value = "target/cluster/default/state.json")]
+    state: PathBuf,
+    /// The list of images
+    #[arg(long, default_value = "target/images/images.json")]
+    images: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Load the images on the nodes that run them
+    Load,
+    /// Heat one replica and tell what happens
+    Demo(DemoArgs),
+}
+
+#[derive(Args)]
+struct DemoArgs {
+    /// The workload's service
+    #[arg(long, default_value = "demo_web")]
+    service: String,
+    /// Its published port
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// Requests a second
+    #[arg(long, default_value_t = 30.0)]
+    rate: f64,
+    /// What the replica is told
+    #[arg(long, default_value = "/stress/cpu?target=90&duration=600&ramp=2")]
+    heat: String,
+    /// Where the report goes
+    #[arg(long, default_value = "target/demo/report.json")]
+    report: PathBuf,
+    /// Seconds after which the demo gives up on the repair
+    #[arg(long, default_value_t = 120)]
+    limit: u64,
+}
+
+fn main() -> Result<ExitCode> {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(run(cli))
+}
+
+async fn run(cli: Cli) -> Result<ExitCode> {
+    let stage = Stage::open(&cli.stage.state, &cli.stage.images).await?;
+    let passed = match cli.command {
+        Command::Load => {
+            stage.load_images().await?;
+            true
+        }
+        Command::Demo(args) => {
+            workload(&stage, &args.service).await?;
+            let demo = Demo {
+                service: &args.service,
+                port: args.port,
+                rate_hz: args.rate,
+                heat: &args.heat,
+                report: &args.report,
+                limit: Duration::from_secs(args.limit),
+            };
+            demo.play(&stage).await?
+        }
+    };
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,8 @@
+//! What happens end to end on a real Swarm: the demo, and the scenarios of the Swarm tier.
+
+pub mod demo;
+pub mod heat;
+pub mod report;
+pub mod service;
+pub mod stage;
+pub mod trial;
