@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use swarmguard_tests::e2e::demo::{Demo, workload};
 use swarmguard_tests::e2e::stage::Stage;
+use swarmguard_tests::e2e::swarm;
 
 #[derive(Parser)]
 #[command(name = "swarmguard-e2e", version, about = "Plays scenarios on a running cluster")]
@@ -35,6 +36,11 @@ enum Command {
     Load,
     /// Heat one replica and tell what happens
     Demo(DemoArgs),
+    /// Play the scenarios of the Swarm tier
+    Swarm {
+        /// Which; all of them where none is named
+        only: Vec<String>,
+    },
 }
 
 #[derive(Args)]
@@ -88,6 +94,11 @@ async fn run(cli: Cli) -> Result<ExitCode> {
                 limit: Duration::from_secs(args.limit),
             };
             demo.play(&stage).await?
+        }
+        Command::Swarm { only } => {
+            let (passed, failed) = swarm::play(&stage, &only).await?;
+            println!("swarm: {passed} passed, {failed} failed");
+            failed == 0
         }
     };
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })

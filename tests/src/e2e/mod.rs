@@ -5,4 +5,5 @@ pub mod heat;
 pub mod report;
 pub mod service;
 pub mod stage;
+pub mod swarm;
 pub mod trial;

@@ -1,0 +1,80 @@
+//! A coordinator that dies at a bad moment: whatever it had begun is finished or undone by the next one, and no request
+//! is lost meanwhile.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::{HEAT, MOVES, RATE_HZ, SETTLES, end};
+use crate::e2e::service::Web;
+use crate::e2e::stage::{Stage, until};
+use crate::e2e::trial::Trial;
+use crate::engine::Engine;
+
+/// Label of an action record that says how far the action is.
+const STATE: &str = "swarmguard.state";
+
+/// Kills the coordinator as soon as the action record says `phase`, or a later one where that was too short to be seen.
+pub async fn at(stage: &Stage, port: u16, phase: &str) -> Result<()> {
+    let web = Web::new(&format!("killed-{phase}"), &stage.image("web-stress")?.id, port);
+    let trial = Trial::begin(stage, &web, RATE_HZ).await?;
+    let (victim, hot) = stage.victim(&trial.watcher.serving())?;
+    trial.heat(&hot, HEAT).await?;
+    let seen = reaches(stage.cluster.swarm(), &trial.service, phase)
+        .await
+        .map_err(|error| error.context(trial.picture()))?;
+    kill_coordinator(&stage.cluster.manager().engine).await?;
+    // Finished or undone: in both cases the replica stays hot until it has moved in the end.
+    trial.moved(&victim, MOVES).await.with_context(|| format!("killed when the record said {seen}"))?;
+    stage.ready(Duration::from_secs(120)).await?;
+    trial.settled(SETTLES).await.with_context(|| format!("killed when the record said {seen}"))?;
+    end(trial).await
+}
+
+/// The phases of a migration in their order.
+const PHASES: [&str; 9] =
+    ["leased", "surging", "settling", "marking", "draining", "removing", "closing", "releasing", "over"];
+
+/// Waits until the record of an action on `service` says `phase` or a later one; returns what it says.
+async fn reaches(swarm: &Engine, service: &str, phase: &str) -> Result<String> {
+    let place = |phase: &str| PHASES.iter().position(|known| *known == phase);
+    let wanted = place(phase).with_context(|| format!("{phase} is no phase of a migration"))?;
+    let mut seen = String::new();
+    let name = format!("swarmguard-act-{service}");
+    let start = swarmguard_common::clock::now();
+    // Polled as fast as it goes: some phases are a single write long.
+    while swarmguard_common::clock::now() - start < MOVES {
+        if let Some(state) = record_state(swarm, &name).await? {
+            if place(&state).is_some_and(|at| at >= wanted) {
+                return Ok(state);
+            }
+            seen = state;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    anyhow::bail!("the migration never came to {phase}, its record last said {seen:?}")
+}
+
+async fn record_state(swarm: &Engine, name: &str) -> Result<Option<String>> {
+    let configs = swarm.get("/configs").await?;
+    let record = configs.as_array().into_iter().flatten().find(|config| config["Spec"]["Name"] == name);
+    Ok(record.and_then(|config| config["Spec"]["Labels"][STATE].as_str()).map(str::to_owned))
+}
+
+/// SIGKILL, as a crash or an out-of-memory kill would.
+async fn kill_coordinator(engine: &Engine) -> Result<()> {
+    let containers = engine.get("/containers/json").await?;
+    let running = containers.as_array().into_iter().flatten().find(|container: &&Value| {
+        container["Labels"]["com.docker.swarm.service.name"] == "swarmguard_coordinator"
+    });
+    let id = running.and_then(|container| container["Id"].as_str()).context("no coordinator runs here")?;
+    engine.post(&format!("/containers/{id}/kill?signal=KILL"), &Value::Null).await?;
+    until("the coordinator is gone", Duration::from_secs(30), || async {
+        Ok(engine
+            .get(&format!("/containers/{id}/json"))
+            .await
+            .map_or(true, |it| it["State"]["Running"] != true))
+    })
+    .await
+}

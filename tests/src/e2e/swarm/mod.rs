@@ -1,0 +1,106 @@
+//! The Swarm tier: what must be true on three real nodes, one scenario after the other.
+//!
+//! Not `#[test]` functions: they share one cluster and must not run side by side, they need root and minutes, and each
+//! is to be named with its time, also when somebody runs one of them on a cluster of their own.
+
+mod kill;
+mod moves;
+mod refusals;
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use futures_util::future::LocalBoxFuture;
+use swarmguard_common::clock::now;
+
+use super::stage::Stage;
+use super::trial::{Trial, nothing_failed};
+
+/// Makes a replica hot enough that its node runs short.
+const HEAT: &str = "/stress/cpu?target=90&duration=600&ramp=1";
+/// Requests a second during a scenario.
+const RATE_HZ: f64 = 20.0;
+/// Longest wait for the journal to say something, once a replica is hot.
+const SAYS: Duration = Duration::from_secs(60);
+/// Longest wait for a whole migration.
+const MOVES: Duration = Duration::from_secs(150);
+/// Longest wait until nothing is left behind.
+const SETTLES: Duration = Duration::from_secs(90);
+
+/// One scenario.
+struct Scenario {
+    name: &'static str,
+    play: for<'a> fn(&'a Stage, u16) -> LocalBoxFuture<'a, Result<()>>,
+}
+
+const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "migration", play: |stage, port| Box::pin(moves::one_replica(stage, port)) },
+    Scenario { name: "several-replicas", play: |stage, port| Box::pin(moves::several_replicas(stage, port)) },
+    Scenario { name: "two-on-one-node", play: |stage, port| Box::pin(moves::two_on_one_node(stage, port)) },
+    Scenario { name: "slow-start", play: |stage, port| Box::pin(moves::slow_start(stage, port)) },
+    Scenario { name: "observe", play: |stage, port| Box::pin(refusals::observe(stage, port)) },
+    Scenario { name: "no-healthcheck", play: |stage, port| Box::pin(refusals::no_healthcheck(stage, port)) },
+    Scenario { name: "stale-alert", play: |stage, port| Box::pin(refusals::stale_alert(stage, port)) },
+    Scenario { name: "killed-leased", play: |stage, port| Box::pin(kill::at(stage, port, "leased")) },
+    Scenario { name: "killed-surging", play: |stage, port| Box::pin(kill::at(stage, port, "surging")) },
+    Scenario { name: "killed-settling", play: |stage, port| Box::pin(kill::at(stage, port, "settling")) },
+    Scenario { name: "killed-marking", play: |stage, port| Box::pin(kill::at(stage, port, "marking")) },
+    Scenario { name: "killed-removing", play: |stage, port| Box::pin(kill::at(stage, port, "removing")) },
+    Scenario { name: "killed-closing", play: |stage, port| Box::pin(kill::at(stage, port, "closing")) },
+    Scenario { name: "killed-releasing", play: |stage, port| Box::pin(kill::at(stage, port, "releasing")) },
+];
+
+/// Plays the scenarios named in `only` (all where it is empty) and prints a line for each. Returns how many passed and
+/// how many failed.
+///
+/// # Errors
+/// Where a name is unknown or the stage is not fit to play on.
+pub async fn play(stage: &Stage, only: &[String]) -> Result<(u32, u32)> {
+    if let Some(unknown) = only.iter().find(|name| SCENARIOS.iter().all(|scenario| scenario.name != **name)) {
+        let names: Vec<_> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
+        bail!("no scenario is called {unknown}, allowed: {}", names.join(", "));
+    }
+    stage.ready(Duration::from_secs(180)).await?;
+    let engine = stage.cluster.swarm().version().await?;
+    let (mut passed, mut failed) = (0, 0);
+    // A port of its own for each, so that nothing of the one before is in the way.
+    for (port, scenario) in (31_000_u16..).zip(SCENARIOS) {
+        if !only.is_empty() && !only.iter().any(|name| name == scenario.name) {
+            continue;
+        }
+        let start = now();
+        let outcome = (scenario.play)(stage, port).await;
+        let seconds = (now() - start).as_secs_f64();
+        match outcome {
+            Ok(()) => {
+                passed += 1;
+                println!("swarm {engine}: {} ok ({seconds:.1} s)", scenario.name);
+            }
+            Err(error) => {
+                failed += 1;
+                println!("swarm {engine}: {} FAILED ({seconds:.1} s)\n{error:#}", scenario.name);
+            }
+        }
+        clean(stage, scenario.name).await?;
+    }
+    Ok((passed, failed))
+}
+
+/// Removes what a scenario left, also a failed one, so that the next one starts on a calm swarm.
+async fn clean(stage: &Stage, name: &str) -> Result<()> {
+    let swarm = stage.cluster.swarm();
+    if let Ok(service) = swarm.service_by_name(name).await
+        && let Some(id) = service["ID"].as_str()
+    {
+        swarm.delete(&format!("/services/{id}")).await?;
+    }
+    refusals::set_observe(stage, false).await?;
+    stage.ready(Duration::from_secs(120)).await
+}
+
+/// Ends a trial that must not have lost a request.
+async fn end(trial: Trial<'_>) -> Result<()> {
+    let picture = trial.picture();
+    let stats = trial.end().await?;
+    nothing_failed(&stats).map_err(|error| error.context(picture))
+}

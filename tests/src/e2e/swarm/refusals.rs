@@ -1,0 +1,137 @@
+//! Scenarios in which nothing may be done, and the journal must say why.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use swarmguard_common::journal::Kind;
+
+use super::{HEAT, RATE_HZ, SAYS, end};
+use crate::e2e::service::Web;
+use crate::e2e::stage::{Stage, until};
+use crate::e2e::trial::Trial;
+
+/// How long nothing must happen after the journal has said so: longer than act-after and a settle together.
+const QUIET: Duration = Duration::from_secs(12);
+
+/// With `--observe` the decision is made and explained, and not one object in Swarm changes.
+pub async fn observe(stage: &Stage, port: u16) -> Result<()> {
+    set_observe(stage, true).await?;
+    let web = Web::new("observe", &stage.image("web-stress")?.id, port);
+    let trial = Trial::begin(stage, &web, RATE_HZ).await?;
+    let (_, hot) = stage.victim(&trial.watcher.serving())?;
+    let before = versions(stage, &trial).await?;
+    trial.heat(&hot, HEAT).await?;
+    let decided = |kind| matches!(kind, Kind::Decision | Kind::Refusal);
+    trial.entry("what would be done", SAYS, |entry| decided(entry.kind) && entry.rule.is_some()).await?;
+    unchanged(stage, &trial, &before).await?;
+    end(trial).await
+}
+
+/// Without a health check "running" says little: refused, with the reason.
+pub async fn no_healthcheck(stage: &Stage, port: u16) -> Result<()> {
+    let mut web = Web::new("no-healthcheck", &stage.image("web-stress")?.id, port);
+    web.healthcheck = false;
+    let trial = Trial::begin(stage, &web, RATE_HZ).await?;
+    let (_, hot) = stage.victim(&trial.watcher.serving())?;
+    let before = versions(stage, &trial).await?;
+    trial.heat(&hot, HEAT).await?;
+    let about_health = |entry: &swarmguard_common::journal::Entry| {
+        entry.kind == Kind::Refusal
+            && (entry.code.contains("healthcheck") || entry.text.contains("healthcheck"))
+    };
+    trial.entry("refused for want of a health check", SAYS, about_health).await?;
+    unchanged(stage, &trial, &before).await?;
+    end(trial).await
+}
+
+/// The replica that the alert names is replaced before act-after is over: the alert is of no account any more.
+pub async fn stale_alert(stage: &Stage, port: u16) -> Result<()> {
+    let web =
+        Web::new("stale-alert", &stage.image("web-stress")?.id, port).label("swarmguard.act-after", "30s");
+    let trial = Trial::begin(stage, &web, RATE_HZ).await?;
+    let (victim, hot) = stage.victim(&trial.watcher.serving())?;
+    trial.heat(&hot, HEAT).await?;
+    trial.entry("the alert", SAYS, |entry| entry.kind == Kind::Alert).await?;
+    let swarm = stage.cluster.swarm();
+    swarm
+        .update_service(&trial.service, |spec| {
+            let count = spec["TaskTemplate"]["ForceUpdate"].as_u64().unwrap_or_default();
+            spec["TaskTemplate"]["ForceUpdate"] = json!(count + 1);
+        })
+        .await?;
+    let replaced = || async {
+        let gone = trial.watcher.tasks().get(&victim).is_some_and(|task| task.told_to_stop.is_some());
+        Ok(gone && trial.watcher.serving().len() == 1)
+    };
+    until("the operator's update replaced the hot replica", Duration::from_secs(120), replaced).await?;
+    let finished = || async {
+        let service = swarm.get(&format!("/services/{}", trial.service)).await?;
+        Ok(service["UpdateStatus"]["State"] == "completed")
+    };
+    until("the operator's update is complete", Duration::from_secs(120), finished).await?;
+    let before = versions(stage, &trial).await?;
+    // Longer than what was left of act-after when the replica went.
+    tokio::time::sleep(Duration::from_secs(32)).await;
+    unchanged(stage, &trial, &before).await?;
+    let acted = trial.journal.first(Kind::Action, &trial.service);
+    ensure!(acted.is_none(), "acted on a replica that was gone: {acted:?}\n{}", trial.picture());
+    end(trial).await
+}
+
+/// Versions of the service and of every node's spec, and the names of all configs: whatever is written changes them.
+async fn versions(stage: &Stage, trial: &Trial<'_>) -> Result<Value> {
+    let swarm = stage.cluster.swarm();
+    let service = swarm.get(&format!("/services/{}", trial.service)).await?;
+    let configs = swarm.get("/configs").await?;
+    let mine: Vec<_> = configs
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|config| config["Spec"]["Name"].as_str())
+        .filter(|name| name.contains(&trial.service))
+        .collect();
+    let mut specs = Vec::new();
+    for node in &stage.cluster.nodes {
+        specs.push(swarm.get(&format!("/nodes/{}", node.id)).await?["Spec"].take());
+    }
+    let tasks: Vec<_> = trial.watcher.serving().into_keys().collect();
+    Ok(json!({
+        "service": service["Version"], "spec": service["Spec"], "configs": mine, "nodes": specs, "tasks": tasks,
+    }))
+}
+
+async fn unchanged(stage: &Stage, trial: &Trial<'_>, before: &Value) -> Result<()> {
+    tokio::time::sleep(QUIET).await;
+    let after = versions(stage, trial).await?;
+    ensure!(after == *before, "something was changed:\n{before}\n{after}\n{}", trial.picture());
+    Ok(())
+}
+
+/// Switches every coordinator to observing or back, as an operator would: by the service's environment.
+pub async fn set_observe(stage: &Stage, observe: bool) -> Result<()> {
+    let swarm = stage.cluster.swarm();
+    let service = swarm.service_by_name("swarmguard_coordinator").await?;
+    let id = service["ID"].as_str().context("a service without ID")?;
+    let wanted = format!("SWARMGUARD_OBSERVE={observe}");
+    let env = &service["Spec"]["TaskTemplate"]["ContainerSpec"]["Env"];
+    let has = |text: &str| env.as_array().into_iter().flatten().any(|value| value == text);
+    if has(&wanted) || (!observe && !has("SWARMGUARD_OBSERVE=true")) {
+        return Ok(());
+    }
+    swarm
+        .update_service(id, |spec| {
+            let env = &mut spec["TaskTemplate"]["ContainerSpec"]["Env"];
+            let mut list = env.as_array().cloned().unwrap_or_default();
+            list.retain(|value| !value.as_str().is_some_and(|text| text.starts_with("SWARMGUARD_OBSERVE=")));
+            list.push(json!(wanted));
+            *env = Value::Array(list);
+        })
+        .await?;
+    let restarted = || async {
+        let service = swarm.get(&format!("/services/{id}")).await?;
+        Ok(matches!(service["UpdateStatus"]["State"].as_str(), Some("completed")))
+    };
+    until("the coordinator's update is complete", Duration::from_secs(180), restarted).await?;
+    stage.ready(Duration::from_secs(120)).await
+}

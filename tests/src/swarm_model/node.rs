@@ -1,0 +1,134 @@
+//! What happens on the nodes: containers start, become healthy, fail, stop; heartbeats stop when a node does.
+
+use std::time::Duration;
+
+use swarmguard_common::domain::{NodeId, TaskId};
+use swarmguard_core::swarm::{Availability, TaskState};
+
+use super::{ModelTask, SwarmModel, Workload};
+
+/// Three missed heartbeats of 5 s.
+const DOWN_AFTER: Duration = Duration::from_secs(15);
+
+/// Between weight 0 in IPVS and SIGTERM, the engine waits this long.
+const DRAIN: Duration = Duration::from_secs(2);
+
+impl SwarmModel {
+    /// Managers notice nodes that fell silent or came back.
+    pub(super) fn watch_nodes(&mut self) {
+        let now = self.now;
+        let mut changed = Vec::new();
+        for node in self.nodes.values_mut() {
+            if node.up {
+                node.silent_since = None;
+            } else if node.silent_since.is_none() {
+                node.silent_since = Some(now);
+            }
+            let alive = node.silent_since.is_none_or(|since| now - since < DOWN_AFTER);
+            if node.ready != alive {
+                node.ready = alive;
+                changed.push(node.id.clone());
+            }
+        }
+        for node in changed {
+            let index = self.next_index();
+            if let Some(node) = self.nodes.get_mut(&node) {
+                node.version = index;
+            }
+            // The enforcer runs on every change of a node object, whatever changed.
+            self.enforce.push(node);
+        }
+    }
+
+    /// One step in the life of every container on a node that is up.
+    pub(super) fn run_containers(&mut self) {
+        let tasks: Vec<TaskId> = self.tasks.keys().cloned().collect();
+        for id in tasks {
+            let Some(task) = self.tasks.get(&id) else { continue };
+            let workload = self.services.get(&task.service).map(|service| service.workload).unwrap_or_default();
+            if let Some(next) = self.next_state(task, workload) {
+                if next == TaskState::Starting {
+                    let doomed = self.rng.u16(0..1_000) < workload.failing_starts;
+                    if let Some(task) = self.tasks.get_mut(&id) {
+                        task.doomed = doomed;
+                    }
+                }
+                self.set_state(&id, next);
+            }
+        }
+    }
+
+    fn next_state(&self, task: &ModelTask, workload: Workload) -> Option<TaskState> {
+        let Some(node) = &task.node else {
+            // Never assigned: nothing runs, the managers themselves end it.
+            let ends = task.desired > TaskState::Running && task.state < TaskState::Complete;
+            return ends.then_some(TaskState::Shutdown);
+        };
+        if !self.nodes.get(node).is_some_and(|node| node.up) {
+            return None;
+        }
+        let stood = self.now - task.changed;
+        let after = |ms: u64, next: TaskState| (stood >= Duration::from_millis(ms)).then_some(next);
+        if task.desired > TaskState::Running && task.state <= TaskState::Running {
+            let stopped = Duration::from_millis(workload.stop_ms) + DRAIN;
+            // `changed` of a running task is when it began to run; the stop is timed by `stopping_for`.
+            return (task.state < TaskState::Running || self.stopping_for(task) >= stopped).then_some(TaskState::Shutdown);
+        }
+        match task.state {
+            TaskState::Assigned => Some(TaskState::Accepted),
+            TaskState::Accepted => Some(TaskState::Preparing),
+            TaskState::Preparing => after(workload.prepare_ms, TaskState::Ready),
+            TaskState::Ready if task.desired >= TaskState::Running => Some(TaskState::Starting),
+            TaskState::Starting if task.doomed => after(workload.healthy_ms, TaskState::Failed),
+            TaskState::Starting => after(workload.healthy_ms, TaskState::Running),
+            _ => None,
+        }
+    }
+
+    fn stopping_for(&self, task: &ModelTask) -> Duration {
+        // A task that is told to stop keeps the instant in `start_at`, which has no other use from then on.
+        self.now - task.start_at
+    }
+
+    /// Tasks whose end was awaited, or whose delay passed, are told to run.
+    pub(super) fn start_delayed_tasks(&mut self) {
+        let now = self.now;
+        let ended = |model: &Self, id: &TaskId| {
+            model.tasks.get(id).is_none_or(|old| {
+                let gone = old.node.as_ref().and_then(|node| model.nodes.get(node)).is_none_or(|node| !node.ready);
+                old.state > TaskState::Running || gone
+            })
+        };
+        let due: Vec<TaskId> = self
+            .tasks
+            .values()
+            .filter(|task| task.desired == TaskState::Ready && task.start_at <= now)
+            .filter(|task| task.start_after.as_ref().is_none_or(|old| ended(self, old)))
+            .map(|task| task.id.clone())
+            .collect();
+        for task in due {
+            self.set_desired(&task, TaskState::Running);
+        }
+    }
+
+    /// Told to stop: the clock of the stop starts.
+    pub(super) fn tell_to_stop(&mut self, task: &TaskId, desired: TaskState) {
+        let now = self.now;
+        if let Some(task) = self.tasks.get_mut(task).filter(|task| task.desired <= TaskState::Running) {
+            task.start_at = now;
+        }
+        self.set_desired(task, desired);
+    }
+
+    /// The task reaper: removed tasks vanish once they ended, dead ones when their slot has newer ones.
+    pub(super) fn reap(&mut self) {
+        self.tasks.retain(|_, task| !(task.desired == TaskState::Remove && task.state > TaskState::Running));
+        let services = &self.services;
+        self.tasks.retain(|_, task| services.contains_key(&task.service));
+    }
+
+    /// A node that is down or drained runs nothing that counts.
+    pub(super) fn is_invalid(&self, node: &NodeId) -> bool {
+        self.nodes.get(node).is_none_or(|node| !node.ready || node.availability() == Availability::Drain)
+    }
+}
