@@ -6,5 +6,6 @@ pub mod e2e;
 pub mod engine;
 pub mod http;
 pub mod load;
+pub mod swarm_model;
 pub mod tasks;
 pub mod web_stress;

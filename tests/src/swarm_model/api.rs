@@ -21,7 +21,11 @@ impl SwarmModel {
             taken: self.now,
             own_node: Some(own_node.clone()),
             nodes: self.nodes.keys().map(|id| (id.clone(), self.read_node(id))).collect(),
-            services: self.services.values().map(|service| (service.id.clone(), read_service(service))).collect(),
+            services: self
+                .services
+                .values()
+                .map(|service| (service.id.clone(), read_service(service)))
+                .collect(),
             tasks: self.tasks.keys().map(|id| (id.clone(), self.read_task(&self.tasks[id]))).collect(),
             records: self.configs.values().map(|config| (config.name.clone(), config.clone())).collect(),
         }
@@ -46,7 +50,13 @@ impl SwarmModel {
     }
 
     /// `docker service create`: `replicas` of it, with these labels.
-    pub fn create_service(&mut self, name: &str, replicas: u64, labels: &[(&str, &str)], workload: Workload) -> ServiceId {
+    pub fn create_service(
+        &mut self,
+        name: &str,
+        replicas: u64,
+        labels: &[(&str, &str)],
+        workload: Workload,
+    ) -> ServiceId {
         self.made += 1;
         let labels: BTreeMap<&str, &str> = labels.iter().copied().collect();
         let service = ModelService {

@@ -235,7 +235,12 @@ impl SwarmModel {
     pub fn power_on(&mut self, node: &NodeId) {
         let Some(found) = self.nodes.get_mut(node) else { return };
         found.up = true;
-        let lost: Vec<TaskId> = self.tasks_on(node).filter(|task| task.state <= TaskState::Running).cloned().map(|task| task.id).collect();
+        let lost: Vec<TaskId> = self
+            .tasks_on(node)
+            .filter(|task| task.state <= TaskState::Running)
+            .cloned()
+            .map(|task| task.id)
+            .collect();
         for task in lost {
             self.set_state(&task, TaskState::Failed);
         }

@@ -45,7 +45,8 @@ impl SwarmModel {
         let tasks: Vec<TaskId> = self.tasks.keys().cloned().collect();
         for id in tasks {
             let Some(task) = self.tasks.get(&id) else { continue };
-            let workload = self.services.get(&task.service).map(|service| service.workload).unwrap_or_default();
+            let workload =
+                self.services.get(&task.service).map(|service| service.workload).unwrap_or_default();
             if let Some(next) = self.next_state(task, workload) {
                 if next == TaskState::Starting {
                     let doomed = self.rng.u16(0..1_000) < workload.failing_starts;
@@ -72,7 +73,8 @@ impl SwarmModel {
         if task.desired > TaskState::Running && task.state <= TaskState::Running {
             let stopped = Duration::from_millis(workload.stop_ms) + DRAIN;
             // `changed` of a running task is when it began to run; the stop is timed by `stopping_for`.
-            return (task.state < TaskState::Running || self.stopping_for(task) >= stopped).then_some(TaskState::Shutdown);
+            return (task.state < TaskState::Running || self.stopping_for(task) >= stopped)
+                .then_some(TaskState::Shutdown);
         }
         match task.state {
             TaskState::Assigned => Some(TaskState::Accepted),
@@ -95,7 +97,8 @@ impl SwarmModel {
         let now = self.now;
         let ended = |model: &Self, id: &TaskId| {
             model.tasks.get(id).is_none_or(|old| {
-                let gone = old.node.as_ref().and_then(|node| model.nodes.get(node)).is_none_or(|node| !node.ready);
+                let gone =
+                    old.node.as_ref().and_then(|node| model.nodes.get(node)).is_none_or(|node| !node.ready);
                 old.state > TaskState::Running || gone
             })
         };

@@ -118,7 +118,8 @@ impl SwarmModel {
             .values()
             .filter(|task| task.desired <= TaskState::Running)
             .filter(|task| {
-                task.state > TaskState::Running || task.node.as_ref().is_some_and(|node| self.is_invalid(node))
+                task.state > TaskState::Running
+                    || task.node.as_ref().is_some_and(|node| self.is_invalid(node))
             })
             .cloned()
             .collect();
@@ -132,7 +133,8 @@ impl SwarmModel {
             let node = old.node.as_ref().and_then(|node| self.nodes.get(node));
             let drained = node.is_some_and(|node| node.availability() == Availability::Drain);
             let down = node.is_some_and(|node| !node.ready);
-            let delay = old.template["RestartPolicy"]["Delay"].as_u64().map_or(RESTART_DELAY, Duration::from_nanos);
+            let delay =
+                old.template["RestartPolicy"]["Delay"].as_u64().map_or(RESTART_DELAY, Duration::from_nanos);
             let waits = !down && old.state <= TaskState::Running;
             let start_at = self.now + if drained { Duration::ZERO } else { delay };
             if let Some(new) = self.tasks.get_mut(&new) {

@@ -39,12 +39,15 @@ impl SwarmModel {
         let mut pending: Vec<(u64, TaskId)> = self
             .tasks
             .values()
-            .filter(|task| task.node.is_none() && task.desired <= TaskState::Running && task.state <= TaskState::Pending)
+            .filter(|task| {
+                task.node.is_none() && task.desired <= TaskState::Running && task.state <= TaskState::Pending
+            })
             .map(|task| (task.number, task.id.clone()))
             .collect();
         pending.sort();
         for (_, id) in pending {
-            let node = self.best_node(&self.tasks[&id]);
+            let Some(task) = self.tasks.get(&id).cloned() else { continue };
+            let node = self.best_node(&task);
             let now = self.now;
             let Some(task) = self.tasks.get_mut(&id) else { continue };
             task.state = if node.is_some() { TaskState::Assigned } else { TaskState::Pending };
@@ -55,10 +58,11 @@ impl SwarmModel {
 
     /// Fewest tasks of this service, then fewest tasks at all, among the nodes that pass every filter.
     fn best_node(&mut self, task: &ModelTask) -> Option<NodeId> {
-        let task = task.clone();
         let placement = &task.template["Placement"];
         let linux = |platform: &Value| {
-            let says = |key: &str, ours: &str| matches!(platform[key].as_str(), None | Some("")) || platform[key] == ours;
+            let says = |key: &str, ours: &str| {
+                matches!(platform[key].as_str(), None | Some("")) || platform[key] == ours
+            };
             says("OS", "linux") && says("Architecture", "x86_64")
         };
         let platforms = placement["Platforms"].as_array().filter(|list| !list.is_empty());
@@ -75,7 +79,8 @@ impl SwarmModel {
         let mut best: Vec<NodeId> = Vec::new();
         let mut least = (u64::MAX, u64::MAX);
         for node in self.nodes.values() {
-            let takes = node.ready && node.availability() == Availability::Active && node_matches(placement, node);
+            let takes =
+                node.ready && node.availability() == Availability::Active && node_matches(placement, node);
             if !takes || count(&node.id, true) >= most {
                 continue;
             }
@@ -95,7 +100,8 @@ impl SwarmModel {
     /// changed, and only on active nodes: pausing a node switches its enforcer off.
     pub(super) fn enforce_constraints(&mut self) {
         for node in std::mem::take(&mut self.enforce) {
-            let Some(node) = self.nodes.get(&node).filter(|node| node.availability() == Availability::Active) else {
+            let Some(node) = self.nodes.get(&node).filter(|node| node.availability() == Availability::Active)
+            else {
                 continue;
             };
             let violating: Vec<TaskId> = self
@@ -103,7 +109,9 @@ impl SwarmModel {
                 .filter(|task| task.desired <= TaskState::Running && task.state < TaskState::Complete)
                 .filter(|task| {
                     let service = self.services.get(&task.service);
-                    service.is_some_and(|service| !node_matches(&service.spec["TaskTemplate"]["Placement"], node))
+                    service.is_some_and(|service| {
+                        !node_matches(&service.spec["TaskTemplate"]["Placement"], node)
+                    })
                 })
                 .map(|task| task.id.clone())
                 .collect();

@@ -64,11 +64,18 @@ impl SwarmModel {
         let config = &service.spec["UpdateConfig"];
         let parallelism = config["Parallelism"].as_u64().unwrap_or(1);
         let delay = Duration::from_nanos(config["Delay"].as_u64().unwrap_or(0));
-        let monitor = config["Monitor"].as_u64().filter(|nanos| *nanos > 0).map_or(Duration::from_secs(5), Duration::from_nanos);
+        let monitor = config["Monitor"]
+            .as_u64()
+            .filter(|nanos| *nanos > 0)
+            .map_or(Duration::from_secs(5), Duration::from_nanos);
         let updater = Updater {
             spec: service.spec.clone(),
             service: service.clone(),
-            parallelism: if parallelism == 0 { queue.len() } else { usize::try_from(parallelism).unwrap_or(1) },
+            parallelism: if parallelism == 0 {
+                queue.len()
+            } else {
+                usize::try_from(parallelism).unwrap_or(1)
+            },
             start_first: config["Order"] == "start-first",
             monitor: if delay >= monitor { delay + Duration::from_secs(1) } else { monitor },
             delay,
@@ -96,7 +103,9 @@ impl SwarmModel {
             return false;
         }
         let failed = |task: &TaskId| {
-            self.tasks.get(task).is_some_and(|task| task.state > TaskState::Running && task.desired <= TaskState::Shutdown)
+            self.tasks
+                .get(task)
+                .is_some_and(|task| task.state > TaskState::Running && task.desired <= TaskState::Shutdown)
         };
         if updater.made.iter().any(failed) {
             // A task of this update died: default action is to pause and leave everything as it stands.
@@ -138,7 +147,8 @@ impl SwarmModel {
                 desired(task.desired) && !self.is_dirty(&updater.service, task)
             })
         };
-        let existing = clean(|desired| desired == TaskState::Running).or_else(|| clean(|desired| desired < TaskState::Running));
+        let existing = clean(|desired| desired == TaskState::Running)
+            .or_else(|| clean(|desired| desired < TaskState::Running));
         if let Some(existing) = existing.cloned() {
             // All that is left to do is to stop the others: at once, though this one may still be preparing.
             for task in alive.iter().filter(|task| **task != existing) {
