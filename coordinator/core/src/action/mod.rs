@@ -13,8 +13,15 @@
 //! - Journal each note once per action and code: a step that must be repeated says the same again.
 
 mod ages;
+mod drain;
+mod lease;
+mod plan;
 mod record;
+mod replica;
+mod slots;
 pub mod spec;
+mod steer;
+mod undo;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -24,6 +31,7 @@ use swarmguard_common::{
 };
 
 pub use ages::Ages;
+pub use plan::begin;
 pub use record::{
     Before, Kind, Record, RecordError, State, TaskBefore, action_name, drain_name, is_record, node_name,
 };
@@ -125,8 +133,6 @@ pub struct Tuning {
     pub drain: Duration,
     /// For Swarm to remove a replica from its list.
     pub removing: Duration,
-    /// Failed attempts to start a successor after which no more are waited for.
-    pub failures: usize,
     /// Take-overs of one record after which it is undone rather than continued.
     pub takeovers: u32,
 }
@@ -141,7 +147,6 @@ impl Default for Tuning {
             marking: Duration::from_secs(10),
             drain: Duration::from_secs(5),
             removing: Duration::from_secs(30),
-            failures: 3,
             takeovers: 8,
         }
     }
@@ -181,8 +186,14 @@ pub enum Next {
         /// What is waited for.
         why: String,
     },
-    /// A drain's next move: [`begin`] this if no action holds that service, then go on stepping the drain.
-    Start(Intent),
+    /// A drain's next move: [`begin`] this under this token, then go on stepping the drain. Where it is refused, the
+    /// next step of the drain asks again.
+    Start {
+        /// What.
+        intent: Intent,
+        /// [`Order::token`]: its beginning is the drain's, by which the two know each other.
+        token: String,
+    },
     /// It is over; the record is a tombstone that keeps the cooldown, and is removed by a later step.
     Over {
         /// How it ended.
@@ -229,23 +240,68 @@ pub struct Note {
     pub figures: BTreeMap<String, f64>,
 }
 
-/// The command that takes an action's lease, with the note that says so.
-///
-/// # Errors
-/// When the snapshot shows that it cannot be done, or not now.
-pub fn begin(order: &Order, _snapshot: &Snapshot, _tuning: &Tuning) -> Result<Step, Refusal> {
-    Err(Refusal {
-        code: "unsupported",
-        text: format!("{:?} cannot be begun by this version", order.intent),
-        otherwise: "a version that can".into(),
-    })
+/// The next step of the action whose lease this record is. A record that cannot be read is left alone.
+pub fn step(object: &RecordObject, snapshot: &Snapshot, now: Time, context: &Context<'_>) -> Step {
+    let record = match Record::parse(object) {
+        Ok(record) => record,
+        Err(error) => return wait(now, error.to_string()),
+    };
+    match (record.kind, record.state) {
+        (Kind::Node, _) => match lease::orphaned(&record, snapshot) {
+            Some(command) => {
+                let text = "its action's record is gone: the node is given back";
+                Step { next: Next::Do(command), notes: vec![plan::note(&record, "released", text)] }
+            }
+            None => wait(now, "the action that holds it".into()),
+        },
+        (_, State::Over) => over(&record, snapshot, now, context),
+        _ if record.holder != context.holder => take_over(&record, context),
+        (Kind::Drain, _) => drain::step(&record, snapshot, now, context),
+        (Kind::Migrate | Kind::ScaleOut | Kind::ScaleIn, _) => replica::step(&record, snapshot, now, context),
+    }
 }
 
-/// The next step of the action whose lease this record is. A record of another version is left alone.
-pub fn step(record: &RecordObject, _snapshot: &Snapshot, now: Time, _context: &Context<'_>) -> Step {
-    let why = match Record::parse(record) {
-        Ok(record) => format!("{} cannot be continued by this version", record.kind),
-        Err(error) => error.to_string(),
-    };
+/// The command that has an action undone, at an operator's wish; `None` where it is over, or past the point where going
+/// on is the quickest way to leave nothing behind.
+pub fn cancel(object: &RecordObject, reason: &str) -> Option<Command> {
+    let mut record = Record::parse(object).ok()?;
+    if record.kind == Kind::Node || record.state >= State::Closing && record.state != State::Moving {
+        return None;
+    }
+    record.state = State::Undoing;
+    record.undone = Some(("cancelled".into(), record::shortened(reason)));
+    Some(record.update())
+}
+
+fn wait(now: Time, why: String) -> Step {
     Step { next: Next::Wait { until: now + Duration::from_secs(1), why }, notes: Vec::new() }
+}
+
+/// A tombstone: keeps its cooldown, and goes with its service.
+fn over(record: &Record, snapshot: &Snapshot, now: Time, context: &Context<'_>) -> Step {
+    let until = context.since + record.cooldown;
+    let orphan = record.service.as_ref().is_some_and(|service| !snapshot.services.contains_key(service));
+    let next = if orphan || now >= until {
+        Next::Do(record.remove())
+    } else {
+        let outcome = match &record.undone {
+            None => Outcome::Done,
+            Some((code, reason)) => Outcome::Undone { code: code.clone(), reason: reason.clone() },
+        };
+        Next::Over { outcome, until }
+    };
+    Step { next, notes: Vec::new() }
+}
+
+/// A new holder says so before it does anything, so that the old one's updates of the record fail from then on.
+fn take_over(record: &Record, context: &Context<'_>) -> Step {
+    let mut next = record.clone();
+    next.holder = context.holder.into();
+    next.takeovers = record.takeovers.saturating_add(1);
+    let text = format!("taken over from {} in phase {}", record.holder, record.state);
+    if next.takeovers > context.tuning.takeovers && record.state < State::Removing {
+        next.state = State::Undoing;
+        next.undone = Some(("too_many_takeovers".into(), "its holders died again and again".into()));
+    }
+    Step { next: Next::Do(next.update()), notes: vec![plan::note(record, "taken_over", text)] }
 }

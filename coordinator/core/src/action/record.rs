@@ -264,6 +264,20 @@ impl Record {
         self.state == State::Over
     }
 
+    /// A record beside this one, for the same action.
+    pub(super) fn lease_for(&self, name: String, kind: Kind, state: State, before: Before) -> Self {
+        let data = serde_json::to_vec(&before).unwrap_or_default();
+        Self { id: String::new(), version: 0, name, kind, state, undone: None, data, before, ..self.clone() }
+    }
+
+    /// The action of which only the node lease is left, to be undone.
+    pub(super) fn revived(&self, name: String) -> Self {
+        let kind = if self.before.after < self.before.replicas { Kind::ScaleIn } else { Kind::Migrate };
+        let mut record = self.lease_for(name, kind, State::Undoing, self.before.clone());
+        record.undone = Some(("record_lost".into(), "the record was removed by hand in the middle".into()));
+        record
+    }
+
     fn labels(&self) -> BTreeMap<String, String> {
         let mut labels = BTreeMap::new();
         let mut put = |key: &str, value: String| {

@@ -3,6 +3,8 @@
 //! Comparison is by meaning: the engine drops empty objects, lists and nulls when it stores a spec, so absent, `null`
 //! and `{}` are the same (`Placement: null` is never *sent*: it panics managers up to 29.6).
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use swarmguard_common::domain::NodeId;
@@ -41,6 +43,32 @@ fn is_nothing(value: &Value) -> bool {
 /// Whether two specs mean the same.
 pub fn same(a: &Value, b: &Value) -> bool {
     a == b || normalised(a) == normalised(b)
+}
+
+/// Where two specs differ, as paths two levels deep, at most eight.
+pub fn differences(a: &Value, b: &Value) -> Vec<String> {
+    const MOST: usize = 8;
+    let (a, b) = (normalised(a), normalised(b));
+    let mut paths = Vec::new();
+    for key in keys(&a, &b) {
+        let (left, right) = (&a[key.as_str()], &b[key.as_str()]);
+        if left == right {
+            continue;
+        }
+        if left.is_object() && right.is_object() {
+            let deeper =
+                keys(left, right).into_iter().filter(|inner| left[inner.as_str()] != right[inner.as_str()]);
+            paths.extend(deeper.map(|inner| format!("{key}.{inner}")));
+        } else {
+            paths.push(key);
+        }
+    }
+    paths.truncate(MOST);
+    paths
+}
+
+fn keys(a: &Value, b: &Value) -> BTreeSet<String> {
+    [a, b].into_iter().filter_map(Value::as_object).flat_map(|fields| fields.keys().cloned()).collect()
 }
 
 /// First 16 hexadecimal digits of SHA-256 over the normalised spec: equal for specs that mean the same.

@@ -1,0 +1,172 @@
+//! The lease on a node's availability: exclusive, so that two actions off one node never unpause each other.
+//!
+//! An availability that somebody else set is never overwritten: the node is paused only while it is as the lease found
+//! it, and given back only while it is as we left it.
+
+use swarmguard_common::domain::NodeId;
+
+use crate::{
+    command::Command,
+    swarm::{Availability, Node, Snapshot},
+};
+
+use super::{
+    Note,
+    plan::note,
+    record::{Before, Kind, Record, State, action_name, drain_name, node_name},
+    spec,
+};
+
+/// How the source stands for an action that needs it paused.
+#[derive(Debug)]
+pub(super) enum Hold {
+    /// It is paused, and nobody else's to unpause.
+    Paused,
+    /// This first.
+    Do(Box<Command>),
+    /// Another action has it.
+    Busy(String),
+    /// It cannot be had.
+    Lost(&'static str, String),
+}
+
+/// Takes the lease and pauses the node, one call at a time.
+pub(super) fn take(record: &Record, snapshot: &Snapshot) -> Hold {
+    let node = match usable(record, snapshot) {
+        Ok(node) => node,
+        Err(lost) => return lost,
+    };
+    let Some(object) = snapshot.records.get(&node_name(&node.id)) else {
+        return Hold::Do(Box::new(new_lease(record, node).create()));
+    };
+    let lease = match Record::parse(object) {
+        Ok(lease) => lease,
+        Err(error) => return Hold::Busy(error.to_string()),
+    };
+    let own = lease.token == record.token;
+    if !own && !is_of_own_drain(record, &lease, snapshot) {
+        return Hold::Busy(format!("node {} is held by action {}", node.hostname, lease.token));
+    }
+    match (node.availability, lease.before.availability) {
+        (Availability::Pause, _) => Hold::Paused,
+        (_, Some(Availability::Active)) if own => Hold::Do(Box::new(set(node, Availability::Pause))),
+        _ => {
+            Hold::Lost("availability_changed", format!("node {} was made active by somebody", node.hostname))
+        }
+    }
+}
+
+/// Whether the node still stands as the action needs it: paused, ready.
+pub(super) fn still(record: &Record, snapshot: &Snapshot) -> Hold {
+    match usable(record, snapshot) {
+        Ok(node) if node.availability == Availability::Pause => Hold::Paused,
+        Ok(node) => {
+            Hold::Lost("availability_changed", format!("node {} was made active by somebody", node.hostname))
+        }
+        Err(lost) => lost,
+    }
+}
+
+fn usable<'a>(record: &Record, snapshot: &'a Snapshot) -> Result<&'a Node, Hold> {
+    let node = record.source.as_ref().and_then(|source| snapshot.nodes.get(source));
+    let Some(node) = node else { return Err(Hold::Lost("node_gone", "the source left the swarm".into())) };
+    if !node.ready {
+        return Err(Hold::Lost("node_down", format!("node {} is down", node.hostname)));
+    }
+    if node.availability == Availability::Drain {
+        return Err(Hold::Lost(
+            "availability_changed",
+            format!("node {} was drained by somebody", node.hostname),
+        ));
+    }
+    Ok(node)
+}
+
+/// The next call that gives the node back, `None` when nothing of it is ours any more.
+pub(super) fn release(record: &Record, snapshot: &Snapshot) -> Option<(Command, Option<Note>)> {
+    let source = record.source.as_ref()?;
+    let lease = Record::parse(snapshot.records.get(&node_name(source))?).ok()?;
+    if lease.token != record.token {
+        return None;
+    }
+    let was = lease.before.availability;
+    match snapshot.nodes.get(source) {
+        Some(node) if node.availability == Availability::Pause && was == Some(Availability::Active) => {
+            Some((set(node, Availability::Active), None))
+        }
+        node => {
+            let now = node.map_or("gone", |node| word(node.availability));
+            Some((
+                lease.remove(),
+                Some(note(record, "unpaused", format!("the source is {now}, its lease is given back"))),
+            ))
+        }
+    }
+}
+
+/// What becomes of a node lease whose action is not there any more: somebody removed its record by hand. A service that
+/// still carries the mark gets its action back, to undo it, before the node is unpaused.
+pub(super) fn orphaned(lease: &Record, snapshot: &Snapshot) -> Option<Command> {
+    let source = lease.source.as_ref()?;
+    let names = [lease.service.as_ref().map(action_name), Some(drain_name(source))];
+    let alive = names.iter().flatten().filter_map(|name| snapshot.records.get(name)).any(|object| {
+        // One that cannot be read may still be somebody's.
+        Record::parse(object).map_or(true, |action| action.token == lease.token && !action.is_over())
+    });
+    if alive {
+        return None;
+    }
+    let service = lease.service.as_ref().and_then(|service| snapshot.services.get(service));
+    let marked = service.is_some_and(|service| {
+        spec::is_marked(&service.spec) && spec::constraints(&service.spec).contains(&spec::off(source))
+    });
+    if marked && let Some(name) = &names[0] {
+        return Some(lease.revived(name.clone()).create());
+    }
+    let node = snapshot.nodes.get(source);
+    match node {
+        Some(node)
+            if node.availability == Availability::Pause
+                && lease.before.availability == Some(Availability::Active) =>
+        {
+            Some(set(node, Availability::Active))
+        }
+        _ => Some(lease.remove()),
+    }
+}
+
+fn is_of_own_drain(record: &Record, lease: &Record, snapshot: &Snapshot) -> bool {
+    let Some(source) = &record.source else { return false };
+    record.token.starts_with(&lease.token)
+        && snapshot
+            .records
+            .get(&drain_name(source))
+            .and_then(|object| Record::parse(object).ok())
+            .is_some_and(|drain| drain.token == lease.token && !drain.is_over())
+}
+
+fn new_lease(record: &Record, node: &Node) -> Record {
+    let before = Before { availability: Some(node.availability), ..record.before.clone() };
+    record.lease_for(node_name(&node.id), Kind::Node, State::Leased, before)
+}
+
+pub(super) fn set(node: &Node, availability: Availability) -> Command {
+    Command::WriteNode {
+        node: node.id.clone(),
+        version: node.version,
+        spec: spec::with_availability(node.spec.clone(), availability),
+    }
+}
+
+pub(super) fn word(availability: Availability) -> &'static str {
+    match availability {
+        Availability::Active => "active",
+        Availability::Pause => "paused",
+        Availability::Drain => "drained",
+    }
+}
+
+/// Whether this node is the one that a record is about.
+pub(super) fn is_source(record: &Record, node: Option<&NodeId>) -> bool {
+    node.is_some() && node == record.source.as_ref()
+}

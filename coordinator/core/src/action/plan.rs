@@ -1,0 +1,279 @@
+//! From an order to an action: whether it can begin, what its record must remember, and the specs on its way.
+
+use serde_json::Value;
+use swarmguard_common::domain::{NodeId, ServiceId};
+
+use crate::{
+    command::Command,
+    swarm::{Availability, Mode, Node, Service, Snapshot},
+};
+
+use super::{
+    Intent, Next, Note, Order, Refusal, Step,
+    record::{Before, Kind, Record, State, TaskBefore, action_name, drain_name, shortened},
+    slots::Slots,
+    spec,
+    steer::{Steering, steer},
+};
+
+/// The spec while there are most replicas.
+pub(super) fn peak_spec(before: &Before) -> Value {
+    let spec = spec::with_replicas(before.spec.clone(), before.peak);
+    spec::sendable(if before.steer_off.is_empty() { spec } else { spec::steered(spec, &before.steer_off) })
+}
+
+/// The spec at its peak with the source marked.
+pub(super) fn marked_spec(before: &Before, source: &NodeId) -> Value {
+    spec::marked(peak_spec(before), source)
+}
+
+/// The spec that an undone surge has on its way back: most replicas, everything else as before.
+pub(super) fn unmarked_spec(before: &Before) -> Value {
+    spec::sendable(spec::with_replicas(before.spec.clone(), before.peak))
+}
+
+/// The spec when all is as before.
+pub(super) fn before_spec(before: &Before) -> Value {
+    spec::sendable(before.spec.clone())
+}
+
+/// The spec when all is done.
+pub(super) fn after_spec(before: &Before) -> Value {
+    spec::sendable(spec::with_replicas(before.spec.clone(), before.after))
+}
+
+fn refuse(code: &'static str, text: String, otherwise: &str) -> Refusal {
+    Refusal { code, text, otherwise: otherwise.into() }
+}
+
+/// The command that takes an action's lease, with the note that says so. A tombstone in the way is removed first: then
+/// the command is [`Command::RemoveRecord`], and this is to be called again with the next snapshot.
+///
+/// Only what makes the steps themselves unsafe is refused here. Whether acting is wise (cooldown, headroom, volumes,
+/// bounds, labels) is the policy's to judge, before.
+///
+/// # Errors
+/// When the snapshot shows that it cannot be done, or not now.
+pub fn begin(order: &Order, snapshot: &Snapshot) -> Result<Step, Refusal> {
+    let (record, mut notes) = match &order.intent {
+        Intent::Drain { node } => (drain(order, snapshot, node)?, Vec::new()),
+        Intent::Migrate { service, source, target } => {
+            let service = find(snapshot, service)?;
+            let count = settled(snapshot, service)?;
+            source_fits(snapshot, service, source)?;
+            let mut before = before(order, snapshot, service, count, count + 1, count);
+            let notes = choose(&mut before, snapshot, service, Some(source), target.as_ref(), order);
+            let mut record = Record::new(action_name(&service.id), Kind::Migrate, order, before);
+            (record.source, record.target) = (Some(source.clone()), target.clone());
+            (record, notes)
+        }
+        Intent::ScaleOut { service, replicas, target } => {
+            let service = find(snapshot, service)?;
+            let count = settled(snapshot, service)?;
+            if *replicas <= count {
+                let text = format!("{} has {count} replicas already", service.name);
+                return Err(refuse("enough_replicas", text, "a higher number"));
+            }
+            let mut before = before(order, snapshot, service, count, *replicas, *replicas);
+            let notes = choose(&mut before, snapshot, service, None, target.as_ref(), order);
+            let mut record = Record::new(action_name(&service.id), Kind::ScaleOut, order, before);
+            record.target.clone_from(target);
+            (record, notes)
+        }
+        Intent::ScaleIn { service, node } => {
+            let service = find(snapshot, service)?;
+            let count = settled(snapshot, service)?;
+            if count < 2 {
+                let text = format!("{} has {count} replicas", service.name);
+                return Err(refuse("last_replica", text, "at least two replicas"));
+            }
+            source_fits(snapshot, service, node)?;
+            let before = before(order, snapshot, service, count, count, count - 1);
+            let mut record = Record::new(action_name(&service.id), Kind::ScaleIn, order, before);
+            record.source = Some(node.clone());
+            (record, Vec::new())
+        }
+    };
+    if let Some(object) = snapshot.records.get(&record.name) {
+        return match Record::parse(object) {
+            Ok(old) if old.is_over() => {
+                Ok(Step { next: Next::Do(Command::RemoveRecord { id: old.id }), notes: Vec::new() })
+            }
+            Ok(old) => Err(refuse(
+                "busy",
+                format!("{} {} is under way ({})", old.kind, old.token, old.state),
+                "the end of that action",
+            )),
+            Err(error) => Err(refuse("busy", error.to_string(), "a record that can be read, or none")),
+        };
+    }
+    notes.insert(0, note(&record, "leased", format!("{}: {}", record.kind, shortened(&order.reason))));
+    Ok(Step { next: Next::Do(record.create()), notes })
+}
+
+/// A note about an action, with what its record knows.
+pub(super) fn note(record: &Record, code: &'static str, text: impl Into<String>) -> Note {
+    Note {
+        code,
+        text: text.into(),
+        action: record.token.clone(),
+        service: record.service.clone(),
+        task: record.victim.clone(),
+        node: record.source.clone(),
+        target: record.target.clone(),
+        figures: Default::default(),
+    }
+}
+
+fn find<'a>(snapshot: &'a Snapshot, service: &ServiceId) -> Result<&'a Service, Refusal> {
+    snapshot
+        .services
+        .get(service)
+        .ok_or_else(|| refuse("no_service", format!("there is no service {service}"), "an existing service"))
+}
+
+/// The number of replicas of a service that stands still: replicated, no update under way, every slot with one serving
+/// task, and no mark of ours left by hand.
+fn settled(snapshot: &Snapshot, service: &Service) -> Result<u64, Refusal> {
+    let name = &service.name;
+    let Mode::Replicated(count) = service.mode else {
+        return Err(refuse(
+            "not_replicated",
+            format!("{name} is not a replicated service"),
+            "a replicated service",
+        ));
+    };
+    if let Some(state @ ("updating" | "paused" | "rollback_started" | "rollback_paused")) =
+        service.update_state.as_deref()
+    {
+        let text = format!("{name} has a rollout under way ({state})");
+        return Err(refuse("foreign_rollout", text, "the end of the rollout"));
+    }
+    if spec::is_marked(&service.spec) {
+        let text = format!("{name} has platforms that no node has: a mark of which no record is left");
+        return Err(refuse("stray_mark", text, "its placement put right by hand"));
+    }
+    let slots = Slots::of(snapshot, &service.id);
+    if slots.len() != count || slots.serving() != count {
+        let text = format!("{name} has {} of {count} replicas running and healthy", slots.serving());
+        return Err(refuse("not_settled", text, "all replicas running and healthy"));
+    }
+    Ok(count)
+}
+
+/// The node that a replica is to leave: there, not drained, and hosting one.
+fn source_fits<'a>(snapshot: &'a Snapshot, service: &Service, source: &NodeId) -> Result<&'a Node, Refusal> {
+    let node = usable(snapshot, source)?;
+    if Slots::of(snapshot, &service.id).copies_on(source) == 0 {
+        let text = format!("{} has no replica on {}", service.name, node.hostname);
+        return Err(refuse("stale", text, "a replica on that node"));
+    }
+    Ok(node)
+}
+
+fn usable<'a>(snapshot: &'a Snapshot, node: &NodeId) -> Result<&'a Node, Refusal> {
+    let node = snapshot
+        .nodes
+        .get(node)
+        .ok_or_else(|| refuse("no_node", format!("there is no node {node}"), "an existing node"))?;
+    if !node.ready || node.availability == Availability::Drain {
+        let text = format!("node {} is down or drained: Swarm moves its tasks itself", node.hostname);
+        return Err(refuse("node_leaving", text, "a node that is ready and not drained"));
+    }
+    Ok(node)
+}
+
+fn before(
+    order: &Order,
+    snapshot: &Snapshot,
+    service: &Service,
+    replicas: u64,
+    peak: u64,
+    after: u64,
+) -> Before {
+    let tasks = Slots::of(snapshot, &service.id)
+        .tasks()
+        .filter_map(|task| {
+            Some(TaskBefore { id: task.id.clone(), slot: task.slot, node: task.node.clone()? })
+        })
+        .collect();
+    Before {
+        version: service.version,
+        spec: service.spec.clone(),
+        previous_spec: operators_previous(snapshot, service),
+        replicas,
+        peak,
+        after,
+        tasks,
+        steer_off: Vec::new(),
+        availability: None,
+        reason: shortened(&order.reason),
+    }
+}
+
+/// The `PreviousSpec` that the operator's own last write left. Where an earlier action of ours closed with this very
+/// spec, its tombstone knows.
+fn operators_previous(snapshot: &Snapshot, service: &Service) -> Option<Value> {
+    let ours = service.previous_spec.as_ref().is_some_and(|previous| spec::same(previous, &service.spec));
+    let tombstone =
+        snapshot.records.get(&action_name(&service.id)).and_then(|object| Record::parse(object).ok());
+    match tombstone {
+        Some(old) if ours && old.is_over() => old.before.previous_spec,
+        _ => service.previous_spec.clone(),
+    }
+}
+
+/// Settles the steering in `before`; says so, or why not.
+fn choose(
+    before: &mut Before,
+    snapshot: &Snapshot,
+    service: &Service,
+    source: Option<&NodeId>,
+    target: Option<&NodeId>,
+    order: &Order,
+) -> Vec<Note> {
+    let Some(target) = target else { return Vec::new() };
+    let text = match steer(snapshot, service, source, target) {
+        Steering::NotNeeded => return Vec::new(),
+        Steering::Off(off) => {
+            let names: Vec<&str> =
+                off.iter().filter_map(|id| Some(snapshot.nodes.get(id)?.hostname.as_str())).collect();
+            before.steer_off = off;
+            format!(
+                "kept off {} so that Swarm picks the target; endpoint-only updates will pass this replica by",
+                names.join(", ")
+            )
+        }
+        Steering::NotPossible(why) => format!("Swarm picks the node: {why}"),
+    };
+    vec![Note {
+        code: "steered",
+        text,
+        action: order.token.clone(),
+        service: Some(service.id.clone()),
+        task: None,
+        node: source.cloned(),
+        target: Some(target.clone()),
+        figures: Default::default(),
+    }]
+}
+
+fn drain(order: &Order, snapshot: &Snapshot, node: &NodeId) -> Result<Record, Refusal> {
+    usable(snapshot, node)?;
+    let before = Before {
+        version: 0,
+        spec: Value::Null,
+        previous_spec: None,
+        replicas: 0,
+        peak: 0,
+        after: 0,
+        tasks: Vec::new(),
+        steer_off: Vec::new(),
+        availability: None,
+        reason: shortened(&order.reason),
+    };
+    let mut record = Record::new(drain_name(node), Kind::Drain, order, before);
+    record.source = Some(node.clone());
+    record.state = State::Leased;
+    Ok(record)
+}

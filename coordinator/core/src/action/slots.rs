@@ -1,0 +1,100 @@
+//! The wanted tasks of a service by slot, and which slot Swarm would remove next.
+//!
+//! Swarm's order of removal (swarmkit, `manager/orchestrator/replicated/slot.go` and `services.go`): slots with two
+//! tasks or an unassigned one; then the highest count of copies on one node, where running copies are counted first.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use swarmguard_common::domain::{NodeId, ServiceId};
+
+use crate::swarm::{Snapshot, Task};
+
+/// Up to this many slots Swarm's sort keeps the order of equals, and those that do not run stand last.
+const STABLE_SLOTS: usize = 6;
+
+/// The wanted tasks of one service.
+#[derive(Debug)]
+pub(super) struct Slots<'a>(BTreeMap<u64, Vec<&'a Task>>);
+
+impl<'a> Slots<'a> {
+    pub(super) fn of(snapshot: &'a Snapshot, service: &ServiceId) -> Self {
+        let mut slots: BTreeMap<u64, Vec<&Task>> = BTreeMap::new();
+        for task in snapshot.tasks_of(service).filter(|task| task.is_wanted()) {
+            slots.entry(task.slot).or_default().push(task);
+        }
+        Self(slots)
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    pub(super) fn tasks(&self) -> impl Iterator<Item = &'a Task> {
+        self.0.values().flatten().copied()
+    }
+
+    /// Slots in which one task serves and nothing else is wanted.
+    pub(super) fn serving(&self) -> u64 {
+        self.0.values().filter(|tasks| tasks.len() == 1 && tasks[0].is_serving()).count() as u64
+    }
+
+    /// Serving tasks that are not on this node.
+    pub(super) fn serving_off(&self, node: Option<&NodeId>) -> u64 {
+        self.tasks().filter(|task| task.is_serving() && task.node.as_ref() != node).count() as u64
+    }
+
+    pub(super) fn any_doubled(&self) -> bool {
+        self.0.values().any(|tasks| tasks.len() > 1)
+    }
+
+    /// Whether in every doubled slot one task waits for a node: taking the cause away then costs nothing.
+    pub(super) fn twins_have_no_node(&self) -> bool {
+        let mut doubled = self.0.values().filter(|tasks| tasks.len() > 1);
+        doubled.all(|tasks| tasks.iter().any(|task| task.node.is_none()))
+    }
+
+    /// Slots that Swarm removes first: with two tasks, or with one that has no node.
+    pub(super) fn doomed(&self) -> Vec<(u64, &[&'a Task])> {
+        let doomed = |tasks: &[&Task]| tasks.len() > 1 || tasks.iter().any(|task| task.node.is_none());
+        self.0
+            .iter()
+            .filter(|(_, tasks)| doomed(tasks))
+            .map(|(slot, tasks)| (*slot, tasks.as_slice()))
+            .collect()
+    }
+
+    /// Slots that were not there before.
+    pub(super) fn beyond(&self, before: &BTreeSet<u64>) -> Vec<(u64, &[&'a Task])> {
+        self.0
+            .iter()
+            .filter(|(slot, _)| !before.contains(slot))
+            .map(|(slot, tasks)| (*slot, tasks.as_slice()))
+            .collect()
+    }
+
+    pub(super) fn copies_on(&self, node: &NodeId) -> usize {
+        self.tasks().filter(|task| task.node.as_ref() == Some(node)).count()
+    }
+
+    /// Whether one replica fewer costs no serving replica.
+    pub(super) fn can_lose_one(&self) -> bool {
+        if self.serving() == self.len() {
+            return true;
+        }
+        let doomed = self.doomed();
+        if !doomed.is_empty() {
+            return doomed.iter().all(|(_, tasks)| !tasks.iter().any(|task| task.is_serving()));
+        }
+        // All slots have one assigned task here. On its node an unwell one is counted after those that run.
+        let copies: BTreeMap<&NodeId, usize> =
+            self.tasks().filter_map(|task| task.node.as_ref()).fold(BTreeMap::new(), |mut copies, node| {
+                *copies.entry(node).or_default() += 1;
+                copies
+            });
+        let most = copies.values().copied().max().unwrap_or(0);
+        let unwell =
+            |node: &NodeId| self.tasks().any(|task| task.node.as_ref() == Some(node) && !task.is_serving());
+        let mut fullest = copies.iter().filter(|(_, count)| **count == most).map(|(node, _)| unwell(node));
+        if self.0.len() <= STABLE_SLOTS { fullest.any(|unwell| unwell) } else { fullest.all(|unwell| unwell) }
+    }
+}

@@ -1,0 +1,183 @@
+//! Taking an action back, from wherever it is, without costing a replica that serves.
+//!
+//! Where the spec is one of ours the way back is known. Where somebody else wrote on top of it, theirs stays and only
+//! our own marks come off; a rollout of theirs is waited for before the replica count is touched, with the node given
+//! back meanwhile.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+use swarmguard_common::domain::NodeId;
+
+use crate::{command::Command, swarm::Task};
+
+use super::{
+    Next, Step, lease,
+    plan::{after_spec, marked_spec, peak_spec, unmarked_spec},
+    record::{Kind, State},
+    replica::Look,
+    spec,
+};
+
+/// What an operator's own number of replicas is noted as.
+const SCALED_BY_HAND: &str = "scaled_by_hand";
+
+pub(super) fn step(look: &Look<'_>) -> Step {
+    let (record, before) = (look.record, &look.record.before);
+    if record.kind == Kind::ScaleIn && look.is(&after_spec(before)) {
+        // The write that was thought lost came through after all.
+        let mut next = record.clone();
+        (next.state, next.undone) = (State::Closing, None);
+        return Step { next: Next::Do(next.update()), notes: Vec::new() };
+    }
+    let by_hand = record.undone.as_ref().is_some_and(|(code, _)| code == SCALED_BY_HAND);
+    if record.source.as_ref().is_some_and(|source| look.is(&marked_spec(before, source))) {
+        return unmark(look);
+    }
+    if let Some(target) = &record.target
+        && look.is(&drop_spec(look, target))
+    {
+        return dropping(look, target);
+    }
+    let surged =
+        before.peak > before.replicas && (look.is(&peak_spec(before)) || look.is(&unmarked_spec(before)));
+    if surged && !by_hand {
+        return shrink(look, look.before_spec(), true);
+    }
+    if look.is(&before.spec) { back(look) } else { theirs(look, by_hand) }
+}
+
+/// The mark comes off; twins that no node can take vanish with it.
+fn unmark(look: &Look<'_>) -> Step {
+    let resumed = matches!(
+        look.context.last,
+        Some((Command::ResumeBalancers { .. } | Command::WriteService { .. }, _))
+    );
+    match &look.record.victim {
+        Some(victim) if !resumed => look.run(Command::ResumeBalancers { tasks: vec![victim.clone()] }),
+        _ => look.write(unmarked_spec(&look.record.before)),
+    }
+}
+
+/// One replica fewer, the one that was added if it is not well, none that serves in any case unless all do.
+fn shrink(look: &Look<'_>, smaller: Value, ours: bool) -> Step {
+    if look.slots.any_doubled() {
+        let unmarked = unmarked_spec(&look.record.before);
+        if ours && !look.is(&unmarked) && look.slots.twins_have_no_node() {
+            return look.write(unmarked);
+        }
+        return released_or_wait(look, "every slot to have one task");
+    }
+    if look.slots.can_lose_one() || look.slots.len() < look.record.before.peak {
+        return look.write(smaller);
+    }
+    if ours && let Some(node) = lonely_newcomer(look) {
+        if look.record.target.as_ref() != Some(&node) {
+            let mut next = look.record.clone();
+            next.target = Some(node);
+            return Step { next: Next::Do(next.update()), notes: Vec::new() };
+        }
+        return look.write(drop_spec(look, &node));
+    }
+    released_or_wait(look, "the added replica to be healthy or to fail: Swarm would stop another one now")
+}
+
+/// The node of an added replica that is not well, if it is the only one of the service there: then a mark finds it.
+fn lonely_newcomer(look: &Look<'_>) -> Option<NodeId> {
+    let old: BTreeSet<u64> = look.record.before.tasks.iter().map(|task| task.slot).collect();
+    let new: Vec<&Task> = look.slots.beyond(&old).into_iter().flat_map(|(_, tasks)| tasks.to_vec()).collect();
+    let unwell = new.iter().find(|task| !task.is_serving())?;
+    unwell.node.clone().filter(|node| look.slots.copies_on(node) == 1)
+}
+
+/// The spec that marks an added replica which is not well. Its node is not paused: should Swarm stop the replica at
+/// once, so much the better.
+fn drop_spec(look: &Look<'_>, node: &NodeId) -> Value {
+    spec::marked(unmarked_spec(&look.record.before), node)
+}
+
+fn dropping(look: &Look<'_>, target: &NodeId) -> Step {
+    let well = look.slots.serving() == look.slots.len();
+    let old: BTreeSet<u64> = look.record.before.tasks.iter().map(|task| task.slot).collect();
+    let found = look.slots.doomed();
+    let right = !found.is_empty() && found.iter().all(|(slot, _)| !old.contains(slot));
+    if right || well || look.slots.copies_on(target) == 0 {
+        return look.write(look.before_spec());
+    }
+    if !found.is_empty() || look.age() > look.context.tuning.marking {
+        return look.write(unmarked_spec(&look.record.before));
+    }
+    look.wait("Swarm to act on the mark")
+}
+
+/// The spec is as before. `PreviousSpec` must not hold anything of ours either.
+fn back(look: &Look<'_>) -> Step {
+    let untouched = match (&look.service.previous_spec, &look.record.before.previous_spec) {
+        (Some(now), Some(was)) => spec::same(now, was),
+        (None, None) => true,
+        _ => false,
+    };
+    if untouched || look.was(&look.record.before.spec) {
+        return look.to(State::Releasing, Vec::new());
+    }
+    if look.slots.any_doubled() && look.age() < look.context.tuning.removing {
+        return look.wait("every slot to have one task");
+    }
+    look.write(look.before_spec())
+}
+
+/// Somebody else's spec: our marks come off it, nothing else.
+fn theirs(look: &Look<'_>, by_hand: bool) -> Step {
+    let (record, before) = (look.record, &look.record.before);
+    let spec = &look.service.spec;
+    let rolling = is_rolling(look);
+    let nodes: Vec<NodeId> =
+        before.steer_off.iter().chain(&record.source).chain(&record.target).cloned().collect();
+    let cleaned = spec::without_marks(spec, &before.spec, &nodes);
+    if !spec::same(&cleaned, spec) {
+        // A mark holds their rollout up, and its twins have no node: taking it off is safe at any time.
+        if spec::is_marked(spec) || !rolling {
+            return look.write(spec::sendable(cleaned));
+        }
+        return released_or_wait(look, "the rollout of somebody else to end");
+    }
+    let carried = record.kind == Kind::Migrate && !by_hand && spec::replicas(spec) == Some(before.peak);
+    let stale = look
+        .service
+        .previous_spec
+        .as_ref()
+        .is_some_and(|previous| is_ours(look, previous) && !spec::same(previous, spec));
+    if (carried || stale) && rolling {
+        return released_or_wait(look, "the rollout of somebody else to end");
+    }
+    if carried {
+        return shrink(look, spec::sendable(spec::with_replicas(spec.clone(), before.replicas)), false);
+    }
+    if stale {
+        // A rollback would bring our mark back to life.
+        return look.write(spec::sendable(spec.clone()));
+    }
+    look.to(State::Releasing, Vec::new())
+}
+
+fn is_ours(look: &Look<'_>, spec: &Value) -> bool {
+    let before = &look.record.before;
+    let surged = before.peak > before.replicas && spec::same(spec, &unmarked_spec(before));
+    let steered = !before.steer_off.is_empty() && spec::same(spec, &peak_spec(before));
+    spec::is_marked(spec) || surged || steered
+}
+
+/// A rollout that is going on, or stands half done: a write now would restart it.
+fn is_rolling(look: &Look<'_>) -> bool {
+    let state = look.service.update_state.as_deref();
+    matches!(state, Some("updating" | "paused" | "rollback_started" | "rollback_paused"))
+        || look.slots.any_doubled()
+}
+
+/// Long waits do not keep the node: nothing of ours in the spec forbids it any more.
+fn released_or_wait(look: &Look<'_>, why: &str) -> Step {
+    match lease::release(look.record, look.snapshot) {
+        Some((command, note)) => Step { next: Next::Do(command), notes: note.into_iter().collect() },
+        None => look.wait(why),
+    }
+}
