@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod e2e;
 pub mod engine;
 pub mod http;
+pub mod kernel;
 pub mod load;
 pub mod swarm_model;
 pub mod tasks;
