@@ -12,6 +12,7 @@ mod clock;
 mod ebpf;
 mod host;
 mod image;
+mod test;
 
 /// Build, run, test and measure SwarmGuard
 #[derive(Parser)]
@@ -29,6 +30,8 @@ enum Command {
     BuildEbpf(ebpf::Args),
     /// Build the container images from static binaries, without a base image
     Image(image::Args),
+    /// Run every test tier
+    Test(test::Args),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Command::Setup(args) => host::run(&args),
         Command::BuildEbpf(args) => ebpf::run(&args),
         Command::Image(args) => image::run(&args),
+        Command::Test(args) => test::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

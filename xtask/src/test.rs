@@ -1,0 +1,191 @@
+//! `cargo xtask test`: every test tier, fastest first, one line each, and a count at the end.
+//!
+//! Tiers go on after a failed one: a broken unit test should not hide what a real Swarm says. What a tier prints is kept
+//! in `target/test/`, and shown where the tier failed.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::clock::Stopwatch;
+use crate::image::root;
+
+/// `cargo xtask test`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only what needs neither root nor virtual machines
+    #[arg(long)]
+    quick: bool,
+    /// Only the tiers whose name starts with this; may be given several times
+    #[arg(long = "only", value_name = "TIER")]
+    only: Vec<String>,
+    #[command(flatten)]
+    install: crate::host::InstallArgs,
+}
+
+/// How a tier went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Tests that passed.
+    pub passed: u32,
+    /// Tests that failed, or a tier that could not be played at all.
+    pub failed: u32,
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+}
+
+/// Plays the tiers.
+///
+/// # Errors
+/// Where `target/test` cannot be written; a failed tier is counted.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let watch = Stopwatch::start();
+    let mut all = Counts::default();
+    let wanted =
+        |name: &str| args.only.is_empty() || args.only.iter().any(|only| name.starts_with(only.as_str()));
+    for (name, what, arguments) in CARGO_TIERS {
+        if wanted(name) {
+            all += tier(name, what, |log| cargo_test(arguments, log));
+        }
+    }
+    println!("{} passed, {} failed (in {watch})", all.passed, all.failed);
+    Ok(if all.failed == 0 && all.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Tiers that are plain `cargo test`: name, what is in them, arguments.
+const CARGO_TIERS: [(&str, &str, &[&str]); 2] = [
+    ("unit", "unit tests, properties, fixtures", &["test", "--lib", "--bins"]),
+    ("simulation", "whole brains against a model of Swarm, seeded", &["test", "--test", "*"]),
+];
+
+/// Plays one tier and prints its line.
+pub fn tier(name: &str, what: &str, play: impl FnOnce(&mut Log) -> Result<Counts>) -> Counts {
+    let watch = Stopwatch::start();
+    let outcome = Log::create(name).and_then(|mut log| {
+        let counts = play(&mut log);
+        log.bar.finish_and_clear();
+        if !matches!(counts, Ok(counts) if counts.failed == 0) {
+            log.show();
+        }
+        counts
+    });
+    match outcome {
+        Ok(counts) => {
+            println!("tier {name} ({what}): {} passed, {} failed in {watch}", counts.passed, counts.failed);
+            counts
+        }
+        Err(error) => {
+            println!("tier {name} ({what}): could not be played after {watch}: {error:#}");
+            Counts { passed: 0, failed: 1 }
+        }
+    }
+}
+
+/// Where a tier's output goes, and the line that shows that it lives.
+pub struct Log {
+    file: File,
+    path: PathBuf,
+    bar: ProgressBar,
+}
+
+/// Lines shown of a failed tier.
+const SHOWN: usize = 80;
+
+impl Log {
+    fn create(name: &str) -> Result<Self> {
+        let dir = root().join("target/test");
+        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        let path = dir.join(format!("{name}.log"));
+        let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        let bar = ProgressBar::new_spinner();
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} {elapsed} {wide_msg}") {
+            bar.set_style(style);
+        }
+        bar.set_prefix(name.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Ok(Log { file, path, bar })
+    }
+
+    /// Runs `command` to its end, its output into the log; every line of it also goes to `line`. True where it ended
+    /// with success.
+    ///
+    /// # Errors
+    /// Where it cannot be started or its output cannot be kept.
+    pub fn command(&mut self, command: &mut Command, mut line: impl FnMut(&str)) -> Result<bool> {
+        let shown = format!("{command:?}");
+        writeln!(self.file, "$ {shown}").context("cannot write the log")?;
+        let errors = self.file.try_clone().context("cannot write the log")?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
+        let mut child = command.spawn().with_context(|| format!("cannot start {shown}"))?;
+        let output = child.stdout.take().context("a command without output")?;
+        for text in BufReader::new(output).lines() {
+            let text = text.with_context(|| format!("cannot read what {shown} says"))?;
+            writeln!(self.file, "{text}").context("cannot write the log")?;
+            self.bar.set_message(text.clone());
+            line(&text);
+        }
+        Ok(child.wait().with_context(|| format!("cannot wait for {shown}"))?.success())
+    }
+
+    fn show(&self) {
+        let text = fs::read_to_string(&self.path).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        println!("--- the end of {} ---", self.path.display());
+        for line in &lines[lines.len().saturating_sub(SHOWN)..] {
+            println!("{line}");
+        }
+        println!("---");
+    }
+}
+
+fn cargo_test(arguments: &[&str], log: &mut Log) -> Result<Counts> {
+    let mut counts = Counts::default();
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root()).args(arguments).arg("--no-fail-fast");
+    let success = log.command(&mut cargo, |line| counts += harness(line).unwrap_or_default())?;
+    // Without a count it did not compile; with failures cargo says no as well.
+    ensure!(success || counts.failed > 0, "cargo {} failed, see above", arguments.join(" "));
+    Ok(counts)
+}
+
+/// The counts of a line that ends one of the test harness's runs.
+fn harness(line: &str) -> Option<Counts> {
+    let rest = line.strip_prefix("test result: ")?;
+    let number = |word: &str| {
+        let before = rest.split(&format!(" {word};")).next()?;
+        before.rsplit(' ').next()?.parse().ok()
+    };
+    Some(Counts { passed: number("passed")?, failed: number("failed")? })
+}
+
+/// The counts of a line such as `swarm: 3 passed, 1 failed`, as our own programs end.
+pub fn summary(line: &str, tier: &str) -> Option<Counts> {
+    let rest = line.strip_prefix(tier)?.strip_prefix(": ")?;
+    let (passed, failed) = rest.split_once(" passed, ")?;
+    Some(Counts { passed: passed.parse().ok()?, failed: failed.strip_suffix(" failed")?.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_counted() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.01s";
+        assert_eq!(harness(line), Some(Counts { passed: 12, failed: 3 }));
+        assert_eq!(harness("test result of something else"), None);
+        assert_eq!(summary("swarm: 7 passed, 2 failed", "swarm"), Some(Counts { passed: 7, failed: 2 }));
+        assert_eq!(summary("swarm 20.10: migration ok (3 s)", "swarm"), None);
+        assert_eq!(summary("kernel: x passed, 2 failed", "kernel"), None);
+    }
+}
