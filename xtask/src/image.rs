@@ -143,6 +143,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Programs that are no images: they run on this machine or in a virtual one, so they are static as well, and come out
+/// of the same build.
+const PROGRAMS: [&str; 2] = ["swarmguard-e2e", "swarmguard-kernel"];
+
+/// One of the programs that are built along with the web-stress image.
+pub fn program(name: &str) -> PathBuf {
+    root().join("target/static").join(HOST).join("release").join(name)
+}
+
 /// Builds the images in `which` (all where it is empty) for the machine at hand, into `target/images`.
 ///
 /// # Errors
@@ -222,6 +231,9 @@ fn compile(root: &Path, recipes: &[&Recipe], target: &str) -> Result<PathBuf> {
         .arg(&dir);
     for recipe in recipes {
         cargo.args(["--package", recipe.package, "--bin", recipe.binary]);
+        if recipe.which == Which::WebStress {
+            cargo.args(PROGRAMS.iter().flat_map(|program| ["--bin", program]));
+        }
     }
     let home = std::env::var("CARGO_HOME")
         .or_else(|_| std::env::var("HOME").map(|home| format!("{home}/.cargo")))
