@@ -7,6 +7,7 @@ pub mod engine;
 pub mod http;
 pub mod kernel;
 pub mod load;
+pub mod simulation;
 pub mod swarm_model;
 pub mod tasks;
 pub mod web_stress;

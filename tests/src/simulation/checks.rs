@@ -1,0 +1,205 @@
+//! What must hold whatever happens, looked at from outside: the checkers know the model, not the brain.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use swarmguard_common::{
+    clock::Time,
+    domain::{NodeId, ServiceId},
+    journal::{Entry, Kind},
+};
+use swarmguard_core::{
+    command::{Command, CommandResult},
+    swarm::Availability,
+};
+
+use super::scenario::{Class, Pattern, Scenario};
+use crate::swarm_model::SwarmModel;
+
+/// A surge and an operator's own doing may coincide; more wanted tasks than this over the wish is a runaway.
+const SURPLUS: u64 = 2;
+/// Actions that a noisy load may provoke in one run, all services together.
+const NOISE_ACTIONS: u64 = 8;
+
+/// What is expected, and what went wrong.
+pub(super) struct Checks {
+    class: Class,
+    watching: bool,
+    calm_from: Time,
+    /// What operators last asked for: spec with their replica count.
+    specs: BTreeMap<ServiceId, Value>,
+    availability: BTreeMap<NodeId, Availability>,
+    /// Serving replicas that must not be fallen below while only SwarmGuard acts.
+    floor: BTreeMap<ServiceId, u64>,
+    bounds: BTreeMap<ServiceId, (u64, u64)>,
+    told: BTreeSet<String>,
+    last_migration: BTreeMap<ServiceId, Time>,
+    pub failures: Vec<String>,
+    pub begun: BTreeMap<String, u64>,
+}
+
+impl Checks {
+    pub fn new(swarm: &SwarmModel, services: &[ServiceId], scenario: &Scenario) -> Self {
+        let spec = |service: &ServiceId| (service.clone(), swarm.services[service].spec.clone());
+        let bounds = |(index, service): (usize, &ServiceId)| {
+            let replicas = scenario.replicas[index];
+            (service.clone(), (replicas, scenario.scale_max[index].unwrap_or(replicas)))
+        };
+        Self {
+            class: scenario.class,
+            watching: false,
+            calm_from: swarm.now + Duration::from_secs(10) + scenario.troubled,
+            specs: services.iter().map(spec).collect(),
+            availability: swarm.nodes.keys().map(|node| (node.clone(), Availability::Active)).collect(),
+            floor: BTreeMap::new(),
+            bounds: services.iter().enumerate().map(bounds).collect(),
+            told: BTreeSet::new(),
+            last_migration: BTreeMap::new(),
+            failures: Vec::new(),
+            begun: BTreeMap::new(),
+        }
+    }
+
+    /// From now on the services are up and must stay so.
+    pub fn start(&mut self, swarm: &SwarmModel) {
+        self.watching = true;
+        for (service, (least, _)) in &self.bounds {
+            let serving = swarm.serving(service).count() as u64;
+            // Slow starters may not be up yet: what is up is what must stay.
+            self.floor.insert(service.clone(), serving.min(*least));
+        }
+    }
+
+    pub fn is_watching(&self) -> bool {
+        self.watching
+    }
+
+    pub fn is_calm(&self, now: Time) -> bool {
+        now >= self.calm_from
+    }
+
+    pub fn operator_scaled(&mut self, service: &ServiceId, replicas: u64) {
+        if let Some(spec) = self.specs.get_mut(service) {
+            spec["Mode"]["Replicated"]["Replicas"] = json!(replicas);
+        }
+    }
+
+    pub fn operator_set(&mut self, node: &NodeId, availability: Availability) {
+        self.availability.insert(node.clone(), availability);
+    }
+
+    pub fn operator_spec(&self, service: &ServiceId) -> Value {
+        self.specs[service].clone()
+    }
+
+    pub fn operator_deployed(&mut self, service: &ServiceId, spec: Value) {
+        self.specs.insert(service.clone(), spec);
+    }
+
+    fn fail(&mut self, now: Time, text: String) {
+        if self.failures.len() < 10 {
+            self.failures.push(format!("at {now}: {text}"));
+        }
+    }
+
+    /// After every step.
+    pub fn look(&mut self, now: Time, swarm: &SwarmModel, services: &[ServiceId]) {
+        if let Some(violation) = swarm.violations.first() {
+            self.fail(now, violation.clone());
+        }
+        if !self.watching {
+            return;
+        }
+        for service in services {
+            let serving = swarm.serving(service).count() as u64;
+            let floor = self.floor.get(service).copied().unwrap_or(0);
+            if self.class == Class::OwnFaults && serving < floor {
+                self.fail(now, format!("{service} fell to {serving} serving replicas, {floor} were there before"));
+            }
+            let wish = swarm.services.get(service).map_or(0, crate::swarm_model::ModelService::replicas);
+            let wanted = swarm.wanted(service).count() as u64;
+            if self.class == Class::OwnFaults && wanted > wish + SURPLUS {
+                self.fail(now, format!("{service} has {wanted} wanted tasks for {wish} replicas"));
+            }
+            // What came up later must stay as well.
+            if let (Some(floor), Some((least, _))) = (self.floor.get_mut(service), self.bounds.get(service)) {
+                *floor = (*floor).max(serving.min(*least));
+            }
+        }
+    }
+
+    /// When a command reached Swarm.
+    pub fn command(&mut self, now: Time, by: &NodeId, command: &Command, result: &CommandResult, swarm: &SwarmModel) {
+        let Command::WriteService { service, .. } = command else { return };
+        if result.is_ok() && !swarm.configs.values().any(|config| config.name.ends_with(service.as_str())) {
+            self.fail(now, format!("{by} wrote {service} without holding its action lease"));
+        }
+    }
+
+    /// When a coordinator wrote to its journal.
+    pub fn entry(&mut self, now: Time, entry: &Entry) {
+        let (Kind::Action, "leased", Some(action)) = (entry.kind, entry.code.as_str(), &entry.action) else { return };
+        if !self.told.insert(action.clone()) {
+            return;
+        }
+        let kind = entry.text.split_whitespace().next().unwrap_or_default().to_owned();
+        *self.begun.entry(kind).or_default() += 1;
+        let (Some(service), Some(_)) = (&entry.service, &entry.node) else { return };
+        if let Some(last) = self.last_migration.insert(service.clone(), now)
+            && now - last < Duration::from_secs(15)
+            && self.class == Class::OwnFaults
+        {
+            self.fail(now, format!("{service}: an action began {:?} after another", now - last));
+        }
+    }
+
+    /// At the end, after a long calm.
+    pub fn finish(&mut self, swarm: &SwarmModel, services: &[ServiceId], scenario: &Scenario, alerts: usize) {
+        let now = swarm.now;
+        for service in services {
+            self.finish_service(now, swarm, service);
+        }
+        for (node, meant) in self.availability.clone() {
+            let is = swarm.nodes[&node].availability();
+            if is != meant {
+                self.fail(now, format!("{node} is left {is:?}, operators meant {meant:?}"));
+            }
+        }
+        for config in swarm.configs.values() {
+            let state = config.labels.values().any(|value| value == "over") || config.name.contains("settings");
+            if !state {
+                self.fail(now, format!("{} is left unfinished: {:?}", config.name, config.labels));
+            }
+        }
+        if alerts > 0 {
+            self.fail(now, format!("{alerts} alerts stand though the load is low"));
+        }
+        let begun: u64 = self.begun.values().sum();
+        if scenario.pattern == Pattern::Noise && begun > NOISE_ACTIONS {
+            self.fail(now, format!("a noisy load provoked {begun} actions"));
+        }
+    }
+
+    fn finish_service(&mut self, now: Time, swarm: &SwarmModel, service: &ServiceId) {
+        let mut is = swarm.services[service].spec.clone();
+        let mut meant = self.specs[service].clone();
+        let replicas = is["Mode"]["Replicated"]["Replicas"].take().as_u64().unwrap_or(0);
+        let asked = meant["Mode"]["Replicated"]["Replicas"].take().as_u64().unwrap_or(0);
+        if is != meant {
+            self.fail(now, format!("{service} is left changed\n     is {is}\n  meant {meant}"));
+        }
+        let (least, most) = self.bounds[service];
+        let scales = least != most;
+        if (scales && !(least..=most).contains(&replicas)) || (!scales && replicas != asked) {
+            self.fail(now, format!("{service} is left with {replicas} replicas, {asked} were asked for ({least} to {most})"));
+        }
+        let serving = swarm.serving(service).count() as u64;
+        // Starts that fail for ever never come to an end; all others must have.
+        if serving < replicas && swarm.services[service].workload.failing_starts == 0 {
+            self.fail(now, format!("{service} has {serving} of {replicas} replicas serving after the calm"));
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Coordinators of the simulation: a brain with a slow, unreliable way to Swarm, that can die at any moment.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use swarmguard_common::{clock::Time, domain::NodeId, journal::Kind};
+use swarmguard_core::{
+    brain::{AgentEvent, AgentInput, Brain, ConnectionId, Input, Settings, Wish},
+    command::{Command, CommandError, CommandId, CommandResult},
+    swarm::Snapshot,
+};
+
+use super::{World, network::Parcel};
+
+/// A coordinator beside one manager.
+pub(super) struct Coordinator {
+    node: NodeId,
+    /// `None` while it is dead.
+    pub brain: Option<Brain>,
+    /// Counts its lives.
+    pub incarnation: u64,
+    starts_at: Time,
+    /// A reading that is on its way, with the time of its arrival.
+    reading: Option<(Time, Arc<Snapshot>)>,
+    read_at: Time,
+    /// Commands on their way to Swarm, and answers on their way back.
+    calls: VecDeque<Call>,
+}
+
+struct Call {
+    id: CommandId,
+    command: Command,
+    acts_at: Time,
+    answers_at: Time,
+    result: Option<CommandResult>,
+}
+
+impl Coordinator {
+    pub fn new(node: NodeId) -> Self {
+        Self {
+            node,
+            brain: None,
+            incarnation: 0,
+            starts_at: Time::ZERO,
+            reading: None,
+            read_at: Time::ZERO,
+            calls: VecDeque::new(),
+        }
+    }
+
+    /// Dies; commands that were sent may or may not still arrive.
+    pub fn crash(&mut self, now: Time, down: Duration, in_flight_survive: bool) {
+        self.brain = None;
+        self.starts_at = now + down;
+        self.reading = None;
+        if !in_flight_survive {
+            self.calls.retain(|call| call.result.is_some());
+        }
+    }
+
+    fn start(&mut self) {
+        self.incarnation += 1;
+        let mut settings = Settings::new(format!("{}.{}", self.node, self.incarnation));
+        settings.max_actions = 2;
+        self.brain = Some(Brain::new(settings));
+        self.read_at = Time::ZERO;
+    }
+}
+
+impl World {
+    pub(super) fn run_coordinators(&mut self) {
+        for node in self.coordinators.keys().cloned().collect::<Vec<_>>() {
+            let mut coordinator = self.coordinators.remove(&node).expect("it was there");
+            self.run_coordinator(&mut coordinator);
+            self.coordinators.insert(node, coordinator);
+        }
+    }
+
+    fn run_coordinator(&mut self, coordinator: &mut Coordinator) {
+        let up = self.swarm.nodes[&coordinator.node].up;
+        if !up && coordinator.brain.is_some() {
+            coordinator.crash(self.now, Duration::from_secs(2), true);
+        }
+        self.run_calls(coordinator);
+        if up && coordinator.brain.is_none() && self.now >= coordinator.starts_at {
+            coordinator.start();
+        }
+        self.read_swarm(coordinator);
+        let now = self.now;
+        if let Some(brain) = &mut coordinator.brain
+            && brain.poll_timeout().is_some_and(|at| at <= now)
+        {
+            brain.handle(now, Input::Tick);
+        }
+        self.poll(coordinator);
+    }
+
+    fn read_swarm(&mut self, coordinator: &mut Coordinator) {
+        let Some(brain) = &mut coordinator.brain else { return };
+        if let Some((_, snapshot)) = coordinator.reading.take_if(|(arrives, _)| *arrives <= self.now) {
+            brain.handle(self.now, Input::Snapshot(snapshot));
+        }
+        let rhythm = match brain.snapshot_wish() {
+            Wish::Usual => Duration::from_secs(1),
+            Wish::Within(duration) => duration,
+            Wish::Now => Duration::from_millis(50),
+        };
+        let due = self.now - coordinator.read_at >= rhythm;
+        if due && coordinator.reading.is_none() && !self.network.is_blind(&coordinator.node) {
+            let arrives = self.now + Duration::from_millis(self.rng.u64(5..200));
+            coordinator.reading = Some((arrives, Arc::new(self.swarm.snapshot(&coordinator.node))));
+            coordinator.read_at = self.now;
+        }
+    }
+
+    /// Commands reach Swarm, answers reach the brain.
+    fn run_calls(&mut self, coordinator: &mut Coordinator) {
+        let now = self.now;
+        for call in &mut coordinator.calls {
+            if call.result.is_none() && call.acts_at <= now {
+                let result = self.swarm.execute(&call.command);
+                self.checks.command(now, &coordinator.node, &call.command, &result, &self.swarm);
+                self.story.tell(now, || format!("{}: {} -> {result:?}", coordinator.node, brief(&call.command)));
+                call.result = Some(result);
+            }
+        }
+        let mut answered = Vec::new();
+        coordinator.calls.retain(|call| match &call.result {
+            Some(result) if call.answers_at <= now => {
+                answered.push((call.id, result.clone()));
+                false
+            }
+            _ => true,
+        });
+        let lost = self.network.is_blind(&coordinator.node);
+        for (id, result) in answered {
+            let result = if lost { Err(CommandError::Unavailable("timed out".into())) } else { result };
+            if let Some(brain) = &mut coordinator.brain {
+                brain.handle(now, Input::Answer { id, result });
+            }
+        }
+    }
+
+    fn poll(&mut self, coordinator: &mut Coordinator) {
+        let Some(brain) = &mut coordinator.brain else { return };
+        while let Some(entry) = brain.poll_entry() {
+            self.checks.entry(self.now, &entry);
+            if entry.kind != Kind::Alert {
+                self.story.tell(self.now, || format!("{}: [{}] {}", coordinator.node, entry.code, entry.text));
+            }
+        }
+        while let Some(output) = brain.poll_agent() {
+            let agent = self.agents.keys().find(|node| {
+                coordinator.incarnation == output.connection.0 >> 32 && self.connections_of(node, &coordinator.node) == Some(output.connection)
+            });
+            if let Some(to) = agent.cloned() {
+                let parcel = Parcel::Down { from: coordinator.node.clone(), to, connection: output.connection, what: output.what };
+                self.network.send(self.now, parcel, &mut self.rng);
+            }
+        }
+        let Some(brain) = &mut coordinator.brain else { return };
+        while let Some((id, command)) = brain.poll_command() {
+            let acts_at = self.now + Duration::from_millis(self.rng.u64(1..150));
+            let answers_at = acts_at + Duration::from_millis(self.rng.u64(1..150));
+            coordinator.calls.push_back(Call { id, command, acts_at, answers_at, result: None });
+            // The cruellest moments: a command just sent, whether it arrives or not.
+            if self.scenario.crashes(&mut self.rng) {
+                self.story.tell(self.now, || format!("{}: crashes with a command in flight", coordinator.node));
+                let (down, survives) = (Duration::from_millis(self.rng.u64(500..8_000)), self.rng.bool());
+                coordinator.crash(self.now, down, survives);
+                return;
+            }
+        }
+    }
+
+    pub(super) fn receive_up(&mut self, from: &NodeId, to: &NodeId, connection: ConnectionId, what: AgentEvent) {
+        let now = self.now;
+        let Some(coordinator) = self.coordinators.get_mut(to) else { return };
+        // A message of an earlier life finds nobody who knows its connection.
+        if connection.0 >> 32 != coordinator.incarnation {
+            return;
+        }
+        if let Some(brain) = &mut coordinator.brain {
+            brain.handle(now, Input::Agent(AgentInput { node: from.clone(), connection, what }));
+        }
+    }
+}
+
+fn brief(command: &Command) -> String {
+    match command {
+        Command::WriteService { service, version, spec } => format!(
+            "write {service} at {version}: replicas {}, placement {}",
+            spec["Mode"]["Replicated"]["Replicas"], spec["TaskTemplate"]["Placement"]
+        ),
+        Command::WriteNode { node, version, spec } => format!("write {node} at {version}: {}", spec["Availability"]),
+        Command::CreateRecord { name, labels, .. } => format!("create {name} {labels:?}"),
+        Command::UpdateRecord { name, version, labels, .. } => format!("update {name} at {version} {labels:?}"),
+        other => format!("{other:?}"),
+    }
+}

@@ -1,0 +1,165 @@
+//! Simulation: whole brains and agents against the Swarm model, with faults, seeded, watched by checkers.
+//!
+//! A [`World`] holds everything; one step is [`TICK_MS`] of simulated time. All chance comes from one seed, so a
+//! failure replays exactly: `swarmguard-simulate --from SEED --seeds 1 --verbose`.
+
+mod agent;
+mod chaos;
+mod checks;
+mod coordinator;
+mod load;
+mod network;
+mod scenario;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use swarmguard_common::{
+    clock::Time,
+    domain::{NodeId, ServiceId},
+};
+
+use crate::swarm_model::{SwarmModel, TICK_MS};
+use agent::Agent;
+use checks::Checks;
+use coordinator::Coordinator;
+use load::Load;
+use network::Network;
+pub use scenario::{Class, Scenario};
+
+/// What one run found.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The seed that repeats it.
+    pub seed: u64,
+    /// What was tried.
+    pub scenario: Scenario,
+    /// What went wrong; empty when nothing did.
+    pub failures: Vec<String>,
+    /// Actions that were begun, by kind.
+    pub actions: BTreeMap<String, u64>,
+    /// Everything that happened, for people; only kept when asked for.
+    pub story: Vec<String>,
+}
+
+/// Runs one seed.
+pub fn run(seed: u64, verbose: bool) -> Outcome {
+    let mut world = World::new(seed, verbose);
+    world.run();
+    Outcome {
+        seed,
+        failures: std::mem::take(&mut world.checks.failures),
+        actions: std::mem::take(&mut world.checks.begun),
+        story: std::mem::take(&mut world.story.lines),
+        scenario: world.scenario,
+    }
+}
+
+/// One simulated cluster.
+struct World {
+    now: Time,
+    rng: fastrand::Rng,
+    scenario: Scenario,
+    swarm: SwarmModel,
+    services: Vec<ServiceId>,
+    load: Load,
+    network: Network,
+    agents: BTreeMap<NodeId, Agent>,
+    coordinators: BTreeMap<NodeId, Coordinator>,
+    checks: Checks,
+    story: Story,
+}
+
+/// What is told of a run.
+struct Story {
+    start: Time,
+    wanted: bool,
+    lines: Vec<String>,
+}
+
+impl Story {
+    fn tell(&mut self, now: Time, text: impl FnOnce() -> String) {
+        if self.wanted {
+            let at = now - self.start;
+            self.lines.push(format!("{:8.2}s {}", at.as_secs_f64(), text()));
+        }
+    }
+}
+
+impl World {
+    fn new(seed: u64, verbose: bool) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let scenario = Scenario::draw(&mut rng);
+        let mut swarm = SwarmModel::new(rng.u64(..), scenario.managers, scenario.workers);
+        let services: Vec<ServiceId> = scenario.create_services(&mut swarm);
+        let start = swarm.now;
+        let load = Load::new(&scenario, start, &mut rng);
+        let agents = swarm.nodes.keys().map(|node| (node.clone(), Agent::new(node.clone()))).collect();
+        let managers = swarm.nodes.values().filter(|node| node.manager);
+        let coordinators = managers.map(|node| (node.id.clone(), Coordinator::new(node.id.clone()))).collect();
+        let checks = Checks::new(&swarm, &services, &scenario);
+        Self {
+            now: start,
+            network: Network::new(&scenario),
+            story: Story { start, wanted: verbose, lines: vec![format!("seed {seed}: {scenario:?}")] },
+            rng,
+            scenario,
+            swarm,
+            services,
+            load,
+            agents,
+            coordinators,
+            checks,
+        }
+    }
+
+    fn run(&mut self) {
+        // The services come up before anything is watched or disturbed.
+        self.step_for(Duration::from_secs(10));
+        self.checks.start(&self.swarm);
+        self.step_for(self.scenario.troubled);
+        self.calm();
+        self.step_for(self.scenario.calm);
+        self.finish();
+    }
+
+    fn step_for(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        while self.now < end && self.checks.failures.is_empty() {
+            self.step();
+        }
+    }
+
+    fn step(&mut self) {
+        self.now = self.now + Duration::from_millis(TICK_MS);
+        self.disturb();
+        self.swarm.advance(self.now);
+        self.run_agents();
+        self.deliver();
+        self.run_coordinators();
+        self.checks.look(self.now, &self.swarm, &self.services);
+    }
+
+    /// Every fault ends and load becomes low: what was begun must come to its end.
+    fn calm(&mut self) {
+        self.network.heal();
+        self.load.calm();
+        for node in self.swarm.nodes.keys().cloned().collect::<Vec<_>>() {
+            if !self.swarm.nodes[&node].up {
+                self.swarm.power_on(&node);
+            }
+        }
+        self.story.tell(self.now, || "calm: faults end, load is low".into());
+    }
+
+    fn finish(&mut self) {
+        if !self.checks.failures.is_empty() {
+            return;
+        }
+        let leader = self.swarm.leader.clone();
+        let alerts = match self.coordinators.get(&leader).and_then(|coordinator| coordinator.brain.as_ref()) {
+            Some(brain) => brain.alerts(self.now).len(),
+            None => 0,
+        };
+        self.checks.finish(&self.swarm, &self.services, &self.scenario, alerts);
+    }
+}
