@@ -105,6 +105,8 @@ pub enum Allowance {
 pub struct ServicePolicy {
     /// `swarmguard.enable`: nothing is done to a service without it.
     pub enabled: bool,
+    /// `swarmguard.observe`: decide and explain, change nothing.
+    pub observe: bool,
     /// `swarmguard.role`: a part of SwarmGuard itself, which is never touched.
     pub role: Option<Part>,
     /// Thresholds for the agents.
@@ -145,6 +147,7 @@ impl Default for ServicePolicy {
     fn default() -> Self {
         Self {
             enabled: false,
+            observe: false,
             role: None,
             thresholds: Thresholds::default(),
             migrate: MigrateMode::Auto,
@@ -179,6 +182,7 @@ impl ServicePolicy {
         let mut read = Reader::new(ours);
         let mut policy = Self::default();
         read.take("enable", yes_or_no, &mut policy.enabled);
+        read.take("observe", yes_or_no, &mut policy.observe);
         let parts = [("agent", Part::Agent), ("coordinator", Part::Coordinator), ("balancer", Part::Balancer)];
         read.take("role", |text| one_of(text, &parts).map(Some), &mut policy.role);
         read_thresholds(&mut read, &mut policy.thresholds);

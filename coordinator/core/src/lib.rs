@@ -9,4 +9,6 @@ pub mod brain;
 pub mod command;
 pub mod explain;
 pub mod lease;
+pub mod policy;
 pub mod swarm;
+pub mod view;

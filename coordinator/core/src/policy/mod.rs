@@ -1,0 +1,5 @@
+//! Rules.
+
+mod constraint;
+pub mod placement;
+pub mod preflight;

@@ -1,0 +1,309 @@
+//! What one node's agent has said: its lease, its containers with their loads, and the alerts that stand.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use swarmguard_common::{
+    clock::Time,
+    domain::{Condition, ContainerId, Edge, TaskId},
+    wire::agent::{Alert, ContainerChange, ContainerEvent, Hello, NodeLoad, Report, TaskIntro, TaskLoad, ToAgent},
+};
+
+use super::{
+    alerts::{Seen, Standing, StandingAlerts},
+    smooth::Smooth,
+};
+use crate::{
+    brain::{ConnectionId, Statistics},
+    lease::{Lease, LeaseState},
+};
+
+/// Most containers kept for one node; more are counted as dropped.
+pub const MAX_CONTAINERS: usize = 4_096;
+/// A container's figures count for this long: agents send each at least once a second, and a datagram may be lost.
+const LOAD_VALID: Duration = Duration::from_millis(2_500);
+
+/// A container as its agent describes it.
+#[derive(Clone, Debug)]
+pub struct Container {
+    /// As introduced.
+    pub intro: TaskIntro,
+    /// Last figures and when they came.
+    pub load: Option<(TaskLoad, Time)>,
+    /// Smoothed CPU utilisation.
+    pub cpu: Smooth,
+    /// Smoothed memory utilisation.
+    pub memory: Smooth,
+    /// Smoothed network utilisation.
+    pub network: Smooth,
+    /// Conditions that stand.
+    pub standing: StandingAlerts,
+    /// Its healthcheck was seen to speak, so it has one.
+    pub health_seen: bool,
+}
+
+impl Container {
+    fn new(intro: TaskIntro) -> Self {
+        Self {
+            intro,
+            load: None,
+            cpu: Smooth::default(),
+            memory: Smooth::default(),
+            network: Smooth::default(),
+            standing: StandingAlerts::new(),
+            health_seen: false,
+        }
+    }
+
+    /// Whether it has a healthcheck, as far as its agent can tell.
+    pub fn healthcheck(&self) -> Option<bool> {
+        if self.health_seen { Some(true) } else { self.intro.healthcheck }
+    }
+}
+
+/// An alert edge that was new.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewEdge {
+    /// Of which container; `None` for a condition of the agent itself.
+    pub container: Option<ContainerId>,
+    /// Which condition.
+    pub condition: Condition,
+    /// Which change; a refresh of something unknown here is a raise.
+    pub edge: Edge,
+    /// Value in per cent.
+    pub percent: f64,
+    /// Age of the condition when the edge came.
+    pub age_ms: u32,
+}
+
+/// One node's agent.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    /// The connection it speaks over, while there is one.
+    pub connection: Option<ConnectionId>,
+    /// As it introduced itself.
+    pub hello: Hello,
+    /// Its right to be believed.
+    pub lease: Lease,
+    /// Last node figures.
+    pub load: Option<NodeLoad>,
+    /// Smoothed CPU of the node.
+    pub cpu: Smooth,
+    /// Smoothed memory of the node.
+    pub memory: Smooth,
+    /// Its containers.
+    pub containers: BTreeMap<ContainerId, Container>,
+    handles: BTreeMap<u32, ContainerId>,
+    /// What stood when the last connection ended; taken over as containers are introduced again.
+    stood: BTreeMap<ContainerId, StandingAlerts>,
+    newest_connection: ConnectionId,
+    report_seq: Option<u64>,
+    seen: Seen,
+    acknowledged: Option<u64>,
+    pub(super) thresholds_sent: Option<ToAgent>,
+}
+
+impl Agent {
+    /// An agent said hello for the first time.
+    pub fn new(now: Time, connection: ConnectionId, hello: Hello) -> Self {
+        Self {
+            connection: Some(connection),
+            newest_connection: connection,
+            hello,
+            lease: Lease::new(now),
+            load: None,
+            cpu: Smooth::default(),
+            memory: Smooth::default(),
+            containers: BTreeMap::new(),
+            handles: BTreeMap::new(),
+            stood: BTreeMap::new(),
+            report_seq: None,
+            seen: Seen::default(),
+            acknowledged: None,
+            thresholds_sent: None,
+        }
+    }
+
+    /// The agent said hello over a new connection, which supersedes the one before: that one is returned, to be closed.
+    ///
+    /// # Errors
+    /// When the connection is older than the newest one: it is to be closed itself.
+    pub fn reconnect(
+        &mut self,
+        now: Time,
+        connection: ConnectionId,
+        hello: Hello,
+    ) -> Result<Option<ConnectionId>, ConnectionId> {
+        if connection <= self.newest_connection {
+            return Err(connection);
+        }
+        let old = self.connection.replace(connection);
+        self.newest_connection = connection;
+        self.handles.clear();
+        let containers = std::mem::take(&mut self.containers);
+        if hello.epoch == self.hello.epoch {
+            self.stood.extend(containers.into_iter().map(|(id, container)| (id, container.standing)));
+            self.stood.retain(|_, standing| !standing.is_empty());
+        } else {
+            // Another life of the agent: it begins to observe and to count anew.
+            self.stood.clear();
+            self.report_seq = None;
+            self.seen = Seen::default();
+        }
+        self.acknowledged = None;
+        self.thresholds_sent = None;
+        self.hello = hello;
+        self.lease.renew(now, false);
+        Ok(old)
+    }
+
+    /// The connection ended. The lease runs on.
+    pub fn disconnect(&mut self, connection: ConnectionId) {
+        if self.connection == Some(connection) {
+            self.connection = None;
+        }
+    }
+
+    /// Introduces a container; `false` when there are too many.
+    pub fn introduce(&mut self, intro: TaskIntro) -> bool {
+        if self.containers.len() >= MAX_CONTAINERS && !self.containers.contains_key(&intro.container) {
+            return false;
+        }
+        let id = intro.container.clone();
+        self.handles.insert(intro.handle, id.clone());
+        let stood = self.stood.remove(&id).unwrap_or_default();
+        match self.containers.get_mut(&id) {
+            Some(container) => {
+                self.handles.remove(&container.intro.handle);
+                self.handles.insert(intro.handle, id.clone());
+                container.intro = intro;
+            }
+            None => {
+                let mut container = Container::new(intro);
+                container.standing = stood;
+                self.containers.insert(id, container);
+            }
+        }
+        true
+    }
+
+    /// A container is gone; answers which.
+    pub fn gone(&mut self, handle: u32) -> Option<ContainerId> {
+        let id = self.handles.remove(&handle)?;
+        self.containers.remove(&id);
+        Some(id)
+    }
+
+    /// What the engine said of a container.
+    pub fn event(&mut self, event: &ContainerEvent) {
+        if let Some(container) = self.containers.get_mut(&event.container) {
+            let spoke = matches!(event.what, ContainerChange::Healthy | ContainerChange::Unhealthy);
+            container.health_seen |= spoke;
+        }
+    }
+
+    /// Takes in a report; `false` when it is older than the newest, or of another epoch.
+    pub fn report(&mut self, now: Time, report: &Report) -> bool {
+        if report.epoch != self.hello.epoch || self.report_seq.is_some_and(|newest| report.seq <= newest) {
+            return false;
+        }
+        self.report_seq = Some(report.seq);
+        self.lease.renew(now, report.node.starved);
+        self.load = Some(report.node);
+        self.cpu.update(now, report.node.cpu);
+        self.memory.update(now, report.node.memory);
+        for load in &report.tasks {
+            let Some(container) = self.handles.get(&load.handle).and_then(|id| self.containers.get_mut(id)) else {
+                continue; // A datagram may overtake the introduction.
+            };
+            container.load = Some((*load, now));
+            container.cpu.update(now, load.cpu);
+            container.memory.update(now, load.memory);
+            container.network.update(now, load.network);
+        }
+        true
+    }
+
+    /// Takes in an alert edge; answers with it if it is new and understood.
+    pub fn alert(&mut self, now: Time, alert: &Alert, statistics: &mut Statistics) -> Option<NewEdge> {
+        if alert.epoch != self.hello.epoch {
+            statistics.unknown_alerts += 1;
+            return None;
+        }
+        if !self.seen.insert(alert.seq) {
+            statistics.duplicate_alerts += 1;
+            return None;
+        }
+        let Some((condition, edge)) = alert.parts() else {
+            statistics.unknown_alerts += 1;
+            return None;
+        };
+        statistics.alerts += 1;
+        let mut new =
+            NewEdge { container: None, condition, edge, percent: f64::from(alert.value) / 100.0, age_ms: alert.age_ms };
+        if alert.handle == 0 {
+            return Some(new);
+        }
+        let Some((id, container)) = self
+            .handles
+            .get(&alert.handle)
+            .and_then(|id| self.containers.get_mut(id).map(|container| (id, container)))
+        else {
+            statistics.unknown_alerts += 1;
+            return None;
+        };
+        new.container = Some(id.clone());
+        let standing = Standing {
+            since: now.before(Duration::from_millis(u64::from(alert.age_ms))),
+            heard: now,
+            value: swarmguard_common::domain::BasisPoints(alert.value),
+        };
+        match edge {
+            Edge::Raise => {
+                container.standing.insert(condition, standing);
+            }
+            Edge::Refresh => {
+                let known = container.standing.get(&condition).map(|old| old.since);
+                if known.is_none() {
+                    new.edge = Edge::Raise;
+                }
+                container.standing.insert(condition, Standing { since: known.unwrap_or(standing.since), ..standing });
+            }
+            Edge::Clear => {
+                container.standing.remove(&condition);
+            }
+        }
+        Some(new)
+    }
+
+    /// What is to be acknowledged, if that was not said yet.
+    pub fn acknowledgement(&mut self) -> Option<u64> {
+        let seq = self.seen.acknowledge()?;
+        (self.acknowledged.replace(seq) != Some(seq)).then_some(seq)
+    }
+
+    /// Says the acknowledgement again at the next occasion: the agent repeated itself, so it did not hear.
+    pub fn acknowledge_again(&mut self) {
+        self.acknowledged = None;
+    }
+
+    /// The container that the agent introduced for a task.
+    pub fn container_of(&self, task: &TaskId, container: Option<&ContainerId>) -> Option<&Container> {
+        match container {
+            Some(id) => self.containers.get(id),
+            None => self.containers.values().find(|container| container.intro.task.as_ref() == Some(task)),
+        }
+    }
+
+    /// Figures of a container, unless they are too old to count.
+    pub fn fresh<'a>(&self, container: &'a Container, now: Time) -> Option<&'a TaskLoad> {
+        let (load, at) = container.load.as_ref()?;
+        let believed = self.lease.state(now) == LeaseState::Live && !self.hello.blind;
+        (believed && now - *at < LOAD_VALID * self.lease.patience()).then_some(load)
+    }
+
+    /// Figures of the node, unless it is not to be believed.
+    pub fn node_load(&self, now: Time) -> Option<&NodeLoad> {
+        let believed = self.lease.state(now) == LeaseState::Live && !self.hello.blind;
+        if believed { self.load.as_ref() } else { None }
+    }
+}

@@ -1,0 +1,134 @@
+//! What happened lately, as far as it bears on what may be done next: past actions (from their tombstones, so that a
+//! restart forgets little), changes by others, and how long a service has been spare.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use swarmguard_common::{
+    clock::Time,
+    domain::{NodeId, ServiceId},
+};
+
+use crate::{
+    action::{Ages, Kind, Record, action_name},
+    swarm::Snapshot,
+};
+
+/// A change of a service's version by somebody else keeps us off it this long: what follows from it (an updater that
+/// starts, tasks that appear) shows a moment later.
+pub const QUIET: Duration = Duration::from_secs(5);
+
+/// An action that is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Past {
+    /// Since when it is.
+    pub ended: Time,
+    /// It was undone.
+    pub undone: bool,
+    /// The node it left.
+    pub source: Option<NodeId>,
+    /// Where it went.
+    pub target: Option<NodeId>,
+    token: String,
+}
+
+/// What happened lately. Bounded by the services that exist.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    /// When records were first seen as they are.
+    pub ages: Ages,
+    past: BTreeMap<(ServiceId, Kind), Past>,
+    changed: BTreeMap<ServiceId, Time>,
+    spare_since: BTreeMap<ServiceId, (Time, u64)>,
+    returned: BTreeMap<NodeId, Time>,
+}
+
+impl History {
+    pub(super) fn read(&mut self, now: Time, before: Option<&Snapshot>, snapshot: &Snapshot) {
+        self.ages.update(snapshot, now);
+        for object in snapshot.records.values() {
+            if let Ok(record) = Record::parse(object)
+                && record.is_over()
+                && let Some(service) = &record.service
+            {
+                self.note_past(service, &record, self.ages.since(object, now));
+            }
+        }
+        if let Some(before) = before {
+            self.note_changes(now, before, snapshot);
+        }
+        self.past.retain(|(service, _), _| snapshot.services.contains_key(service));
+        self.changed.retain(|service, _| snapshot.services.contains_key(service));
+        self.spare_since.retain(|service, _| snapshot.services.contains_key(service));
+        self.returned.retain(|node, _| snapshot.nodes.contains_key(node));
+    }
+
+    fn note_past(&mut self, service: &ServiceId, record: &Record, ended: Time) {
+        let key = (service.clone(), record.kind);
+        // The same tombstone seen again keeps its first time.
+        if self.past.get(&key).is_none_or(|past| past.token != record.token) {
+            let past = Past {
+                ended,
+                undone: record.undone.is_some(),
+                source: record.source.clone(),
+                target: record.target.clone(),
+                token: record.token.clone(),
+            };
+            self.past.insert(key, past);
+        }
+    }
+
+    fn note_changes(&mut self, now: Time, before: &Snapshot, snapshot: &Snapshot) {
+        for (id, service) in &snapshot.services {
+            let ours = [before, snapshot].iter().any(|reading| {
+                let record = reading.records.get(&action_name(id)).map(Record::parse);
+                matches!(record, Some(Ok(record)) if !record.is_over())
+            });
+            let changed = before.services.get(id).is_none_or(|old| old.version != service.version);
+            if changed && !ours {
+                self.changed.insert(id.clone(), now);
+            }
+        }
+        for (id, node) in &snapshot.nodes {
+            if node.ready && before.nodes.get(id).is_none_or(|old| !old.ready) {
+                self.returned.insert(id.clone(), now);
+            }
+        }
+    }
+
+    /// The last action of a kind on a service.
+    pub fn past(&self, service: &ServiceId, kind: Kind) -> Option<&Past> {
+        self.past.get(&(service.clone(), kind))
+    }
+
+    /// Time left until somebody else's change of a service is old enough.
+    pub fn quiet_left(&self, service: &ServiceId, now: Time) -> Option<Duration> {
+        let left = QUIET.saturating_sub(now - *self.changed.get(service)?);
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// Notes whether a service of so many replicas is spare now. Another number of replicas begins anew.
+    pub fn note_spare(&mut self, service: &ServiceId, now: Time, replicas: u64, spare: bool) {
+        if !spare {
+            self.spare_since.remove(service);
+        } else if self.spare_since.get(service).is_none_or(|(_, of)| *of != replicas) {
+            self.spare_since.insert(service.clone(), (now, replicas));
+        }
+    }
+
+    /// Since when a service has been spare without a break.
+    pub fn spare_since(&self, service: &ServiceId) -> Option<Time> {
+        self.spare_since.get(service).map(|(since, _)| *since)
+    }
+
+    /// When the last migration off or to a node ended, and whose it was.
+    pub fn last_move(&self, node: &NodeId) -> Option<(&ServiceId, Time)> {
+        let touches = |past: &Past| past.source.as_ref() == Some(node) || past.target.as_ref() == Some(node);
+        let moves = self.past.iter().filter(|((_, kind), past)| *kind == Kind::Migrate && touches(past));
+        moves.map(|((service, _), past)| (service, past.ended)).max_by_key(|(_, ended)| *ended)
+    }
+
+    /// When a node became ready while this process watched.
+    pub fn returned(&self, node: &NodeId) -> Option<Time> {
+        self.returned.get(node).copied()
+    }
+}

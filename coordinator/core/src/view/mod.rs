@@ -1,0 +1,313 @@
+//! What the cluster looks like now: the newest reading of Swarm joined with what the agents say, with ages.
+//!
+//! The view only remembers and joins; it judges nothing. What it cannot join (a container that Swarm does not know, a
+//! task on another node than its reporter's) stays visible as such, because unknown is not idle.
+
+pub mod agent;
+pub mod alerts;
+mod history;
+mod smooth;
+#[cfg(test)]
+pub mod testing;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use swarmguard_common::{
+    clock::Time,
+    domain::{ContainerId, NodeId, ServiceId, TaskId},
+    labels::Thresholds,
+    wire::agent::{NodeLoad, TaskLoad, ToAgent, ToCoordinator},
+};
+
+use agent::{Agent, Container, NewEdge};
+pub use history::{History, Past};
+pub use smooth::Smooth;
+
+use crate::{
+    brain::{AgentEvent, AgentInput, AgentOrder, AgentOutput, ConnectionId, Statistics},
+    lease::LeaseState,
+    swarm::{Node, Service, Snapshot, Task},
+};
+
+/// Most agents kept; Swarm itself is not used with more nodes.
+const MAX_AGENTS: usize = 10_000;
+/// An agent of a node that Swarm no longer lists is forgotten after this silence.
+const FORGET_AFTER: Duration = Duration::from_secs(60);
+/// Thresholds of this many services fit a frame with room to spare.
+const MAX_THRESHOLDS: usize = 512;
+/// Containers named to one agent, likewise.
+const MAX_NAMED: usize = 1_024;
+
+/// What an agent's input changed, for the journal.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Heard {
+    /// A connection was accepted; `again` when the node had one before.
+    Came {
+        /// It had one before.
+        again: bool,
+    },
+    /// The connection ended.
+    Went,
+    /// A new alert edge.
+    Edge(NewEdge),
+    /// The engine said something of a task that an action may wait for.
+    Container(Option<TaskId>),
+    /// Nothing to write down.
+    Nothing,
+}
+
+/// A replica with everything known about it.
+#[derive(Clone, Copy, Debug)]
+pub struct Replica<'a> {
+    /// Swarm's task.
+    pub task: &'a Task,
+    /// Where it is.
+    pub node: &'a Node,
+    /// The agent there.
+    pub agent: Option<&'a Agent>,
+    /// What that agent knows of it.
+    pub container: Option<&'a Container>,
+    /// Figures that are fresh enough to count.
+    pub load: Option<&'a TaskLoad>,
+}
+
+/// The newest reading of Swarm and everything the agents said.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// The newest reading; `None` before the first.
+    pub snapshot: Option<Arc<Snapshot>>,
+    /// Agents by the node they speak for.
+    pub agents: BTreeMap<NodeId, Agent>,
+    /// What happened to services and nodes lately.
+    pub history: History,
+    tasks_by_container: BTreeMap<ContainerId, TaskId>,
+}
+
+impl View {
+    /// Takes in a reading; `false` when it was begun earlier than the newest.
+    pub fn read(&mut self, now: Time, snapshot: Arc<Snapshot>) -> bool {
+        if self.snapshot.as_ref().is_some_and(|newest| snapshot.taken < newest.taken) {
+            return false;
+        }
+        let running = snapshot.tasks.values().filter_map(|task| Some((task.container.clone()?, task.id.clone())));
+        self.tasks_by_container = running.collect();
+        self.agents.retain(|node, agent| snapshot.nodes.contains_key(node) || agent.lease.age(now) < FORGET_AFTER);
+        self.history.read(now, self.snapshot.as_deref(), &snapshot);
+        self.snapshot = Some(snapshot);
+        true
+    }
+
+    /// Takes in what came from an agent. Whatever is to be said to agents is put into `out`.
+    pub fn hear(
+        &mut self,
+        now: Time,
+        input: AgentInput,
+        statistics: &mut Statistics,
+        out: &mut Vec<AgentOutput>,
+    ) -> Heard {
+        let AgentInput { node, connection, what } = input;
+        if let AgentEvent::Connected(hello) = what {
+            return self.connect(now, node, connection, hello, statistics, out);
+        }
+        let Some(agent) = self.agents.get_mut(&node) else {
+            statistics.dropped += 1;
+            return Heard::Nothing;
+        };
+        if agent.connection != Some(connection) {
+            // Superseded: its close is on the way.
+            statistics.stale_reports += 1;
+            return Heard::Nothing;
+        }
+        match what {
+            AgentEvent::Connected(_) => Heard::Nothing,
+            AgentEvent::Disconnected => {
+                agent.disconnect(connection);
+                Heard::Went
+            }
+            AgentEvent::Report(report) => {
+                let counter =
+                    if agent.report(now, &report) { &mut statistics.reports } else { &mut statistics.stale_reports };
+                *counter += 1;
+                Heard::Nothing
+            }
+            AgentEvent::Message(message) => hear_message(now, agent, connection, message, statistics, out),
+        }
+    }
+
+    fn connect(
+        &mut self,
+        now: Time,
+        node: NodeId,
+        connection: ConnectionId,
+        hello: swarmguard_common::wire::agent::Hello,
+        statistics: &mut Statistics,
+        out: &mut Vec<AgentOutput>,
+    ) -> Heard {
+        let mut close = |connection, reason: &str| {
+            out.push(AgentOutput { connection, what: AgentOrder::Close { reason: reason.into() } });
+        };
+        if hello.node != node {
+            close(connection, "the hello names another node than the certificate");
+            return Heard::Nothing;
+        }
+        if let Some(agent) = self.agents.get_mut(&node) {
+            match agent.reconnect(now, connection, hello) {
+                Ok(Some(old)) => close(old, "superseded by a newer connection of the same node"),
+                Ok(None) => {}
+                Err(late) => {
+                    close(late, "older than the node's newest connection");
+                    return Heard::Nothing;
+                }
+            }
+            return Heard::Came { again: true };
+        }
+        if self.agents.len() >= MAX_AGENTS {
+            statistics.dropped += 1;
+            close(connection, "there are too many agents");
+            return Heard::Nothing;
+        }
+        self.agents.insert(node, Agent::new(now, connection, hello));
+        Heard::Came { again: false }
+    }
+
+    /// The task that a container is, by Swarm's word or else its agent's.
+    pub fn task_of(&self, container: &ContainerId, intro: Option<&TaskId>) -> Option<&Task> {
+        let id = self.tasks_by_container.get(container).or(intro)?;
+        self.snapshot.as_ref()?.tasks.get(id)
+    }
+
+    /// The service of a container: Swarm's word through its task, or else its agent's.
+    pub fn service_of(&self, container: &Container) -> Option<&Service> {
+        let snapshot = self.snapshot.as_ref()?;
+        let task = self.task_of(&container.intro.container, container.intro.task.as_ref());
+        let id = task.map(|task| &task.service).or(container.intro.service.as_ref())?;
+        snapshot.services.get(id)
+    }
+
+    /// Replicas of a service that Swarm wants and that are assigned to a node, in task order.
+    pub fn replicas<'a>(&'a self, service: &ServiceId, now: Time) -> Vec<Replica<'a>> {
+        let Some(snapshot) = self.snapshot.as_deref() else { return Vec::new() };
+        let wanted = snapshot.tasks.values().filter(|task| task.service == *service && task.is_wanted());
+        wanted.filter_map(|task| self.replica(snapshot, task, now)).collect()
+    }
+
+    /// A task joined with its node, agent and figures; `None` while it is assigned to no known node.
+    pub fn replica<'a>(&'a self, snapshot: &'a Snapshot, task: &'a Task, now: Time) -> Option<Replica<'a>> {
+        let node = snapshot.nodes.get(task.node.as_ref()?)?;
+        let agent = self.agents.get(&node.id);
+        let container = agent.and_then(|agent| agent.container_of(&task.id, task.container.as_ref()));
+        let load = agent.zip(container).and_then(|(agent, container)| agent.fresh(container, now));
+        Some(Replica { task, node, agent, container, load })
+    }
+
+    /// What a node's lease is worth; `None` when no agent was ever heard there.
+    pub fn lease(&self, node: &NodeId, now: Time) -> Option<LeaseState> {
+        self.agents.get(node).map(|agent| agent.lease.state(now))
+    }
+
+    /// Figures of a node that may be judged by.
+    pub fn node_load(&self, node: &NodeId, now: Time) -> Option<&NodeLoad> {
+        self.agents.get(node)?.node_load(now)
+    }
+
+    /// Whether a service's containers have a healthcheck: by its spec, or seen by an agent (an image may bring one
+    /// that no spec shows). `None` when nobody can tell.
+    pub fn healthcheck(&self, service: &Service, now: Time) -> Option<bool> {
+        if let Some(check) = service.spec.pointer("/TaskTemplate/ContainerSpec/Healthcheck")
+            && let Some(test) = check.get("Test").and_then(|test| test.as_array()).filter(|test| !test.is_empty())
+        {
+            return Some(test[0] != "NONE");
+        }
+        let seen: Vec<bool> = self
+            .replicas(&service.id, now)
+            .iter()
+            .filter_map(|replica| replica.container?.healthcheck())
+            .collect();
+        if seen.is_empty() { None } else { Some(seen.iter().all(|has| *has)) }
+    }
+
+    /// Tells each connected agent the thresholds of what runs on its node, where they changed.
+    pub fn tell_thresholds(&mut self, default: Thresholds, out: &mut Vec<AgentOutput>) {
+        let Some(snapshot) = self.snapshot.clone() else { return };
+        let mut by_node: BTreeMap<&NodeId, Vec<&Task>> = BTreeMap::new();
+        for task in snapshot.tasks.values() {
+            if let Some(node) = &task.node {
+                by_node.entry(node).or_default().push(task);
+            }
+        }
+        for (node, agent) in &mut self.agents {
+            let Some(connection) = agent.connection else { continue };
+            let mut services = BTreeMap::new();
+            let mut containers = BTreeMap::new();
+            for task in by_node.get(node).into_iter().flatten() {
+                if let Some(container) = &task.container
+                    && containers.len() < MAX_NAMED
+                {
+                    containers.insert(container.clone(), (task.id.clone(), task.service.clone()));
+                }
+                if let Some(Ok(policy)) = snapshot.services.get(&task.service).map(|service| &service.policy)
+                    && policy.thresholds != default
+                    && services.len() < MAX_THRESHOLDS
+                {
+                    services.insert(task.service.clone(), policy.thresholds);
+                }
+            }
+            let message = ToAgent::Thresholds { default, services, containers };
+            if agent.thresholds_sent.as_ref() != Some(&message) {
+                agent.thresholds_sent = Some(message.clone());
+                out.push(AgentOutput { connection, what: AgentOrder::Send(message) });
+            }
+        }
+    }
+
+    /// Acknowledges what was heard, to every agent that was not told yet.
+    pub fn acknowledge(&mut self, node: &NodeId, out: &mut Vec<AgentOutput>) {
+        let Some(agent) = self.agents.get_mut(node) else { return };
+        let Some(connection) = agent.connection else { return };
+        if let Some(seq) = agent.acknowledgement() {
+            out.push(AgentOutput { connection, what: AgentOrder::Send(ToAgent::Acknowledge { seq }) });
+        }
+    }
+}
+
+fn hear_message(
+    now: Time,
+    agent: &mut Agent,
+    connection: ConnectionId,
+    message: ToCoordinator,
+    statistics: &mut Statistics,
+    out: &mut Vec<AgentOutput>,
+) -> Heard {
+    match message {
+        ToCoordinator::Hello(_) => {
+            let reason = "a second hello on one connection".into();
+            out.push(AgentOutput { connection, what: AgentOrder::Close { reason } });
+            Heard::Nothing
+        }
+        ToCoordinator::Task(intro) => {
+            if !agent.introduce(intro) {
+                statistics.dropped += 1;
+            }
+            Heard::Nothing
+        }
+        ToCoordinator::Gone { handle } => {
+            agent.gone(handle);
+            Heard::Nothing
+        }
+        ToCoordinator::Alert(alert) => {
+            let duplicates = statistics.duplicate_alerts;
+            let edge = agent.alert(now, &alert, statistics);
+            if statistics.duplicate_alerts != duplicates {
+                agent.acknowledge_again();
+            }
+            edge.map_or(Heard::Nothing, Heard::Edge)
+        }
+        ToCoordinator::Container(event) => {
+            agent.event(&event);
+            Heard::Container(event.task)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
