@@ -77,9 +77,13 @@ impl Agent {
     }
 
     pub fn receive(&mut self, coordinator: &NodeId, connection: ConnectionId, what: AgentOrder, now: Time) {
-        let Some(link) = self.links.get_mut(coordinator).filter(|link| link.connection == connection) else { return };
+        let Some(link) = self.links.get_mut(coordinator).filter(|link| link.connection == connection) else {
+            return;
+        };
         match what {
-            AgentOrder::Send(ToAgent::Acknowledge { seq }) => link.unacknowledged.retain(|(_, _, alert)| alert.seq > seq),
+            AgentOrder::Send(ToAgent::Acknowledge { seq }) => {
+                link.unacknowledged.retain(|(_, _, alert)| alert.seq > seq)
+            }
             AgentOrder::Send(_) => {}
             AgentOrder::Close { .. } => *link = Link::again(link, now),
         }
@@ -254,7 +258,13 @@ impl World {
             self.introduce_one(node, coordinator, task);
             self.send_alert(node, coordinator, task, *alert, now - *since);
         }
-        self.agents.get_mut(node).expect("every node has an agent").links.get_mut(coordinator).expect("just made").unacknowledged = again;
+        self.agents
+            .get_mut(node)
+            .expect("every node has an agent")
+            .links
+            .get_mut(coordinator)
+            .expect("just made")
+            .unacknowledged = again;
         true
     }
 
@@ -272,9 +282,14 @@ impl World {
         for task in loads.keys() {
             self.introduce_one(node, coordinator, task);
         }
-        let link = self.agents.get_mut(node).and_then(|agent| agent.links.get_mut(coordinator)).expect("it stands");
-        let gone: Vec<(TaskId, u32)> =
-            link.handles.iter().filter(|(task, _)| !loads.contains_key(*task)).map(|(task, handle)| (task.clone(), *handle)).collect();
+        let link =
+            self.agents.get_mut(node).and_then(|agent| agent.links.get_mut(coordinator)).expect("it stands");
+        let gone: Vec<(TaskId, u32)> = link
+            .handles
+            .iter()
+            .filter(|(task, _)| !loads.contains_key(*task))
+            .map(|(task, handle)| (task.clone(), *handle))
+            .collect();
         for (task, handle) in gone {
             link.handles.remove(&task);
             link.unacknowledged.retain(|(_, of, _)| *of != task);
@@ -286,8 +301,12 @@ impl World {
     }
 
     fn introduce_one(&mut self, node: &NodeId, coordinator: &NodeId, task: &TaskId) {
-        let Some(container) = self.swarm.tasks.get(task).and_then(crate::swarm_model::ModelTask::container) else { return };
-        let link = self.agents.get_mut(node).and_then(|agent| agent.links.get_mut(coordinator)).expect("it stands");
+        let Some(container) = self.swarm.tasks.get(task).and_then(crate::swarm_model::ModelTask::container)
+        else {
+            return;
+        };
+        let link =
+            self.agents.get_mut(node).and_then(|agent| agent.links.get_mut(coordinator)).expect("it stands");
         if link.handles.contains_key(task) {
             return;
         }
@@ -306,7 +325,14 @@ impl World {
         self.up(node, coordinator, AgentEvent::Message(ToCoordinator::Task(intro)));
     }
 
-    fn send_alert(&mut self, node: &NodeId, coordinator: &NodeId, task: &TaskId, alert: Alert, waited: Duration) {
+    fn send_alert(
+        &mut self,
+        node: &NodeId,
+        coordinator: &NodeId,
+        task: &TaskId,
+        alert: Alert,
+        waited: Duration,
+    ) {
         let link = self.agents.get(node).and_then(|agent| agent.links.get(coordinator)).expect("it stands");
         let Some(handle) = link.handles.get(task).copied() else { return };
         let waited = u32::try_from(waited.as_millis()).unwrap_or(u32::MAX);

@@ -29,7 +29,11 @@ impl super::network::Network {
 impl World {
     /// Perhaps something goes wrong in this step.
     pub(super) fn disturb(&mut self) {
-        let Some(every) = self.scenario.trouble_every.filter(|_| self.checks.is_watching() && !self.checks.is_calm(self.now)) else {
+        let Some(every) = self
+            .scenario
+            .trouble_every
+            .filter(|_| self.checks.is_watching() && !self.checks.is_calm(self.now))
+        else {
             return;
         };
         let chance = Duration::from_millis(crate::swarm_model::TICK_MS).as_secs_f64() / every.as_secs_f64();
@@ -139,7 +143,9 @@ impl World {
         let least = if self.scenario.scale_max[index].is_some() { self.scenario.replicas[index] } else { 1 };
         let replicas = self.rng.u64(least..=most);
         self.story.tell(self.now, || format!("an operator scales {service} to {replicas}"));
-        let _ = self.swarm.operator_update(&service, |spec| spec["Mode"]["Replicated"]["Replicas"] = json!(replicas));
+        let _ = self
+            .swarm
+            .operator_update(&service, |spec| spec["Mode"]["Replicated"]["Replicas"] = json!(replicas));
         self.checks.operator_scaled(&service, replicas);
     }
 

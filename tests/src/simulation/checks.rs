@@ -117,7 +117,10 @@ impl Checks {
             let serving = swarm.serving(service).count() as u64;
             let floor = self.floor.get(service).copied().unwrap_or(0);
             if self.class == Class::OwnFaults && serving < floor {
-                self.fail(now, format!("{service} fell to {serving} serving replicas, {floor} were there before"));
+                self.fail(
+                    now,
+                    format!("{service} fell to {serving} serving replicas, {floor} were there before"),
+                );
             }
             let wish = swarm.services.get(service).map_or(0, crate::swarm_model::ModelService::replicas);
             let wanted = swarm.wanted(service).count() as u64;
@@ -132,7 +135,14 @@ impl Checks {
     }
 
     /// When a command reached Swarm.
-    pub fn command(&mut self, now: Time, by: &NodeId, command: &Command, result: &CommandResult, swarm: &SwarmModel) {
+    pub fn command(
+        &mut self,
+        now: Time,
+        by: &NodeId,
+        command: &Command,
+        result: &CommandResult,
+        swarm: &SwarmModel,
+    ) {
         let Command::WriteService { service, .. } = command else { return };
         if result.is_ok() && !swarm.configs.values().any(|config| config.name.ends_with(service.as_str())) {
             self.fail(now, format!("{by} wrote {service} without holding its action lease"));
@@ -141,7 +151,9 @@ impl Checks {
 
     /// When a coordinator wrote to its journal.
     pub fn entry(&mut self, now: Time, entry: &Entry) {
-        let (Kind::Action, "leased", Some(action)) = (entry.kind, entry.code.as_str(), &entry.action) else { return };
+        let (Kind::Action, "leased", Some(action)) = (entry.kind, entry.code.as_str(), &entry.action) else {
+            return;
+        };
         if !self.told.insert(action.clone()) {
             return;
         }
@@ -169,7 +181,8 @@ impl Checks {
             }
         }
         for config in swarm.configs.values() {
-            let state = config.labels.values().any(|value| value == "over") || config.name.contains("settings");
+            let state =
+                config.labels.values().any(|value| value == "over") || config.name.contains("settings");
             if !state {
                 self.fail(now, format!("{} is left unfinished: {:?}", config.name, config.labels));
             }
@@ -194,7 +207,12 @@ impl Checks {
         let (least, most) = self.bounds[service];
         let scales = least != most;
         if (scales && !(least..=most).contains(&replicas)) || (!scales && replicas != asked) {
-            self.fail(now, format!("{service} is left with {replicas} replicas, {asked} were asked for ({least} to {most})"));
+            self.fail(
+                now,
+                format!(
+                    "{service} is left with {replicas} replicas, {asked} were asked for ({least} to {most})"
+                ),
+            );
         }
         let serving = swarm.serving(service).count() as u64;
         // Starts that fail for ever never come to an end; all others must have.

@@ -119,7 +119,8 @@ impl World {
             if call.result.is_none() && call.acts_at <= now {
                 let result = self.swarm.execute(&call.command);
                 self.checks.command(now, &coordinator.node, &call.command, &result, &self.swarm);
-                self.story.tell(now, || format!("{}: {} -> {result:?}", coordinator.node, brief(&call.command)));
+                self.story
+                    .tell(now, || format!("{}: {} -> {result:?}", coordinator.node, brief(&call.command)));
                 call.result = Some(result);
             }
         }
@@ -145,15 +146,22 @@ impl World {
         while let Some(entry) = brain.poll_entry() {
             self.checks.entry(self.now, &entry);
             if entry.kind != Kind::Alert {
-                self.story.tell(self.now, || format!("{}: [{}] {}", coordinator.node, entry.code, entry.text));
+                self.story
+                    .tell(self.now, || format!("{}: [{}] {}", coordinator.node, entry.code, entry.text));
             }
         }
         while let Some(output) = brain.poll_agent() {
             let agent = self.agents.keys().find(|node| {
-                coordinator.incarnation == output.connection.0 >> 32 && self.connections_of(node, &coordinator.node) == Some(output.connection)
+                coordinator.incarnation == output.connection.0 >> 32
+                    && self.connections_of(node, &coordinator.node) == Some(output.connection)
             });
             if let Some(to) = agent.cloned() {
-                let parcel = Parcel::Down { from: coordinator.node.clone(), to, connection: output.connection, what: output.what };
+                let parcel = Parcel::Down {
+                    from: coordinator.node.clone(),
+                    to,
+                    connection: output.connection,
+                    what: output.what,
+                };
                 self.network.send(self.now, parcel, &mut self.rng);
             }
         }
@@ -164,7 +172,8 @@ impl World {
             coordinator.calls.push_back(Call { id, command, acts_at, answers_at, result: None });
             // The cruellest moments: a command just sent, whether it arrives or not.
             if self.scenario.crashes(&mut self.rng) {
-                self.story.tell(self.now, || format!("{}: crashes with a command in flight", coordinator.node));
+                self.story
+                    .tell(self.now, || format!("{}: crashes with a command in flight", coordinator.node));
                 let (down, survives) = (Duration::from_millis(self.rng.u64(500..8_000)), self.rng.bool());
                 coordinator.crash(self.now, down, survives);
                 return;
@@ -172,7 +181,13 @@ impl World {
         }
     }
 
-    pub(super) fn receive_up(&mut self, from: &NodeId, to: &NodeId, connection: ConnectionId, what: AgentEvent) {
+    pub(super) fn receive_up(
+        &mut self,
+        from: &NodeId,
+        to: &NodeId,
+        connection: ConnectionId,
+        what: AgentEvent,
+    ) {
         let now = self.now;
         let Some(coordinator) = self.coordinators.get_mut(to) else { return };
         // A message of an earlier life finds nobody who knows its connection.
@@ -191,9 +206,13 @@ fn brief(command: &Command) -> String {
             "write {service} at {version}: replicas {}, placement {}",
             spec["Mode"]["Replicated"]["Replicas"], spec["TaskTemplate"]["Placement"]
         ),
-        Command::WriteNode { node, version, spec } => format!("write {node} at {version}: {}", spec["Availability"]),
+        Command::WriteNode { node, version, spec } => {
+            format!("write {node} at {version}: {}", spec["Availability"])
+        }
         Command::CreateRecord { name, labels, .. } => format!("create {name} {labels:?}"),
-        Command::UpdateRecord { name, version, labels, .. } => format!("update {name} at {version} {labels:?}"),
+        Command::UpdateRecord { name, version, labels, .. } => {
+            format!("update {name} at {version} {labels:?}")
+        }
         other => format!("{other:?}"),
     }
 }

@@ -105,7 +105,11 @@ impl Load {
                 network: points(*network, 100),
                 cpu_millis: granted(*cpu),
                 memory_kib: 80 * 1_024,
-                psi_cpu: Some(if short { BasisPoints::from_percent(40) } else { BasisPoints::from_percent(1) }),
+                psi_cpu: Some(if short {
+                    BasisPoints::from_percent(40)
+                } else {
+                    BasisPoints::from_percent(1)
+                }),
                 psi_memory: Some(BasisPoints::ZERO),
                 throttled: Some(BasisPoints::ZERO),
                 in_flight: None,
@@ -117,7 +121,11 @@ impl Load {
             cpu: points(wanted.min(NODE_CPU_MILLIS), NODE_CPU_MILLIS),
             memory: Some(BasisPoints::from_percent(30)),
             network: points(wants.iter().map(|(_, _, network)| network).sum(), 1_000),
-            psi_cpu: Some(if wanted > 900 { BasisPoints::from_percent(45) } else { BasisPoints::from_percent(2) }),
+            psi_cpu: Some(if wanted > 900 {
+                BasisPoints::from_percent(45)
+            } else {
+                BasisPoints::from_percent(2)
+            }),
             psi_memory: Some(BasisPoints::ZERO),
             psi_io: Some(BasisPoints::ZERO),
             starved: false,

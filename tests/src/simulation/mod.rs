@@ -95,7 +95,8 @@ impl World {
         let load = Load::new(&scenario, start, &mut rng);
         let agents = swarm.nodes.keys().map(|node| (node.clone(), Agent::new(node.clone()))).collect();
         let managers = swarm.nodes.values().filter(|node| node.manager);
-        let coordinators = managers.map(|node| (node.id.clone(), Coordinator::new(node.id.clone()))).collect();
+        let coordinators =
+            managers.map(|node| (node.id.clone(), Coordinator::new(node.id.clone()))).collect();
         let checks = Checks::new(&swarm, &services, &scenario);
         Self {
             now: start,

@@ -63,7 +63,8 @@ impl Scenario {
         let count = rng.usize(1..=3);
         let replicas: Vec<u64> = (0..count).map(|_| rng.u64(1..=4)).collect();
         let scales = |rng: &mut fastrand::Rng| pattern == Pattern::Demand || rng.u8(0..3) == 0;
-        let scale_max = replicas.iter().map(|replicas| scales(rng).then(|| replicas + rng.u64(1..=3))).collect();
+        let scale_max =
+            replicas.iter().map(|replicas| scales(rng).then(|| replicas + rng.u64(1..=3))).collect();
         let slow = rng.u8(0..4) == 0;
         Self {
             class,
@@ -98,7 +99,8 @@ impl Scenario {
                 ("swarmguard.scale.down.cooldown", "20s"),
             ];
             if let Some(max) = &max {
-                labels.extend([("swarmguard.scale.min", min.as_str()), ("swarmguard.scale.max", max.as_str())]);
+                labels
+                    .extend([("swarmguard.scale.min", min.as_str()), ("swarmguard.scale.max", max.as_str())]);
             }
             let service = swarm.create_service(&format!("web{index}"), *replicas, &labels, self.workload);
             let _ = swarm.operator_update(&service, |spec| {
@@ -107,7 +109,8 @@ impl Scenario {
                     "Constraints": ["node.hostname!=nowhere"],
                     "Preferences": [{"Spread": {"SpreadDescriptor": "node.labels.zone"}}],
                 });
-                spec["UpdateConfig"] = serde_json::json!({"Parallelism": 2, "Order": "stop-first", "FailureAction": "rollback"});
+                spec["UpdateConfig"] =
+                    serde_json::json!({"Parallelism": 2, "Order": "stop-first", "FailureAction": "rollback"});
             });
             service
         };
