@@ -12,7 +12,7 @@ use crate::{
 
 use super::{
     Note,
-    plan::note,
+    plan::{self, note},
     record::{Before, Kind, Record, State, action_name, drain_name, node_name},
     spec,
 };
@@ -104,8 +104,8 @@ pub(super) fn release(record: &Record, snapshot: &Snapshot) -> Option<(Command, 
     }
 }
 
-/// What becomes of a node lease whose action is not there any more: somebody removed its record by hand. A service that
-/// still carries the mark gets its action back, to undo it, before the node is unpaused.
+/// What becomes of a node lease whose action is not there any more: somebody removed its record by hand. A service
+/// whose spec, or previous spec, is still one of ours gets its action back, to undo it, before the node is unpaused.
 pub(super) fn orphaned(lease: &Record, snapshot: &Snapshot) -> Option<Command> {
     let source = lease.source.as_ref()?;
     let names = [lease.service.as_ref().map(action_name), Some(drain_name(source))];
@@ -117,10 +117,11 @@ pub(super) fn orphaned(lease: &Record, snapshot: &Snapshot) -> Option<Command> {
         return None;
     }
     let service = lease.service.as_ref().and_then(|service| snapshot.services.get(service));
-    let marked = service.is_some_and(|service| {
-        spec::is_marked(&service.spec) && spec::constraints(&service.spec).contains(&spec::off(source))
+    let ours = service.is_some_and(|service| {
+        let written = |spec| plan::is_on_the_way(spec, &lease.before, source);
+        written(&service.spec) || service.previous_spec.as_ref().is_some_and(written)
     });
-    if marked && let Some(name) = &names[0] {
+    if ours && let Some(name) = &names[0] {
         return Some(lease.revived(name.clone()).create());
     }
     let node = snapshot.nodes.get(source);

@@ -42,6 +42,18 @@ pub(super) fn after_spec(before: &Before) -> Value {
     spec::sendable(spec::with_replicas(before.spec.clone(), before.after))
 }
 
+/// The spec with more replicas where none can be started any more: an added one that fails then has no node, and is
+/// the one that Swarm removes first.
+pub(super) fn frozen_spec(before: &Before) -> Value {
+    spec::frozen(unmarked_spec(before))
+}
+
+/// Whether a spec is one that an action has on its way, neither its beginning nor its end.
+pub(super) fn is_on_the_way(spec: &Value, before: &Before, source: &NodeId) -> bool {
+    let ours = [peak_spec(before), marked_spec(before, source), unmarked_spec(before), frozen_spec(before)];
+    !spec::same(spec, &before.spec) && ours.iter().any(|our| spec::same(spec, our))
+}
+
 fn refuse(code: &'static str, text: String, otherwise: &str) -> Refusal {
     Refusal { code, text, otherwise: otherwise.into() }
 }

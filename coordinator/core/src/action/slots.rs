@@ -9,9 +9,6 @@ use swarmguard_common::domain::{NodeId, ServiceId};
 
 use crate::swarm::{Snapshot, Task};
 
-/// Up to this many slots Swarm's sort keeps the order of equals, and those that do not run stand last.
-const STABLE_SLOTS: usize = 6;
-
 /// The wanted tasks of one service.
 #[derive(Debug)]
 pub(super) struct Slots<'a>(BTreeMap<u64, Vec<&'a Task>>);
@@ -85,16 +82,16 @@ impl<'a> Slots<'a> {
         if !doomed.is_empty() {
             return doomed.iter().all(|(_, tasks)| !tasks.iter().any(|task| task.is_serving()));
         }
-        // All slots have one assigned task here. On its node an unwell one is counted after those that run.
-        let copies: BTreeMap<&NodeId, usize> =
-            self.tasks().filter_map(|task| task.node.as_ref()).fold(BTreeMap::new(), |mut copies, node| {
-                *copies.entry(node).or_default() += 1;
-                copies
-            });
-        let most = copies.values().copied().max().unwrap_or(0);
-        let unwell =
-            |node: &NodeId| self.tasks().any(|task| task.node.as_ref() == Some(node) && !task.is_serving());
-        let mut fullest = copies.iter().filter(|(_, count)| **count == most).map(|(node, _)| unwell(node));
-        if self.0.len() <= STABLE_SLOTS { fullest.any(|unwell| unwell) } else { fullest.all(|unwell| unwell) }
+        // All slots have one assigned task here. On its node an unwell one is counted after those that run; which of
+        // several fullest nodes is taken is not promised (Go's sort is not stable).
+        let mut copies: BTreeMap<&NodeId, (usize, bool)> = BTreeMap::new();
+        for task in self.tasks() {
+            if let Some(node) = &task.node {
+                let (count, unwell) = copies.entry(node).or_default();
+                (*count, *unwell) = (*count + 1, *unwell || !task.is_serving());
+            }
+        }
+        let most = copies.values().map(|(count, _)| *count).max().unwrap_or(0);
+        copies.values().filter(|(count, _)| *count == most).all(|(_, unwell)| *unwell)
     }
 }

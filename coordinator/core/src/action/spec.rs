@@ -126,9 +126,15 @@ pub fn steered(spec: Value, off_nodes: &[NodeId]) -> Value {
 /// The spec with the mark: tasks on this node no longer fit, and no node takes their successors, so that exactly one
 /// slot gets a twin that waits for ever. Swarm removes that slot first.
 pub fn marked(spec: Value, node: &NodeId) -> Value {
+    let mut spec = frozen(spec);
+    edit_placement(&mut spec, |placement| add_constraint(placement, &off(node)));
+    spec
+}
+
+/// The spec with platforms that no node has: what runs stays, nothing new finds a node.
+pub fn frozen(spec: Value) -> Value {
     let mut spec = careful(spec);
     edit_placement(&mut spec, |placement| {
-        add_constraint(placement, &off(node));
         placement.insert("Platforms".into(), json!([{ "Architecture": NOWHERE, "OS": NOWHERE }]));
     });
     spec

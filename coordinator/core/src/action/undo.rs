@@ -13,7 +13,7 @@ use crate::{command::Command, swarm::Task};
 
 use super::{
     Next, Step, lease,
-    plan::{after_spec, marked_spec, peak_spec, unmarked_spec},
+    plan::{after_spec, frozen_spec, marked_spec, peak_spec, unmarked_spec},
     record::{Kind, State},
     replica::Look,
     spec,
@@ -38,6 +38,9 @@ pub(super) fn step(look: &Look<'_>) -> Step {
         && look.is(&drop_spec(look, target))
     {
         return dropping(look, target);
+    }
+    if look.is(&frozen_spec(before)) {
+        return frozen(look);
     }
     let surged =
         before.peak > before.replicas && (look.is(&peak_spec(before)) || look.is(&unmarked_spec(before)));
@@ -79,7 +82,22 @@ fn shrink(look: &Look<'_>, smaller: Value, ours: bool) -> Step {
         }
         return look.write(drop_spec(look, &node));
     }
+    if ours && look.age() < look.context.tuning.starting {
+        return look.write(frozen_spec(&look.record.before));
+    }
     released_or_wait(look, "the added replica to be healthy or to fail: Swarm would stop another one now")
+}
+
+/// No node takes anything new, so that the added replica is without one as soon as it fails. Not for long: the others
+/// could not be restarted either.
+fn frozen(look: &Look<'_>) -> Step {
+    if look.slots.can_lose_one() {
+        return look.write(look.before_spec());
+    }
+    if look.age() > look.context.tuning.starting {
+        return look.write(unmarked_spec(&look.record.before));
+    }
+    released_or_wait(look, "the added replica to be healthy or to fail")
 }
 
 /// The node of an added replica that is not well, if it is the only one of the service there: then a mark finds it.
