@@ -6,7 +6,11 @@
 #![no_std]
 #![no_main]
 
+mod events;
+mod groups;
 mod net;
+mod run_queue;
+mod structs;
 
 // The kernel allows some helpers only to programs under a licence that is compatible with its own.
 #[unsafe(link_section = "license")]

@@ -6,30 +6,42 @@
 //! for finding in programs.findings() { … }                                       // what works, what instead
 //! programs.watch(id, &dir)?;               // a container was found; id = inode number of its cgroup directory
 //! programs.counters(id)                    // any number of times, without allocation
+//! programs.sample(&mut |group| …)?;        // CPU, memory and pressure of all of them at once
+//! let events = programs.events();          // births, deaths, out-of-memory kills
 //! programs.forget(id);                     // it is gone
 //! ```
 //!
 //! Each program is loaded by itself: what a kernel refuses is a [`Finding`], not an error. Dropping
 //! [`Programs`] takes every program out of the kernel; nothing is pinned.
 
+mod btf;
+mod events;
 mod facts;
+mod groups;
 mod log;
 mod net;
 mod sys;
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use aya::{Ebpf, EbpfLoader};
-use swarmguard_common::kernel::{GroupCounters, NetCounters};
+use aya::{Btf, Ebpf, EbpfLoader, Endianness};
+use swarmguard_common::kernel::{GroupCounters, GroupSample, NetCounters, OFFSETS, Waits, offset};
 
+use btf::TypeInfo;
+pub use events::{EventSource, GroupEvent};
 pub use facts::{CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN, KernelFacts, is_cgroup2};
+use groups::Groups;
 pub use log::ProgramLog;
 use net::Counting;
 
 /// The object that the build script found; empty: none.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/programs.o"));
+
+/// The kernel's own description of its types.
+const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
 
 /// Why programs cannot run, or a container cannot be watched.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +70,9 @@ pub enum BpfError {
         /// Why.
         source: io::Error,
     },
+    /// The kernel broke off a pass over all containers.
+    #[error("cannot sample the containers: {0}")]
+    Pass(io::Error),
 }
 
 /// How traffic finds its container.
@@ -73,12 +88,24 @@ pub enum NetworkMode {
 }
 
 /// What to load.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// How traffic is counted.
     pub network: NetworkMode,
+    /// The pass over all containers; see [`Programs::sample`].
+    pub pass: bool,
+    /// Run-queue latency; see [`Programs::run_queue`]. Costs some hundred ns for each switch between tasks.
+    pub run_queue: bool,
+    /// Births, deaths and kills; see [`Programs::events`].
+    pub events: bool,
     /// Programs write debug records; see [`Programs::log`].
     pub debug: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { network: NetworkMode::Best, pass: true, run_queue: true, events: true, debug: false }
+    }
 }
 
 /// One thing that was tried at load, for the log and for `doctor`.
@@ -94,9 +121,20 @@ pub struct Finding {
     pub instead: &'static str,
 }
 
+impl Finding {
+    fn of<T>(what: &'static str, result: &Result<T, String>, how: &str, instead: &'static str) -> Self {
+        match result {
+            Ok(_) => Self { what, ok: true, detail: how.to_owned(), instead: "" },
+            Err(why) => Self { what, ok: false, detail: why.clone(), instead },
+        }
+    }
+}
+
 /// The loaded programs.
 pub struct Programs {
-    counting: Counting,
+    counting: Option<Counting>,
+    groups: Groups,
+    events: Option<EventSource>,
     findings: Vec<Finding>,
     log: Option<ProgramLog>,
     // Maps and programs live as long as this does.
@@ -112,13 +150,29 @@ impl Programs {
         if let Some(why) = facts.obstacle() {
             return Err(BpfError::Unusable(why));
         }
-        let root = File::open(cgroup_root)
-            .map_err(|source| BpfError::Open { path: cgroup_root.to_owned(), source })?;
-        let mut ebpf = read_object(options)?;
-        let log = options.debug.then(|| ProgramLog::open(&mut ebpf)).flatten();
+        let root: OwnedFd = File::open(cgroup_root)
+            .map_err(|source| BpfError::Open { path: cgroup_root.to_owned(), source })?
+            .into();
+        // Some MiB that are needed only here.
+        let file = std::fs::read(KERNEL_TYPES).unwrap_or_default();
+        let info = TypeInfo::parse(&file);
+        let table = info.as_ref().map_or([offset::ABSENT; OFFSETS], btf::offsets);
+        let types = Btf::parse(&file, Endianness::default()).ok();
+        let mut ebpf = read_object(options, &table)?;
         let mut findings = Vec::new();
-        let counting = Counting::start(&mut ebpf, root.into(), options.network, &mut findings)?;
-        Ok(Self { counting, findings, log, _ebpf: ebpf })
+        let log = if options.debug { ProgramLog::open(&mut ebpf) } else { None };
+        let counting = Counting::start(&mut ebpf, &root, options.network, &mut findings);
+        let kernel = types.as_ref().zip(info.as_ref());
+        let known = kernel.map(|(types, _)| (types, &table));
+        let groups = Groups::start(&mut ebpf, cgroup_root, &root, known, options, &mut findings);
+        let known = kernel.map(|(types, info)| (types, info, &table));
+        let events = EventSource::start(&mut ebpf, known, options.events, &mut findings);
+        if findings.iter().all(|finding| !finding.ok) {
+            let why: Vec<String> =
+                findings.iter().map(|finding| format!("{}: {}", finding.what, finding.detail)).collect();
+            return Err(BpfError::Refused(why.join("; ")));
+        }
+        Ok(Self { counting, groups, events, findings, log, _ebpf: ebpf })
     }
 
     /// What was tried and what came of it, once for each thing.
@@ -140,18 +194,56 @@ impl Programs {
     /// Where the directory is gone, there are [`swarmguard_common::kernel::MAX_GROUPS`] containers already, or
     /// the kernel refuses; the container then has no counters, and nothing else changes.
     pub fn watch(&mut self, cgroup_id: u64, dir: &Path) -> Result<(), BpfError> {
-        self.counting.watch(cgroup_id, dir)
+        if let Some(counting) = &mut self.counting {
+            counting.watch(cgroup_id, dir)?;
+        }
+        self.groups.watch(cgroup_id, dir).inspect_err(|_| {
+            if let Some(counting) = &mut self.counting {
+                counting.forget(cgroup_id);
+            }
+        })
     }
 
     /// Ends counting and gives back what it held. Forgetting what is not watched changes nothing.
     pub fn forget(&mut self, cgroup_id: u64) {
-        self.counting.forget(cgroup_id);
+        if let Some(counting) = &mut self.counting {
+            counting.forget(cgroup_id);
+        }
+        self.groups.forget(cgroup_id);
     }
 
-    /// All that was counted for a watched container since [`Self::watch`], over all CPUs. `None`: not watched.
-    /// One system call, no allocation.
+    /// All that was counted for a watched container since [`Self::watch`], over all CPUs. `None`: not watched, or
+    /// the kernel takes no counting programs. One system call, no allocation.
     pub fn counters(&mut self, cgroup_id: u64) -> Option<GroupCounters> {
-        self.counting.counters(cgroup_id)
+        self.counting.as_mut()?.counters(cgroup_id)
+    }
+
+    /// Hands over CPU, memory and pressure of every watched container, in any order; a few system calls in all,
+    /// no allocation. `false`: this kernel cannot, read the files instead. A container whose cgroup has gone is
+    /// left out. Which fields are there differs per container: look at [`GroupSample::fields`]. CPU figures are of
+    /// now; pressure totals up to 2 s old, see [`GroupSample::pressure_ns`].
+    ///
+    /// # Errors
+    /// Where the kernel breaks the pass off. What was handed over until then is good.
+    pub fn sample(&mut self, each: &mut dyn FnMut(&GroupSample)) -> Result<bool, BpfError> {
+        self.groups.sample(each).map_err(BpfError::Pass)
+    }
+
+    /// Whether [`Self::sample`] works here.
+    #[must_use]
+    pub fn has_pass(&self) -> bool {
+        self.groups.has_pass()
+    }
+
+    /// How long tasks of a watched container, nested cgroups included, waited for a CPU since [`Self::watch`]. The
+    /// count is of times that one of its tasks was switched to. `None`: not watched, or not to be had here.
+    pub fn run_queue(&mut self, cgroup_id: u64) -> Option<Waits> {
+        self.groups.waits(cgroup_id)
+    }
+
+    /// Where births, deaths and kills are told. `None` where the kernel takes no such program. Takes it out.
+    pub fn events(&mut self) -> Option<EventSource> {
+        self.events.take()
     }
 
     /// The traffic of [`Self::counters`].
@@ -159,18 +251,21 @@ impl Programs {
         self.counters(cgroup_id).map(|counters| counters.net)
     }
 
-    /// How many containers are watched.
+    /// How many containers have counters.
     #[must_use]
     pub fn watched(&self) -> usize {
-        self.counting.watched()
+        self.counting.as_ref().map_or(0, Counting::watched)
     }
 }
 
 /// Parses the embedded object and makes its maps.
-fn read_object(options: Options) -> Result<Ebpf, BpfError> {
+fn read_object(options: Options, table: &[u32; OFFSETS]) -> Result<Ebpf, BpfError> {
     let level: u8 = if options.debug { aya_log::Level::Debug as u8 } else { 0 };
     EbpfLoader::new()
+        // Nothing in the object is relocated by type: the table takes that place.
+        .btf(None)
         .override_global(aya_log::LEVEL, &level, false)
+        .override_global("KERNEL_OFFSETS", table, true)
         .load(OBJECT)
         .map_err(|error| BpfError::Refused(chain(&error)))
 }

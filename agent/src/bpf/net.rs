@@ -42,10 +42,10 @@ impl Counting {
     /// Loads the programs of one way, or of the other where the kernel refuses the first.
     pub(super) fn start(
         ebpf: &mut Ebpf,
-        root: OwnedFd,
+        root: &OwnedFd,
         mode: NetworkMode,
         findings: &mut Vec<Finding>,
-    ) -> Result<Self, BpfError> {
+    ) -> Option<Self> {
         let attached = match mode {
             NetworkMode::Root => Err("not wanted".to_owned()),
             NetworkMode::Best | NetworkMode::Attached => Self::attached(ebpf),
@@ -56,12 +56,9 @@ impl Counting {
             }
             other => other,
         };
-        let (ok, detail) = match &result {
-            Ok(counting) => (true, counting.describe()),
-            Err(why) => (false, why.clone()),
-        };
-        findings.push(Finding { what: WHAT, ok, detail, instead: if ok { "" } else { INSTEAD } });
-        result.map_err(BpfError::Refused)
+        let how = result.as_ref().map_or("", Self::describe);
+        findings.push(Finding::of(WHAT, &result, how, INSTEAD));
+        result.ok()
     }
 
     fn attached(ebpf: &mut Ebpf) -> Result<Self, String> {
@@ -71,7 +68,7 @@ impl Counting {
         Self::with_map(ebpf, "GROUP_COUNTERS", how)
     }
 
-    fn at_root(ebpf: &mut Ebpf, root: OwnedFd) -> Result<Self, String> {
+    fn at_root(ebpf: &mut Ebpf, root: &OwnedFd) -> Result<Self, String> {
         let attach = |program: OwnedFd, kind| {
             sys::attach_cgroup(program.as_fd(), root.as_fd(), kind)
                 .map_err(|error| format!("cannot attach: {error}"))
@@ -96,10 +93,10 @@ impl Counting {
         Ok(Self { how, map, values: vec![GroupCounters::default(); cpus] })
     }
 
-    fn describe(&self) -> String {
+    fn describe(&self) -> &'static str {
         match self.how {
-            How::Attached { .. } => "a BPF program at each container's cgroup".to_owned(),
-            How::Root { .. } => "BPF programs at the root of the cgroup hierarchy".to_owned(),
+            How::Attached { .. } => "a BPF program at each container's cgroup",
+            How::Root { .. } => "BPF programs at the root of the cgroup hierarchy",
         }
     }
 

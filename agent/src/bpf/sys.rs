@@ -6,10 +6,16 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
+use swarmguard_common::kernel::{GroupCounters, GroupSample, Waits};
+
 const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
 const MAP_DELETE_ELEM: libc::c_int = 3;
 const LINK_CREATE: libc::c_int = 28;
+const ITER_CREATE: libc::c_int = 33;
+const BPF_TRACE_ITER: u32 = 28;
+/// `BPF_CGROUP_ITER_DESCENDANTS_PRE`.
+const DESCENDANTS: u32 = 2;
 
 /// What a link ties a program to: `enum bpf_attach_type`.
 #[repr(u32)]
@@ -43,6 +49,21 @@ struct LinkAttr {
     padding: u32,
 }
 
+/// `union bpf_iter_link_info` for cgroups.
+#[repr(C)]
+struct CgroupIterInfo {
+    order: u32,
+    cgroup_fd: u32,
+    cgroup_id: u64,
+}
+
+/// `union bpf_attr` for `BPF_ITER_CREATE`.
+#[repr(C)]
+struct IterAttr {
+    link_fd: u32,
+    flags: u32,
+}
+
 /// Plain integers without padding: any bytes that the kernel writes are a value.
 ///
 /// # Safety
@@ -52,7 +73,11 @@ pub(super) unsafe trait Plain: Copy {}
 // SAFETY: integers.
 unsafe impl Plain for u64 {}
 // SAFETY: `#[repr(C)]` integers, size asserted where it is defined.
-unsafe impl Plain for swarmguard_common::kernel::GroupCounters {}
+unsafe impl Plain for GroupCounters {}
+// SAFETY: the same.
+unsafe impl Plain for Waits {}
+// SAFETY: the same.
+unsafe impl Plain for GroupSample {}
 
 /// Reads the value of `key`: one `V`, or one for each possible CPU. `false`: there is none.
 pub(super) fn lookup<V: Plain>(map: BorrowedFd<'_>, key: u64, into: &mut [V]) -> io::Result<bool> {
@@ -101,6 +126,87 @@ pub(super) fn attach_cgroup(
     let fd = unsafe { bpf(LINK_CREATE, &mut attr) }?;
     // SAFETY: a new descriptor that nobody else has.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Ties an iterator program to a cgroup and all below it. aya's own `Iter::attach` cannot name a cgroup.
+pub(super) fn attach_cgroup_iter(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let info = CgroupIterInfo { order: DESCENDANTS, cgroup_fd: raw(cgroup), cgroup_id: 0 };
+    let mut attr = LinkAttr {
+        prog_fd: raw(program),
+        attach_type: BPF_TRACE_ITER,
+        extra: std::ptr::from_ref(&info) as u64,
+        extra_len: 16,
+        ..LinkAttr::default()
+    };
+    // SAFETY: `info` is alive for the call, and as long as it says.
+    let fd = unsafe { bpf(LINK_CREATE, &mut attr) }?;
+    // SAFETY: a new descriptor that nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Begins one pass of an iterator; reading the descriptor to its end runs it.
+fn iterate(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attr = IterAttr { link_fd: raw(link), flags: 0 };
+    // SAFETY: no pointers in there.
+    let fd = unsafe { bpf(ITER_CREATE, &mut attr) }?;
+    // SAFETY: a new descriptor that nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Runs an iterator that has no output of its own, once.
+pub(super) fn run_pass(link: BorrowedFd<'_>) -> io::Result<()> {
+    let pass = iterate(link)?;
+    let mut nothing = [0u8; 8];
+    // SAFETY: the buffer is ours and as long as it says.
+    let read = unsafe { libc::read(pass.as_raw_fd(), nothing.as_mut_ptr().cast(), nothing.len()) };
+    if read < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A map of the array kind, seen in the agent's own memory.
+pub(super) struct Mapped<T> {
+    start: *const T,
+    len: usize,
+}
+
+// SAFETY: nothing but memory that stays where it is; only this process's threads of one owner read it.
+unsafe impl<T: Plain> Send for Mapped<T> {}
+
+impl<T: Plain> Mapped<T> {
+    /// Maps `len` values, which must be all that the map holds, and multiples of 8 bytes as the kernel lays them out.
+    pub(super) fn new(map: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
+        const { assert!(size_of::<T>().is_multiple_of(8)) };
+        // SAFETY: a new mapping, read-only, anywhere.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len * size_of::<T>(),
+                libc::PROT_READ,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { start: start.cast(), len })
+    }
+
+    /// A copy of a value; `None` beyond the end.
+    pub(super) fn get(&self, index: usize) -> Option<T> {
+        if index >= self.len {
+            return None;
+        }
+        // SAFETY: within the mapping. Volatile, because the kernel writes it.
+        Some(unsafe { std::ptr::read_volatile(self.start.add(index)) })
+    }
+}
+
+impl<T> Drop for Mapped<T> {
+    fn drop(&mut self) {
+        // SAFETY: our mapping, and nobody holds a reference into it.
+        unsafe { libc::munmap(self.start.cast_mut().cast(), self.len * size_of::<T>()) };
+    }
 }
 
 fn element(map: BorrowedFd<'_>, key: &u64) -> ElementAttr {
