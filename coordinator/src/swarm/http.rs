@@ -1,0 +1,283 @@
+//! HTTP to the engine: one request, one bounded answer, over its unix socket or plain TCP, at its own highest API version.
+//!
+//! Not a typed client: specs must come and go as raw JSON, or fields that a library does not know would be reset.
+
+use std::{path::PathBuf, time::Duration};
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::{body::Incoming, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::{
+    net::{TcpStream, UnixStream},
+    sync::Mutex,
+    time::timeout,
+};
+
+/// Longest answer that is taken, in bytes.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
+/// For connecting.
+const CONNECT: Duration = Duration::from_secs(5);
+/// For one request, its answer included.
+const REQUEST: Duration = Duration::from_secs(15);
+/// Connections kept for the next readings.
+const MAX_IDLE: usize = 6;
+/// Longest piece of an engine's words that is passed on, in bytes.
+const MAX_WORDS: usize = 500;
+
+/// An engine that did not do what was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// It answered with an error.
+    #[error("{request}: the engine answered {status}: {words}")]
+    Answer {
+        /// Method and path.
+        request: String,
+        /// Its status.
+        status: u16,
+        /// What it said.
+        words: String,
+    },
+    /// It did not answer, or not so that one could understand it. What was asked may have been done.
+    #[error("{request}: no usable answer from the engine at {at}: {why}")]
+    NoAnswer {
+        /// Method and path.
+        request: String,
+        /// Where.
+        at: String,
+        /// Why.
+        why: String,
+    },
+    /// An address that is none.
+    #[error("the engine's address {0:?} is not one: use unix:///path or tcp://host:port")]
+    Address(String),
+}
+
+#[derive(Clone, Debug)]
+enum Address {
+    Unix(PathBuf),
+    Tcp(String),
+}
+
+type Sender = http1::SendRequest<Full<Bytes>>;
+
+/// An engine's API.
+#[derive(Debug)]
+pub struct Engine {
+    address: Address,
+    shown: String,
+    /// `/v1.41`, once it is known.
+    version: Mutex<Option<String>>,
+    idle: Mutex<Vec<Sender>>,
+}
+
+impl Engine {
+    /// The engine at `unix:///path` or `tcp://host:port`. Nothing is connected yet.
+    ///
+    /// # Errors
+    /// When the address is of another kind.
+    pub fn new(address: &str) -> Result<Self, EngineError> {
+        let parsed = match address.split_once("://") {
+            Some(("unix", path)) if path.starts_with('/') => Address::Unix(path.into()),
+            Some(("tcp" | "http", host)) if host.contains(':') => {
+                Address::Tcp(host.trim_end_matches('/').into())
+            }
+            _ => return Err(EngineError::Address(address.chars().take(200).collect())),
+        };
+        Ok(Self { address: parsed, shown: address.into(), version: Mutex::default(), idle: Mutex::default() })
+    }
+
+    /// Reads a document at a path below the API version.
+    pub(super) async fn get(&self, path: &str) -> Result<Value, EngineError> {
+        let bytes = self.get_bytes(path).await?;
+        serde_json::from_slice(&bytes).map_err(|error| self.no_answer(&format!("GET {path}"), &error))
+    }
+
+    /// Reads a document without looking into it.
+    pub(super) async fn get_bytes(&self, path: &str) -> Result<Bytes, EngineError> {
+        let path = format!("{}{path}", self.version().await?);
+        // An idle connection may have died since: then once more on a new one. Reading twice does no harm.
+        if let Some(sender) = self.idle_sender().await
+            && let Ok(answer) = self.exchange(sender, Method::GET, &path, None).await
+        {
+            return answer;
+        }
+        let request = format!("GET {path}");
+        let sender = self.connect(&request).await?;
+        self.exchange(sender, Method::GET, &path, None)
+            .await
+            .unwrap_or_else(|why| Err(self.no_answer(&request, &why)))
+    }
+
+    /// Changes something, on a connection of its own: one that the engine was about to close would leave it open
+    /// whether it was done.
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Bytes, EngineError> {
+        let path = format!("{}{path}", self.version().await?);
+        let request = format!("{method} {path}");
+        let sender = self.connect(&request).await?;
+        self.exchange(sender, method, &path, body)
+            .await
+            .unwrap_or_else(|why| Err(self.no_answer(&request, &why)))
+    }
+
+    /// Opens an answer that does not end.
+    pub(super) async fn stream(&self, path: &str) -> Result<Incoming, EngineError> {
+        let path = format!("{}{path}", self.version().await?);
+        let request = format!("GET {path}");
+        let mut sender = self.connect(&request).await?;
+        let sent = timeout(REQUEST, sender.send_request(self.request(&Method::GET, &path, None))).await;
+        let answer = match sent {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => return Err(self.no_answer(&request, &error)),
+            Err(_) => return Err(self.no_answer(&request, &"timed out")),
+        };
+        if answer.status().is_success() {
+            return Ok(answer.into_body());
+        }
+        let status = answer.status();
+        Err(refusal(request, status, &Bytes::new()))
+    }
+
+    /// The path prefix of the engine's highest API version, asked for once.
+    async fn version(&self) -> Result<String, EngineError> {
+        let mut known = self.version.lock().await;
+        if let Some(version) = known.as_ref() {
+            return Ok(version.clone());
+        }
+        let mut sender = self.connect("GET /_ping").await?;
+        let sent = timeout(REQUEST, sender.send_request(self.request(&Method::GET, "/_ping", None))).await;
+        let answer = sent
+            .map_err(|_| self.no_answer("GET /_ping", &"timed out"))?
+            .map_err(|error| self.no_answer("GET /_ping", &error))?;
+        let version = answer.headers().get("api-version").and_then(|value| value.to_str().ok());
+        let plain =
+            |text: &&str| !text.is_empty() && text.chars().all(|char| char.is_ascii_digit() || char == '.');
+        let version =
+            version.filter(plain).ok_or_else(|| self.no_answer("GET /_ping", &"it names no API version"))?;
+        let prefix = format!("/v{version}");
+        *known = Some(prefix.clone());
+        Ok(prefix)
+    }
+
+    /// Forgets what is known of the engine: it may be another version after its restart.
+    pub(super) async fn forget(&self) {
+        *self.version.lock().await = None;
+        self.idle.lock().await.clear();
+    }
+
+    async fn idle_sender(&self) -> Option<Sender> {
+        let mut idle = self.idle.lock().await;
+        while let Some(sender) = idle.pop() {
+            if sender.is_ready() {
+                return Some(sender);
+            }
+        }
+        None
+    }
+
+    async fn connect(&self, request: &str) -> Result<Sender, EngineError> {
+        match timeout(CONNECT, self.handshake()).await {
+            Ok(Ok(sender)) => Ok(sender),
+            Ok(Err(why)) => Err(self.no_answer(request, &why)),
+            Err(_) => Err(self.no_answer(request, &"connecting timed out")),
+        }
+    }
+
+    async fn handshake(&self) -> Result<Sender, String> {
+        let text = |error: std::io::Error| error.to_string();
+        let sender = match &self.address {
+            Address::Unix(path) => spawn(UnixStream::connect(path).await.map_err(text)?).await,
+            Address::Tcp(host) => spawn(TcpStream::connect(host.as_str()).await.map_err(text)?).await,
+        };
+        sender.map_err(|error| error.to_string())
+    }
+
+    /// One request and its answer. The outer error is a connection that broke, the inner one the engine's word.
+    async fn exchange(
+        &self,
+        mut sender: Sender,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Result<Bytes, EngineError>, String> {
+        let request = self.request(&method, path, body);
+        let whole = async {
+            let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
+            let status = answer.status();
+            let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
+            let body = body.map_err(|error| {
+                if error.is::<LengthLimitError>() {
+                    format!("its answer is longer than {MAX_ANSWER_BYTES} bytes")
+                } else {
+                    error.to_string()
+                }
+            })?;
+            Ok::<_, String>((status, body.to_bytes()))
+        };
+        let (status, bytes) = timeout(REQUEST, whole).await.map_err(|_| "timed out".to_string())??;
+        let mut idle = self.idle.lock().await;
+        if idle.len() < MAX_IDLE {
+            idle.push(sender);
+        }
+        if status.is_success() {
+            return Ok(Ok(bytes));
+        }
+        Ok(Err(refusal(format!("{method} {path}"), status, &bytes)))
+    }
+
+    fn request(&self, method: &Method, path: &str, body: Option<&Value>) -> Request<Full<Bytes>> {
+        let bytes = body.map(|body| Bytes::from(body.to_string())).unwrap_or_default();
+        let mut request = Request::new(Full::new(bytes));
+        *request.method_mut() = method.clone();
+        // A path that is no URI is answered by the engine with an error, which names it.
+        *request.uri_mut() = path.parse().unwrap_or_else(|_| http::Uri::from_static("/invalid-path"));
+        let headers = request.headers_mut();
+        headers.insert(header::HOST, header::HeaderValue::from_static("docker"));
+        if body.is_some() {
+            headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+        }
+        request
+    }
+
+    fn no_answer(&self, request: &str, why: &impl std::fmt::Display) -> EngineError {
+        EngineError::NoAnswer { request: request.into(), at: self.shown.clone(), why: why.to_string() }
+    }
+}
+
+async fn spawn<S>(stream: S) -> Result<Sender, hyper::Error>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // Ends when the sender is dropped or the engine closes; what went wrong is told to the sender.
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+fn refusal(request: String, status: StatusCode, body: &Bytes) -> EngineError {
+    let said: Option<String> = serde_json::from_slice::<Value>(body)
+        .ok()
+        .and_then(|value| value.get("message")?.as_str().map(Into::into));
+    let words = said.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
+    EngineError::Answer { request, status: status.as_u16(), words: words.chars().take(MAX_WORDS).collect() }
+}
+
+/// `?filters=` for a GET, escaped.
+pub(super) fn filters(filters: &Value) -> String {
+    let escaped: String = filters
+        .to_string()
+        .bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => char::from(byte).to_string(),
+            other => format!("%{other:02X}"),
+        })
+        .collect();
+    format!("?filters={escaped}")
+}
