@@ -1,5 +1,327 @@
-//! Rules.
+//! The rules: view and time in, one verdict for every protected service out.
+//!
+//! A verdict is an action, a refusal (something is the matter, and a rule forbids to act), or calm. Each carries the
+//! figures it rests on, the rule, and what would have changed it. Missing data is never taken for idleness: without
+//! fresh figures there is no action.
 
 mod constraint;
+mod hot;
+mod migrate;
 pub mod placement;
 pub mod preflight;
+mod scale;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use swarmguard_common::{
+    clock::Time,
+    domain::{NodeId, ServiceId, TaskId},
+    labels::ServicePolicy,
+};
+
+use crate::{
+    action::Intent,
+    explain::{Conclusion, Judgement},
+    swarm::{Mode, Service, Snapshot},
+    view::View,
+};
+use hot::HotList;
+pub use migrate::{Target, best_target};
+use placement::Placed;
+pub use scale::{choose_victim_node, spare};
+
+/// What bears on the rules besides the view.
+#[derive(Clone, Debug, Default)]
+pub struct Situation {
+    /// Services with an action under way (or being begun), with its token.
+    pub busy: BTreeMap<ServiceId, String>,
+    /// Nodes that an action under way leaves, with how many.
+    pub leaving: BTreeMap<NodeId, usize>,
+    /// Actions under way in the cluster.
+    pub under_way: usize,
+    /// Most actions in the cluster.
+    pub max_actions: usize,
+    /// Most actions that leave one node.
+    pub max_actions_per_node: usize,
+    /// Automation is paused for all.
+    pub paused_all: bool,
+    /// Automation is paused for these.
+    pub paused: BTreeSet<ServiceId>,
+    /// Decide and explain only.
+    pub observe: bool,
+}
+
+impl Situation {
+    /// Whether automation is paused for a service.
+    pub fn is_paused(&self, service: &ServiceId) -> bool {
+        self.paused_all || self.paused.contains(service)
+    }
+}
+
+/// What is to be done about a service, and why.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    /// Which service.
+    pub service: ServiceId,
+    /// Its reasons.
+    pub judgement: Judgement,
+    /// What is to be done, if anything.
+    pub intent: Option<Intent>,
+    /// Only decided, not to be done: observe mode.
+    pub observed: bool,
+    /// How long the action's tombstone is to stay.
+    pub keep: Duration,
+    /// Precedence among verdicts of one round, the higher first, then the use that weighs.
+    rank: (Precedence, u64),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Precedence {
+    ScaleIn,
+    Migrate,
+    ScaleOut,
+}
+
+/// The rules' own constants, in one place.
+mod constant {
+    use std::time::Duration;
+
+    /// Act-after where PSI shows that tasks really stall.
+    pub const ACT_AFTER_STALLED: Duration = Duration::from_secs(1);
+    /// PSI share from which a node or task is taken for stalled, in basis points.
+    pub const STALLED: u16 = 2_500;
+    /// PSI share from which a node is short, whatever its utilisation, in basis points.
+    pub const SHORT_PSI: u16 = 2_000;
+    /// A service whose replica is hot again where it was moved does not move again for this long.
+    pub const MOVED_IN_VAIN: Duration = Duration::from_secs(600);
+    /// After a migration off or to a node its figures are given this long to show it.
+    pub const RELIEF: Duration = Duration::from_secs(10);
+    /// A replica that uses less than this share of its node is a victim, not the culprit.
+    pub const CULPRIT_SHARE: f64 = 0.20;
+    /// How much less busy than the source a target must be now.
+    pub const CLEARLY_BETTER: f64 = 0.20;
+    /// Figures are noisy: this much is forgiven when loads are added up or compared.
+    pub const NOISE: f64 = 0.15;
+    /// `cpu.max` throttled a container in this share of periods: it is at its own limit, in basis points.
+    pub const THROTTLED: u16 = 1_000;
+}
+
+/// A verdict for every enabled service, the most urgent first. Limits on actions at once are applied: what exceeds them
+/// is a refusal.
+pub fn decide(view: &View, situation: &Situation, now: Time) -> Vec<Verdict> {
+    let Some(snapshot) = view.snapshot.as_deref() else { return Vec::new() };
+    let round = Round { view, situation, snapshot, now, placed: Placed::count(snapshot), hot: HotList::of(view, now) };
+    let mut verdicts: Vec<Verdict> = snapshot.services.values().filter_map(|service| round.judge(service)).collect();
+    verdicts.sort_by(|a, b| b.rank.cmp(&a.rank).then_with(|| a.service.cmp(&b.service)));
+    limit(&mut verdicts, situation);
+    verdicts
+}
+
+/// One round of judgements: everything they share.
+struct Round<'a> {
+    view: &'a View,
+    situation: &'a Situation,
+    snapshot: &'a Snapshot,
+    now: Time,
+    placed: Placed,
+    hot: HotList<'a>,
+}
+
+impl Round<'_> {
+    fn judge(&self, service: &Service) -> Option<Verdict> {
+        let policy = match &service.policy {
+            Ok(policy) if policy.enabled => policy,
+            Ok(_) => return None,
+            Err(errors) => {
+                let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
+                let otherwise = "labels that make sense; until then the service is left alone";
+                return Some(self.refuse(service, "labels", all.join("; "), otherwise));
+            }
+        };
+        let mut verdict = self.judge_enabled(service, policy);
+        verdict.observed = self.situation.observe || policy.observe;
+        verdict.judgement.signals.extend(self.figures(service, policy));
+        Some(verdict)
+    }
+
+    fn judge_enabled(&self, service: &Service, policy: &ServicePolicy) -> Verdict {
+        if let Some(own) = preflight::own(service, policy) {
+            return self.refuse(service, own.code, own.text, own.otherwise);
+        }
+        let Mode::Replicated(replicas) = service.mode else {
+            return self.calm(service, "not_replicated", "only replicated services are moved and scaled");
+        };
+        if let Some(token) = self.situation.busy.get(&service.id) {
+            return self.calm(service, "action_running", format!("the action {token} is under way"));
+        }
+        let wanted = self.wanted(service, policy, replicas);
+        if wanted.judgement.conclusion == Conclusion::Calm {
+            return wanted;
+        }
+        if self.situation.is_paused(&service.id) {
+            let text = format!("automation is paused; else: {}", wanted.judgement.text);
+            return self.instead(wanted, "paused", text, "resume");
+        }
+        match self.rollout(service, replicas) {
+            Some((text, otherwise)) => self.instead(wanted, "rollout", text, otherwise),
+            None => wanted,
+        }
+    }
+
+    /// What would be done if nobody else were at work on the service.
+    fn wanted(&self, service: &Service, policy: &ServicePolicy, replicas: u64) -> Verdict {
+        if let Some(verdict) = self.bounds(service, policy, replicas) {
+            return verdict;
+        }
+        let hot = self.hot.of_service(&service.id);
+        if !hot.is_empty() {
+            return self.judge_hot(service, policy, replicas, hot);
+        }
+        self.judge_spare(service, policy, replicas)
+    }
+
+    /// Somebody else changes the service, as far as can be seen: what is seen and what would end it.
+    fn rollout(&self, service: &Service, replicas: u64) -> Option<(String, String)> {
+        let state = service.update_state.as_deref();
+        if let Some(state @ ("updating" | "rollback_started" | "paused" | "rollback_paused")) = state {
+            return Some((format!("an update is under way ({state})"), "the end of the update".into()));
+        }
+        let mut slots: BTreeMap<u64, usize> = BTreeMap::new();
+        let mut serving = 0;
+        for task in self.view.tasks_of(&service.id).filter(|task| task.is_wanted()) {
+            *slots.entry(task.slot).or_default() += 1;
+            serving += u64::from(task.is_serving());
+        }
+        if let Some((slot, _)) = slots.iter().find(|(_, tasks)| **tasks > 1) {
+            return Some((format!("slot {slot} is being replaced: it has two tasks"), "one task in each slot".into()));
+        }
+        if serving != replicas {
+            let text = format!("{serving} of {replicas} replicas run");
+            return Some((text, "all replicas running".into()));
+        }
+        let left = self.view.history.quiet_left(&service.id, self.now)?;
+        let text = format!("somebody else changed it {} ms ago", (crate::view::QUIET - left).as_millis());
+        Some((text, format!("no foreign change for {} s", crate::view::QUIET.as_secs())))
+    }
+
+    /// The figures that every verdict carries.
+    fn figures(&self, service: &Service, policy: &ServicePolicy) -> BTreeMap<&'static str, f64> {
+        let mut figures = BTreeMap::from([
+            ("cpu_high_percent", policy.thresholds.cpu_high.percent()),
+            ("memory_high_percent", policy.thresholds.memory_high.percent()),
+            ("network_low_percent", policy.thresholds.network_low.percent()),
+            ("network_high_percent", policy.thresholds.network_high.percent()),
+        ]);
+        if let Mode::Replicated(replicas) = service.mode {
+            #[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 replicas")]
+            figures.insert("replicas", replicas as f64);
+        }
+        figures
+    }
+
+    fn verdict(&self, service: &Service, conclusion: Conclusion, rule: &'static str, text: String) -> Verdict {
+        Verdict {
+            service: service.id.clone(),
+            judgement: Judgement {
+                conclusion,
+                rule,
+                text,
+                otherwise: String::new(),
+                signals: BTreeMap::new(),
+                task: None,
+                node: None,
+                target: None,
+            },
+            intent: None,
+            observed: false,
+            keep: Duration::ZERO,
+            rank: (Precedence::ScaleIn, 0),
+        }
+    }
+
+    fn calm(&self, service: &Service, rule: &'static str, text: impl Into<String>) -> Verdict {
+        self.verdict(service, Conclusion::Calm, rule, text.into())
+    }
+
+    fn refuse(
+        &self,
+        service: &Service,
+        rule: &'static str,
+        text: impl Into<String>,
+        otherwise: impl Into<String>,
+    ) -> Verdict {
+        let mut verdict = self.verdict(service, Conclusion::Refuse, rule, text.into());
+        verdict.judgement.otherwise = otherwise.into();
+        verdict
+    }
+
+    /// The verdict turned into a refusal by a rule that stands above it; signals, task and node stay.
+    fn instead(
+        &self,
+        mut verdict: Verdict,
+        rule: &'static str,
+        text: impl Into<String>,
+        otherwise: impl Into<String>,
+    ) -> Verdict {
+        turn_down(&mut verdict, rule, text.into(), otherwise.into());
+        verdict
+    }
+}
+
+fn turn_down(verdict: &mut Verdict, rule: &'static str, text: String, otherwise: String) {
+    verdict.intent = None;
+    verdict.judgement.conclusion = Conclusion::Refuse;
+    verdict.judgement.rule = rule;
+    verdict.judgement.text = text;
+    verdict.judgement.otherwise = otherwise;
+}
+
+/// Refuses what exceeds the limits on actions at once; verdicts come most urgent first.
+fn limit(verdicts: &mut [Verdict], situation: &Situation) {
+    let mut under_way = situation.under_way;
+    let mut leaving = situation.leaving.clone();
+    for verdict in verdicts.iter_mut().filter(|verdict| verdict.intent.is_some() && !verdict.observed) {
+        let node = match &verdict.intent {
+            Some(Intent::Migrate { source, .. }) => Some(source.clone()),
+            Some(Intent::ScaleIn { node, .. }) => Some(node.clone()),
+            _ => None,
+        };
+        if under_way >= situation.max_actions {
+            let text = format!("{under_way} actions are under way; else: {}", verdict.judgement.text);
+            turn_down(verdict, "limit", text, format!("fewer than {} at once", situation.max_actions));
+            continue;
+        }
+        if let Some(node) = node {
+            let here = leaving.entry(node.clone()).or_default();
+            if *here >= situation.max_actions_per_node {
+                let text = format!("another action leaves node {node}; else: {}", verdict.judgement.text);
+                turn_down(verdict, "limit_node", text, "the end of that action".into());
+                continue;
+            }
+            *here += 1;
+        }
+        under_way += 1;
+    }
+}
+
+/// Names a node for people.
+fn name(snapshot: &Snapshot, node: &NodeId) -> String {
+    snapshot.nodes.get(node).map_or_else(|| node.to_string(), |found| found.hostname.clone())
+}
+
+/// Milliseconds as a figure.
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1_000.0
+}
+
+/// About which replica a verdict is.
+fn about(verdict: &mut Verdict, task: &TaskId, node: &NodeId) {
+    verdict.judgement.task = Some(task.clone());
+    verdict.judgement.node = Some(node.clone());
+}
+
+#[cfg(test)]
+mod tests;

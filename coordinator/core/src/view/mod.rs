@@ -20,7 +20,7 @@ use swarmguard_common::{
 };
 
 use agent::{Agent, Container, NewEdge};
-pub use history::{History, Past};
+pub use history::{History, Past, QUIET};
 pub use smooth::Smooth;
 
 use crate::{
@@ -81,6 +81,8 @@ pub struct View {
     /// What happened to services and nodes lately.
     pub history: History,
     tasks_by_container: BTreeMap<ContainerId, TaskId>,
+    tasks_by_service: BTreeMap<ServiceId, Vec<TaskId>>,
+    tasks_by_node: BTreeMap<NodeId, Vec<TaskId>>,
 }
 
 impl View {
@@ -91,6 +93,14 @@ impl View {
         }
         let running = snapshot.tasks.values().filter_map(|task| Some((task.container.clone()?, task.id.clone())));
         self.tasks_by_container = running.collect();
+        self.tasks_by_service.clear();
+        self.tasks_by_node.clear();
+        for task in snapshot.tasks.values() {
+            self.tasks_by_service.entry(task.service.clone()).or_default().push(task.id.clone());
+            if let Some(node) = &task.node {
+                self.tasks_by_node.entry(node.clone()).or_default().push(task.id.clone());
+            }
+        }
         self.agents.retain(|node, agent| snapshot.nodes.contains_key(node) || agent.lease.age(now) < FORGET_AFTER);
         self.history.read(now, self.snapshot.as_deref(), &snapshot);
         self.snapshot = Some(snapshot);
@@ -184,10 +194,22 @@ impl View {
         snapshot.services.get(id)
     }
 
+    /// Tasks of a service, in task order.
+    pub fn tasks_of<'a>(&'a self, service: &ServiceId) -> impl Iterator<Item = &'a Task> {
+        let ids = self.tasks_by_service.get(service).into_iter().flatten();
+        ids.filter_map(|id| self.snapshot.as_ref()?.tasks.get(id))
+    }
+
+    /// Tasks on a node, in task order.
+    pub fn tasks_on<'a>(&'a self, node: &NodeId) -> impl Iterator<Item = &'a Task> {
+        let ids = self.tasks_by_node.get(node).into_iter().flatten();
+        ids.filter_map(|id| self.snapshot.as_ref()?.tasks.get(id))
+    }
+
     /// Replicas of a service that Swarm wants and that are assigned to a node, in task order.
     pub fn replicas<'a>(&'a self, service: &ServiceId, now: Time) -> Vec<Replica<'a>> {
         let Some(snapshot) = self.snapshot.as_deref() else { return Vec::new() };
-        let wanted = snapshot.tasks.values().filter(|task| task.service == *service && task.is_wanted());
+        let wanted = self.tasks_of(service).filter(|task| task.is_wanted());
         wanted.filter_map(|task| self.replica(snapshot, task, now)).collect()
     }
 
@@ -227,36 +249,38 @@ impl View {
     }
 
     /// Tells each connected agent the thresholds of what runs on its node, where they changed.
-    pub fn tell_thresholds(&mut self, default: Thresholds, out: &mut Vec<AgentOutput>) {
+    pub fn tell_all_thresholds(&mut self, default: Thresholds, out: &mut Vec<AgentOutput>) {
+        let nodes: Vec<NodeId> = self.agents.keys().cloned().collect();
+        for node in &nodes {
+            self.tell_thresholds(node, default, out);
+        }
+    }
+
+    /// Tells one agent, likewise.
+    pub fn tell_thresholds(&mut self, node: &NodeId, default: Thresholds, out: &mut Vec<AgentOutput>) {
         let Some(snapshot) = self.snapshot.clone() else { return };
-        let mut by_node: BTreeMap<&NodeId, Vec<&Task>> = BTreeMap::new();
-        for task in snapshot.tasks.values() {
-            if let Some(node) = &task.node {
-                by_node.entry(node).or_default().push(task);
+        let Some(connection) = self.agents.get(node).and_then(|agent| agent.connection) else { return };
+        let mut services = BTreeMap::new();
+        let mut containers = BTreeMap::new();
+        for task in self.tasks_on(node) {
+            if let Some(container) = &task.container
+                && containers.len() < MAX_NAMED
+            {
+                containers.insert(container.clone(), (task.id.clone(), task.service.clone()));
+            }
+            if let Some(Ok(policy)) = snapshot.services.get(&task.service).map(|service| &service.policy)
+                && policy.thresholds != default
+                && services.len() < MAX_THRESHOLDS
+            {
+                services.insert(task.service.clone(), policy.thresholds);
             }
         }
-        for (node, agent) in &mut self.agents {
-            let Some(connection) = agent.connection else { continue };
-            let mut services = BTreeMap::new();
-            let mut containers = BTreeMap::new();
-            for task in by_node.get(node).into_iter().flatten() {
-                if let Some(container) = &task.container
-                    && containers.len() < MAX_NAMED
-                {
-                    containers.insert(container.clone(), (task.id.clone(), task.service.clone()));
-                }
-                if let Some(Ok(policy)) = snapshot.services.get(&task.service).map(|service| &service.policy)
-                    && policy.thresholds != default
-                    && services.len() < MAX_THRESHOLDS
-                {
-                    services.insert(task.service.clone(), policy.thresholds);
-                }
-            }
-            let message = ToAgent::Thresholds { default, services, containers };
-            if agent.thresholds_sent.as_ref() != Some(&message) {
-                agent.thresholds_sent = Some(message.clone());
-                out.push(AgentOutput { connection, what: AgentOrder::Send(message) });
-            }
+        let message = ToAgent::Thresholds { default, services, containers };
+        if let Some(agent) = self.agents.get_mut(node)
+            && agent.thresholds_sent.as_ref() != Some(&message)
+        {
+            agent.thresholds_sent = Some(message.clone());
+            out.push(AgentOutput { connection, what: AgentOrder::Send(message) });
         }
     }
 

@@ -129,7 +129,7 @@ fn thresholds_are_told_once_and_again_when_they_change() {
     world.service(with_label(replicated("s1", 1), "cpu.high", "60")).task("t1", "s1", 1, "n1").read(0);
     let tell = |world: &mut World| {
         world.out.clear();
-        world.view.tell_thresholds(Thresholds::default(), &mut world.out);
+        world.view.tell_all_thresholds(Thresholds::default(), &mut world.out);
         world.out.len()
     };
     assert_eq!((tell(&mut world), tell(&mut world)), (1, 0));

@@ -1,0 +1,190 @@
+//! Which replicas are hot, as far as their alerts can be believed.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use swarmguard_common::{
+    clock::Time,
+    domain::{BasisPoints, Condition, NodeId, ServiceId},
+    labels::{CLEAR_RATIO, ServicePolicy},
+    wire::agent::{NodeLoad, TaskLoad},
+};
+
+use super::{constant, placement};
+use crate::{
+    view::{
+        Replica, View,
+        agent::{Agent, Container},
+        alerts::Standing,
+    },
+};
+
+/// Why an alert does not count, or not yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// It has not stood long enough: this is left.
+    Holding(Duration),
+    /// The task is not on the node that reports it.
+    Stale(String),
+    /// The reporter is not to be believed.
+    Lease(&'static str),
+    /// No fresh figures of the replica or its node.
+    NoData,
+    /// The task does not run yet, or not healthily.
+    NotServing,
+}
+
+/// A replica with a standing alert of high CPU or memory.
+#[derive(Clone, Debug)]
+pub struct Hot<'a> {
+    /// The node whose agent says so.
+    pub reporter: &'a NodeId,
+    /// The replica; `None` where the alert is stale.
+    pub replica: Option<Replica<'a>>,
+    /// CPU is high.
+    pub cpu: bool,
+    /// Memory is high.
+    pub memory: bool,
+    /// How long it has stood.
+    pub stood: Duration,
+    /// How long it must stand.
+    pub act_after: Duration,
+    /// Why it does not count.
+    pub doubt: Option<Doubt>,
+}
+
+impl<'a> Hot<'a> {
+    /// Replica, its node's agent and fresh figures of both, where the alert counts.
+    pub fn certain(&self) -> Option<Certain<'a>> {
+        if self.doubt.is_some() {
+            return None;
+        }
+        let replica = self.replica?;
+        let agent = replica.agent?;
+        let node_load = agent.load.as_ref()?;
+        Some(Certain { replica, agent, container: replica.container?, load: replica.load?, node_load })
+    }
+}
+
+/// A hot replica of which everything is known.
+#[derive(Clone, Copy, Debug)]
+pub struct Certain<'a> {
+    /// The replica.
+    pub replica: Replica<'a>,
+    /// The agent of its node.
+    pub agent: &'a Agent,
+    /// Its container.
+    pub container: &'a Container,
+    /// Its figures.
+    pub load: &'a TaskLoad,
+    /// Its node's figures.
+    pub node_load: &'a NodeLoad,
+}
+
+impl Certain<'_> {
+    /// Its CPU as a share of the node's, where 1.0 is all.
+    pub fn cpu_of_node(&self) -> f64 {
+        share(f64::from(self.load.cpu_millis), f64::from(self.agent.hello.cpu_millis))
+    }
+
+    /// Its working set as a share of the node's memory.
+    pub fn memory_of_node(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "a share")]
+        share(f64::from(self.load.memory_kib) * 1_024.0, self.agent.hello.memory_bytes as f64)
+    }
+}
+
+/// A part of a whole; 0 of nothing.
+pub fn share(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { part / whole } else { 0.0 }
+}
+
+/// All hot replicas by service.
+#[derive(Clone, Debug, Default)]
+pub struct HotList<'a> {
+    services: BTreeMap<&'a ServiceId, Vec<Hot<'a>>>,
+}
+
+impl<'a> HotList<'a> {
+    /// Walks the standing alerts of all agents.
+    pub fn of(view: &'a View, now: Time) -> Self {
+        let mut list = Self::default();
+        for (node, agent) in &view.agents {
+            for container in agent.containers.values().filter(|container| !container.standing.is_empty()) {
+                let Some(service) = view.service_of(container) else { continue };
+                let Ok(policy) = &service.policy else { continue };
+                if let Some(hot) = examine(view, now, node, agent, container, policy) {
+                    list.services.entry(&service.id).or_default().push(hot);
+                }
+            }
+        }
+        list
+    }
+
+    /// Those of one service.
+    pub fn of_service(&self, service: &ServiceId) -> &[Hot<'a>] {
+        self.services.get(service).map_or(&[], Vec::as_slice)
+    }
+}
+
+fn examine<'a>(
+    view: &'a View,
+    now: Time,
+    node: &'a NodeId,
+    agent: &'a Agent,
+    container: &'a Container,
+    policy: &ServicePolicy,
+) -> Option<Hot<'a>> {
+    let snapshot = view.snapshot.as_deref()?;
+    let load = agent.fresh(container, now);
+    // What has fallen below the clearing threshold is no longer hot, also before the agent says so.
+    let stands = |condition, value: fn(&TaskLoad) -> Option<BasisPoints>, high: BasisPoints| {
+        let standing: &Standing = container.standing.get(&condition)?;
+        let cooled = load.and_then(value).is_some_and(|value| value < high.scaled(CLEAR_RATIO));
+        (!cooled).then_some((standing, load.and_then(value).is_some()))
+    };
+    let cpu = stands(Condition::CpuHigh, |load| load.cpu, policy.thresholds.cpu_high);
+    let memory = stands(Condition::MemoryHigh, |load| load.memory, policy.thresholds.memory_high);
+    let known = cpu.is_some_and(|(_, known)| known) || memory.is_some_and(|(_, known)| known);
+    let stood = [cpu, memory].iter().flatten().map(|(standing, _)| now - standing.since).max()?;
+    let act_after = if is_stalled(agent, container, load) {
+        policy.act_after.min(constant::ACT_AFTER_STALLED)
+    } else {
+        policy.act_after
+    };
+    let mut hot =
+        Hot { reporter: node, replica: None, cpu: cpu.is_some(), memory: memory.is_some(), stood, act_after, doubt: None };
+    let task = view.task_of(&container.intro.container, container.intro.task.as_ref());
+    hot.doubt = match task {
+        None => Some(Doubt::Stale(format!("its task is gone from {}", agent.hello.hostname))),
+        // On its way out already.
+        Some(task) if !task.is_wanted() => return None,
+        Some(task) if task.node.as_ref() != Some(node) => {
+            let actual = task.node.as_ref().and_then(|id| snapshot.nodes.get(id));
+            let actual = actual.map_or("no node", |node| node.hostname.as_str());
+            Some(Doubt::Stale(format!("reported on {}, actually on {actual}", agent.hello.hostname)))
+        }
+        Some(task) => {
+            hot.replica = view.replica(snapshot, task, now);
+            if !task.is_serving() {
+                Some(Doubt::NotServing)
+            } else if let Some(why) = placement::unbelievable(view, node, now) {
+                Some(Doubt::Lease(why))
+            } else if !known || agent.load.is_none_or(|load| load.cpu.is_none()) {
+                Some(Doubt::NoData)
+            } else {
+                None
+            }
+        }
+    };
+    if stood < act_after {
+        hot.doubt = Some(Doubt::Holding(act_after - stood));
+    }
+    Some(hot)
+}
+
+fn is_stalled(agent: &Agent, container: &Container, load: Option<&TaskLoad>) -> bool {
+    let high = |share: Option<BasisPoints>| share.is_some_and(|share| share.0 >= constant::STALLED);
+    container.standing.contains_key(&Condition::Stalled)
+        || load.is_some_and(|load| high(load.psi_cpu) || high(load.psi_memory))
+        || agent.load.as_ref().is_some_and(|load| high(load.psi_memory))
+}
