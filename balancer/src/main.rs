@@ -1,2 +1,34 @@
-//! To be written.
-fn main() {}
+//! The balancer's program: reads settings, then serves until it is told to stop.
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use swarmguard_balancer::{
+    admin, run,
+    settings::{Command, Settings},
+};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let settings = Settings::read();
+    match start(settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(settings: Settings) -> Result<()> {
+    // Workers have runtimes of their own; this one is for control and needs no second thread.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if settings.command == Some(Command::Healthcheck) {
+        return runtime.block_on(admin::healthcheck(settings.admin_addr));
+    }
+    let filter = EnvFilter::try_new(&settings.log).with_context(|| {
+        format!("--log (SWARMGUARD_LOG) {:?} is no filter: use error, warn, info, debug", settings.log)
+    })?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    runtime.block_on(run::until_signal(settings))
+}

@@ -1,0 +1,373 @@
+//! From a service to a lease: which replicas may be used at all, then the algorithm, then the lease.
+//!
+//! Replicas that are not ready or are draining are never used. Sick ones (our own health check) and ejected ones
+//! (breaker) are left out, but not at any price: where more than half of the well ones are ejected the fault is likely
+//! not theirs, and ejection is ignored; where all are sick they are tried anyway, since an answer that may fail is
+//! better than one that must.
+
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use fastrand::Rng;
+use swarmguard_common::{clock::Time, labels::Algorithm};
+
+use crate::{
+    breaker::Gate,
+    lease::{Lease, Ledger},
+    pick::{self, Candidate, Reason, Tuning},
+    replica::Replica,
+    service::Service,
+};
+
+/// One of so many picks goes in turn, so that no replica starves on an old bad impression.
+const EXPLORE_ONE_IN: u32 = 100;
+
+/// Picks that are tried again because a drain began between pick and lease.
+const RACES: u32 = 8;
+
+/// Why no replica can be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is none, or none that was not tried already.
+    NoReplica,
+    /// All have as many requests in flight as they may.
+    Full,
+    /// The algorithm wants figures, there are none, and fallback is switched off.
+    NoFigures,
+}
+
+/// What the caller knows of the request.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wish<'a> {
+    /// The replica that the client's cookie names.
+    pub sticky: Option<u64>,
+    /// Replicas that were tried in vain.
+    pub tried: &'a [u64],
+    /// Whether it could be sent again elsewhere, so that it may serve as the trial of a half-open breaker.
+    pub repeatable: bool,
+}
+
+/// A lease and how it came about.
+#[derive(Debug)]
+pub struct Choice {
+    /// The request may be sent there.
+    pub lease: Lease,
+    /// How it was picked.
+    pub reason: Reason,
+    /// Whether the figures of at least half of the candidates were fresh.
+    pub fresh: bool,
+    /// How many there were to choose from.
+    pub candidates: usize,
+}
+
+/// One worker's chooser; its memory is used again from pick to pick.
+#[derive(Debug)]
+pub struct Chooser {
+    ledger: Rc<Ledger>,
+    tuning: Tuning,
+    scratch: RefCell<Scratch>,
+}
+
+#[derive(Debug)]
+struct Scratch {
+    rng: Rng,
+    candidates: Vec<Candidate>,
+    /// Where in the service's replicas each candidate stands.
+    places: Vec<usize>,
+}
+
+/// How much is overlooked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Level {
+    Normal,
+    /// Breakers and slow start are ignored.
+    Panic,
+    /// Sick replicas are used too.
+    Desperate,
+}
+
+/// What one pass over the replicas found.
+#[derive(Debug, Default)]
+struct Found {
+    /// Ready, not draining, not sick.
+    well: usize,
+    /// Of those, ejected.
+    ejected: usize,
+    /// Usable but for their bound.
+    full: usize,
+    /// A half-open breaker waits for a trial there.
+    trial: Option<usize>,
+}
+
+impl Chooser {
+    /// `seed` makes the choices repeatable.
+    pub fn new(ledger: Rc<Ledger>, tuning: Tuning, seed: u64) -> Self {
+        let scratch = Scratch { rng: Rng::with_seed(seed), candidates: Vec::new(), places: Vec::new() };
+        Self { ledger, tuning, scratch: RefCell::new(scratch) }
+    }
+
+    /// The worker's randomness, for what else needs some.
+    pub fn with_rng<T>(&self, with: impl FnOnce(&mut Rng) -> T) -> T {
+        with(&mut self.scratch.borrow_mut().rng)
+    }
+
+    /// Picks a replica and takes a lease there.
+    ///
+    /// # Errors
+    /// When no replica can take the request.
+    pub fn choose(&self, service: &Service, wish: Wish<'_>, now: Time) -> Result<Choice, Refusal> {
+        for _ in 0..RACES {
+            let (place, reason, fresh, candidates) = self.place(service, wish, now)?;
+            let replica = service.replicas.get(place).ok_or(Refusal::NoReplica)?;
+            if let Some(lease) = self.ledger.take(replica, &service.shared, now) {
+                replica.picks.fetch_add(1, Relaxed);
+                return Ok(Choice { lease, reason, fresh, candidates });
+            }
+        }
+        Err(Refusal::NoReplica)
+    }
+
+    fn place(
+        &self,
+        service: &Service,
+        wish: Wish<'_>,
+        now: Time,
+    ) -> Result<(usize, Reason, bool, usize), Refusal> {
+        let scratch = &mut *self.scratch.borrow_mut();
+        if let Some(place) = wish.sticky.and_then(|key| sticky(service, key, wish.tried, now)) {
+            return Ok((place, Reason::Sticky, false, 1));
+        }
+        let mut found = scratch.gather(service, wish, Level::Normal, now);
+        if wish.repeatable
+            && let Some(place) = found.trial
+            && service.replicas[place].breaker.claim_trial(now)
+        {
+            return Ok((place, Reason::Exploration, false, 1));
+        }
+        if found.ejected * 2 > found.well || (scratch.places.is_empty() && found.full == 0) {
+            found = scratch.gather(service, wish, Level::Panic, now);
+        }
+        if scratch.places.is_empty() && found.full == 0 {
+            found = scratch.gather(service, wish, Level::Desperate, now);
+        }
+        if scratch.places.is_empty() {
+            return Err(if found.full > 0 { Refusal::Full } else { Refusal::NoReplica });
+        }
+        scratch.pick(service, self.tuning)
+    }
+}
+
+impl Scratch {
+    fn gather(&mut self, service: &Service, wish: Wish<'_>, level: Level, now: Time) -> Found {
+        self.candidates.clear();
+        self.places.clear();
+        let mut found = Found::default();
+        let slow_start = service.labels.slow_start;
+        let mut ramping = None;
+        for (place, replica) in service.replicas.iter().enumerate() {
+            if !replica.ready() || replica.draining() || wish.tried.contains(&replica.key) {
+                continue;
+            }
+            if replica.sick() {
+                if level < Level::Desperate {
+                    continue;
+                }
+            } else {
+                found.well += 1;
+            }
+            match replica.gate(now) {
+                Gate::Closed => {}
+                gate => {
+                    found.ejected += 1;
+                    if gate == Gate::HalfOpen {
+                        found.trial = Some(place);
+                    }
+                    if level == Level::Normal {
+                        continue;
+                    }
+                }
+            }
+            if replica.in_flight() >= service.labels.max_in_flight {
+                found.full += 1;
+                continue;
+            }
+            let share = replica.share(slow_start, now);
+            if share < 1.0 && level == Level::Normal && self.rng.f32() >= share {
+                ramping = Some((place, replica));
+                continue;
+            }
+            self.push(place, replica, now);
+        }
+        // New replicas are held back in favour of others; where there are no others, they take everything.
+        if let Some((place, replica)) = ramping.filter(|_| self.places.is_empty()) {
+            self.push(place, replica, now);
+        }
+        found
+    }
+
+    fn push(&mut self, place: usize, replica: &Arc<Replica>, now: Time) {
+        self.places.push(place);
+        self.candidates.push(replica.candidate(now));
+    }
+
+    fn pick(&mut self, service: &Service, tuning: Tuning) -> Result<(usize, Reason, bool, usize), Refusal> {
+        let turn = service.shared.turn.fetch_add(1, Relaxed);
+        let algorithm = service.algorithm;
+        let explores = algorithm != Algorithm::RoundRobin && self.rng.u32(..EXPLORE_ONE_IN) == 0;
+        let picked = if explores {
+            Some((self.rng.usize(..self.places.len()), Reason::Exploration))
+        } else {
+            pick::pick(algorithm, &self.candidates, tuning, turn, &mut self.rng)
+        };
+        let (index, reason) = picked.ok_or(Refusal::NoFigures)?;
+        let fresh = self.candidates.get(index).is_some_and(|candidate| candidate.score.is_some());
+        Ok((self.places[index], reason, fresh, self.places.len()))
+    }
+}
+
+fn sticky(service: &Service, key: u64, tried: &[u64], now: Time) -> Option<usize> {
+    let usable = |replica: &Arc<Replica>| {
+        replica.ready()
+            && !replica.draining()
+            && !replica.sick()
+            && replica.gate(now) == Gate::Closed
+            && replica.in_flight() < service.labels.max_in_flight
+            && !tried.contains(&key)
+    };
+    service.replicas.iter().position(|replica| replica.key == key && usable(replica))
+}
+
+/// A service of `count` replicas that are ready, for measuring and for tests.
+pub fn example_service(algorithm: Algorithm, count: u16, now: Time) -> Service {
+    let replicas = (0..count).filter_map(|n| {
+        let task = format!("task{n}").parse().ok()?;
+        let replica = Replica::new(task, format!("node{n}"), ([127, 0, 0, 1], n).into());
+        replica.set_ready(true, now);
+        replica.skip_ramp();
+        Some(Arc::new(replica))
+    });
+    Service {
+        name: "example".into(),
+        labels: crate::source::labels(80),
+        algorithm,
+        cookie: crate::service::cookie_name("example"),
+        replicas: replicas.collect(),
+        limit: None,
+        shared: Arc::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::replica::Outcome;
+
+    const NOW: Time = Time::from_millis(5_000_000);
+
+    fn chooser() -> Chooser {
+        Chooser::new(Rc::default(), Tuning::default(), 42)
+    }
+
+    fn hits(service: &Service, chooser: &Chooser, count: usize) -> Vec<usize> {
+        let mut hits = vec![0; service.replicas.len()];
+        for _ in 0..count {
+            let choice = chooser.choose(service, Wish::default(), NOW).expect("there is one");
+            let place = service.replicas.iter().position(|it| Arc::ptr_eq(it, choice.lease.replica()));
+            hits[place.expect("one of ours")] += 1;
+        }
+        hits
+    }
+
+    #[test]
+    fn draining_unready_and_sick_replicas_get_nothing() {
+        let service = example_service(Algorithm::Lease, 4, NOW);
+        service.replicas[0].set_draining(true);
+        service.replicas[1].set_ready(false, NOW);
+        service.replicas[2].set_sick(true, NOW);
+        assert_eq!(hits(&service, &chooser(), 100), [0, 0, 0, 100]);
+        service.replicas[3].set_sick(true, NOW);
+        let hits = hits(&service, &chooser(), 100);
+        assert!(
+            hits[0] == 0 && hits[1] == 0 && hits[2] > 0 && hits[3] > 0,
+            "all sick: tried anyway, {hits:?}"
+        );
+        service.replicas[2].set_draining(true);
+        service.replicas[3].set_draining(true);
+        let refusal = chooser().choose(&service, Wish::default(), NOW).map(|_| ());
+        assert_eq!(refusal, Err(Refusal::NoReplica));
+    }
+
+    #[test]
+    fn an_ejected_outlier_gets_nothing_until_its_trial() {
+        let service = example_service(Algorithm::Lease, 3, NOW);
+        for _ in 0..5 {
+            service.replicas[0].record(Outcome::Failed, NOW);
+        }
+        assert_eq!(hits(&service, &chooser(), 100)[0], 0);
+        let later = NOW + Duration::from_secs(3);
+        let wish = Wish { repeatable: true, ..Wish::default() };
+        let trial = chooser().choose(&service, wish, later).expect("there is one");
+        assert!(Arc::ptr_eq(trial.lease.replica(), &service.replicas[0]));
+    }
+
+    #[test]
+    fn when_most_are_ejected_ejection_is_ignored() {
+        let service = example_service(Algorithm::Lease, 3, NOW);
+        for replica in &service.replicas[..2] {
+            (0..5).for_each(|_| drop(replica.record(Outcome::Failed, NOW)));
+        }
+        assert!(hits(&service, &chooser(), 300).iter().all(|hits| *hits > 50));
+    }
+
+    #[test]
+    fn a_full_replica_is_passed_over_and_all_full_says_so() {
+        let mut service = example_service(Algorithm::RoundRobin, 2, NOW);
+        service.labels.max_in_flight = 1;
+        let chooser = chooser();
+        let choose = || chooser.choose(&service, Wish::default(), NOW);
+        let first = choose().expect("room");
+        let second = choose().expect("room at the other");
+        assert!(!Arc::ptr_eq(first.lease.replica(), second.lease.replica()));
+        assert_eq!(choose().map(|_| ()), Err(Refusal::Full));
+        drop(first);
+        assert!(choose().is_ok());
+    }
+
+    #[test]
+    fn a_new_replica_starts_with_a_small_share() {
+        let service = example_service(Algorithm::Lease, 2, NOW);
+        service.replicas[1].set_ready(false, NOW);
+        service.replicas[1].set_ready(true, NOW);
+        let hits = hits(&service, &chooser(), 2_000);
+        assert!((40..200).contains(&hits[1]), "about 5 %: {hits:?}");
+    }
+
+    #[test]
+    fn a_cookie_is_obeyed_while_its_replica_is_well() {
+        let service = example_service(Algorithm::Lease, 5, NOW);
+        let wish = Wish { sticky: Some(service.replicas[3].key), ..Wish::default() };
+        for _ in 0..20 {
+            let choice = chooser().choose(&service, wish, NOW).expect("there is one");
+            assert_eq!(choice.reason, Reason::Sticky);
+            assert!(Arc::ptr_eq(choice.lease.replica(), &service.replicas[3]));
+        }
+        service.replicas[3].set_draining(true);
+        let choice = chooser().choose(&service, wish, NOW).expect("another one");
+        assert!(!Arc::ptr_eq(choice.lease.replica(), &service.replicas[3]));
+    }
+
+    #[test]
+    fn every_healthy_replica_is_tried_now_and_then() {
+        let service = example_service(Algorithm::Hcl, 3, NOW);
+        for (replica, ms) in service.replicas.iter().zip([1, 1, 500]) {
+            replica.record(Outcome::Answered(Duration::from_millis(ms)), NOW);
+        }
+        let hits = hits(&service, &chooser(), 10_000);
+        assert!((10..150).contains(&hits[2]), "a third of a per cent: {hits:?}");
+    }
+}

@@ -1,0 +1,127 @@
+//! Hot or cold by requests in flight, then latency: Prequal's lexicographic rule (Wydrowski et al., NSDI 2024), with a
+//! veto by CPU and PSI.
+//!
+//! Not a weighted sum: latency says nothing about a replica that is already overloaded, and requests in flight say
+//! little about one that is not. Prequal probes replicas for the latency they expect *at their present load*. Here it
+//! is estimated from the balancer's own observations: smoothed time to the first byte with nothing in flight, times
+//! the requests that would then be in flight. What is not hot and expects the least is picked.
+
+use fastrand::Rng;
+
+use super::{Candidate, lease};
+
+/// A replica with more requests in flight than this quantile of all is hot.
+const HOT_QUANTILE: f32 = 0.84;
+
+/// Expectations closer than this (as a ratio) count as equal: differences that small are noise, and following noise
+/// sends bursts to one replica.
+const NOISE: f32 = 1.25;
+
+/// Candidates for which the quantile needs no memory of its own.
+const ON_STACK: usize = 256;
+
+/// The cold candidate with the lowest expected latency, or the one with the fewest requests where all are hot.
+/// `None` where fewer than half of the candidates were ever measured.
+pub fn pick(candidates: &[Candidate], rng: &mut Rng) -> Option<usize> {
+    let measured = candidates.iter().filter(|candidate| candidate.latency_us.is_some()).count();
+    if measured == 0 || measured * 2 < candidates.len() {
+        return None;
+    }
+    let limit = hot_above(candidates);
+    coldest(candidates, limit, rng).or_else(|| lease::pick(candidates, rng))
+}
+
+fn coldest(candidates: &[Candidate], limit: f32, rng: &mut Rng) -> Option<usize> {
+    let cold = |candidate: &Candidate| !candidate.strained && count(candidate.leases) <= limit;
+    // A replica that was never measured expects nothing: it is tried at once, as often as others tie with it.
+    let expected =
+        |candidate: &Candidate| candidate.latency_us.unwrap_or(0.0) * (count(candidate.leases) + 1.0);
+    let least = candidates.iter().filter(|it| cold(it)).map(expected).min_by(f32::total_cmp)?;
+    let near = |candidate: &Candidate| cold(candidate) && expected(candidate) <= least * NOISE;
+    // Among those that expect the same, the fewest in flight; among those again any.
+    let (mut best, mut ties) = (None, 0_u32);
+    for (index, candidate) in candidates.iter().enumerate().filter(|(_, it)| near(it)) {
+        match best {
+            Some((_, leases)) if candidate.leases > leases => {}
+            Some((_, leases)) if candidate.leases == leases => {
+                ties += 1;
+                if rng.u32(..ties) == 0 {
+                    best = Some((index, leases));
+                }
+            }
+            _ => (best, ties) = (Some((index, candidate.leases)), 1),
+        }
+    }
+    best.map(|(index, _)| index)
+}
+
+/// The quantile of requests in flight, interpolated, so that it means something for three replicas too.
+fn hot_above(candidates: &[Candidate]) -> f32 {
+    let mut stack = [0_u32; ON_STACK];
+    let mut heap = Vec::new();
+    let leases = if let Some(leases) = stack.get_mut(..candidates.len()) {
+        leases
+    } else {
+        heap.resize(candidates.len(), 0);
+        heap.as_mut_slice()
+    };
+    for (slot, candidate) in leases.iter_mut().zip(candidates) {
+        *slot = candidate.leases;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a few thousand replicas")]
+    let position = HOT_QUANTILE * leases.len().saturating_sub(1) as f32;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index of the slice")]
+    let below = position.floor() as usize;
+    if below >= leases.len() {
+        return 0.0;
+    }
+    let (_, at, above) = leases.select_nth_unstable(below);
+    let at = *at;
+    let next = above.iter().min().copied().unwrap_or(at);
+    count(at) + position.fract() * count(next - at)
+}
+
+fn count(leases: u32) -> f32 {
+    #[expect(clippy::cast_precision_loss, reason = "16 million requests in flight are exact in an f32")]
+    let leases = leases as f32;
+    leases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(leases: u32, latency_us: f32) -> Candidate {
+        Candidate { leases, latency_us: Some(latency_us), ..Candidate::default() }
+    }
+
+    #[test]
+    fn among_cold_ones_the_faster_is_picked() {
+        let mut rng = Rng::with_seed(1);
+        assert_eq!(pick(&[of(1, 9_000.0), of(1, 1_000.0), of(1, 9_000.0)], &mut rng), Some(1));
+    }
+
+    #[test]
+    fn a_fast_one_that_is_hot_is_left_alone() {
+        let mut rng = Rng::with_seed(1);
+        assert_eq!(pick(&[of(9, 10.0), of(1, 1_000.0), of(1, 1_900.0)], &mut rng), Some(1));
+    }
+
+    #[test]
+    fn strain_vetoes_and_where_all_are_strained_the_fewest_in_flight_wins() {
+        let mut rng = Rng::with_seed(1);
+        let strained = |leases, latency| Candidate { strained: true, ..of(leases, latency) };
+        assert_eq!(pick(&[strained(0, 10.0), of(0, 1_000.0)], &mut rng), Some(1));
+        assert_eq!(pick(&[strained(4, 10.0), strained(3, 99.0)], &mut rng), Some(1));
+    }
+
+    #[test]
+    fn the_quantile_is_interpolated() {
+        let leases: Vec<Candidate> = [0, 1, 1, 3].map(|leases| of(leases, 1.0)).into();
+        // Position 0.84 x 3 = 2.52, between 1 and 3.
+        assert!((hot_above(&leases) - 2.04).abs() < 0.01);
+        assert!((hot_above(&[of(5, 1.0)]) - 5.0).abs() < 0.01);
+        let many: Vec<Candidate> = (0..1_001).map(|leases| of(leases, 1.0)).collect();
+        assert!((hot_above(&many) - 840.0).abs() < 0.01);
+    }
+}

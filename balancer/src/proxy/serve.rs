@@ -1,0 +1,143 @@
+//! One client connection: TLS where it is, then HTTP/1.1 or HTTP/2, whichever the client speaks.
+
+use std::{convert::Infallible, io, net::SocketAddr, pin::pin, rc::Rc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use http::Request;
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    net::TcpStream,
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{headers::Client, io::ClientIo, tls, upstream::LocalExecutor, worker::Worker};
+use crate::stats::bump;
+
+/// What an HTTP/2 client sends first (RFC 9113, 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Requests that one HTTP/2 connection may have open.
+const MAX_STREAMS: u32 = 256;
+
+/// Time for a TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Serves a connection until it ends.
+pub async fn connection(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, secure: bool) {
+    // Fails only on a socket that is broken already.
+    let _: io::Result<()> = stream.set_nodelay(true);
+    let client = Client::new(peer.ip(), secure);
+    if !secure {
+        return plain(worker, stream, client).await;
+    }
+    let Some(config) = &worker.global.tls else { return };
+    let handshake = TlsAcceptor::from(config.load_full()).accept(stream);
+    match tokio::time::timeout(HANDSHAKE, handshake).await {
+        Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2) => {
+            speak_http2(worker, Bytes::new(), stream, client).await;
+        }
+        Ok(Ok(stream)) => plain(worker, stream, client).await,
+        Ok(Err(error)) => {
+            bump(&worker.stats.tls_failures);
+            tracing::debug!(%error, %peer, "a TLS handshake failed");
+        }
+        Err(_) => bump(&worker.stats.tls_failures),
+    }
+}
+
+/// HTTP/1.1, or HTTP/2 by prior knowledge.
+async fn plain<S>(worker: &Rc<Worker>, mut stream: S, client: Client)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let patience = worker.global.settings.head_timeout;
+    match tokio::time::timeout(patience, first_bytes(&mut stream)).await {
+        Ok(Ok(Some((first, true)))) => speak_http2(worker, first, stream, client).await,
+        Ok(Ok(Some((first, false)))) => speak_http1(worker, first, stream, client).await,
+        // Closed, broken or silent: there is nobody to tell.
+        Ok(Ok(None) | Err(_)) | Err(_) => {}
+    }
+}
+
+/// Reads until it is clear which protocol it is; true for HTTP/2. `None` when the client only came and went.
+async fn first_bytes(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<(Bytes, bool)>> {
+    let mut buffer = BytesMut::with_capacity(4_096);
+    loop {
+        if stream.read_buf(&mut buffer).await? == 0 {
+            return Ok(None);
+        }
+        let common = buffer.len().min(PREFACE.len());
+        let may_be_http2 = buffer[..common] == PREFACE[..common];
+        if !may_be_http2 || common == PREFACE.len() {
+            return Ok(Some((buffer.freeze(), may_be_http2)));
+        }
+    }
+}
+
+async fn speak_http1<S>(worker: &Rc<Worker>, first: Bytes, stream: S, client: Client)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let settings = &worker.global.settings;
+    let io = TokioIo::new(ClientIo::new(first, stream, settings.idle_timeout));
+    let client = Rc::new(client);
+    let service = service_fn(|request: Request<Incoming>| {
+        let (worker, client) = (Rc::clone(worker), Rc::clone(&client));
+        async move { Ok::<_, Infallible>(worker.answer(&client, request).await) }
+    });
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(settings.idle_timeout)
+        .max_buf_size(settings.max_head_bytes as usize);
+    let mut connection = pin!(builder.serve_connection(io, service).with_upgrades());
+    let mut closing = worker.global.closing.clone();
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        _ = closing.wait_for(|closing| *closing) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, client = %client.ip, "a connection ended early");
+    }
+}
+
+async fn speak_http2<S>(worker: &Rc<Worker>, first: Bytes, stream: S, client: Client)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let settings = &worker.global.settings;
+    let io = TokioIo::new(ClientIo::new(first, stream, settings.idle_timeout));
+    let client = Rc::new(client);
+    let service = service_fn(|request: Request<Incoming>| {
+        let (worker, client) = (Rc::clone(worker), Rc::clone(&client));
+        async move { Ok::<_, Infallible>(worker.answer(&client, request).await) }
+    });
+    let mut builder = http2::Builder::new(LocalExecutor);
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive_interval(settings.idle_timeout / 2)
+        .keep_alive_timeout(settings.head_timeout)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(settings.max_head_bytes);
+    let mut connection = pin!(builder.serve_connection(io, service));
+    let mut closing = worker.global.closing.clone();
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        _ = closing.wait_for(|closing| *closing) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, client = %client.ip, "a connection ended early");
+    }
+}

@@ -1,0 +1,284 @@
+//! From pictures to what workers see: keeps the state of replicas from one picture to the next, and publishes a new
+//! [`Table`] when something changed. Owned by the control task alone; workers only ever read snapshots.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use swarmguard_common::{clock::Time, domain::TaskId, labels::Algorithm, wire::routes::ReplicaLoad};
+
+use crate::{
+    pick::metrics,
+    rate::Limit,
+    replica::{Load, Replica},
+    routing::Table,
+    service::{Service, Shared, cookie_name},
+    source::{Picture, ReplicaPicture, ServicePicture},
+};
+
+/// A replica whose CPU stalls this share of the time has no room, whatever else says so (PSI `some`, in per cent).
+const STRAINED_PSI_PERCENT: f64 = 60.0;
+/// A replica at this CPU utilisation has no room (per cent).
+const STRAINED_CPU_PERCENT: f64 = 95.0;
+
+/// Drains remembered at once; Swarm stops a few tasks at a time.
+const MAX_DRAINING: usize = 4_096;
+
+/// How figures are weighed and believed.
+#[derive(Clone, Copy, Debug)]
+pub struct Weighing {
+    /// Weights of CPU, memory and network.
+    pub weights: [f64; 3],
+    /// Figures older than this are not believed.
+    pub ttl: Duration,
+    /// For services whose labels name none.
+    pub algorithm: Algorithm,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Registry {
+    table: Arc<ArcSwap<Table>>,
+    weighing: Weighing,
+    services: BTreeMap<String, Known>,
+    draining: BTreeSet<TaskId>,
+    /// The first picture's replicas ran before this balancer did: no slow start for them.
+    started: bool,
+}
+
+#[derive(Debug)]
+struct Known {
+    picture: ServicePicture,
+    replicas: BTreeMap<TaskId, Arc<Replica>>,
+    shared: Arc<Shared>,
+    limit: Option<(u32, Arc<Limit>)>,
+}
+
+impl Registry {
+    /// Starts with nothing.
+    pub fn new(weighing: Weighing) -> Self {
+        Self {
+            table: Arc::default(),
+            weighing,
+            services: BTreeMap::new(),
+            draining: BTreeSet::new(),
+            started: false,
+        }
+    }
+
+    /// What workers read.
+    pub fn table(&self) -> Arc<ArcSwap<Table>> {
+        Arc::clone(&self.table)
+    }
+
+    /// Replaces everything known by a picture. Returns whether services or replicas changed (loads do not count).
+    pub fn apply(&mut self, picture: &Picture, now: Time) -> bool {
+        let mut changed = false;
+        let present: BTreeSet<&str> = picture.services.iter().map(|service| service.id.as_str()).collect();
+        let before = self.services.len();
+        self.services.retain(|id, _| present.contains(id.as_str()));
+        changed |= self.services.len() != before;
+        for service in &picture.services {
+            changed |= self.apply_service(service, now);
+        }
+        if changed {
+            self.publish();
+        }
+        self.started |= !picture.services.is_empty();
+        changed
+    }
+
+    fn apply_service(&mut self, picture: &ServicePicture, now: Time) -> bool {
+        let mut changed = false;
+        let known = self.services.entry(picture.id.clone()).or_insert_with(|| {
+            changed = true;
+            Known { picture: picture.clone(), replicas: BTreeMap::new(), shared: Arc::default(), limit: None }
+        });
+        if known.picture.labels != picture.labels || known.picture.name != picture.name {
+            changed = true;
+        }
+        known.picture = picture.clone();
+        let present: BTreeMap<&TaskId, &ReplicaPicture> =
+            picture.replicas.iter().map(|replica| (&replica.task, replica)).collect();
+        known.replicas.retain(|task, replica| {
+            let stays = present.get(task).is_some_and(|it| it.address == replica.address);
+            // A request that still has the old table must not be sent there either.
+            if !stays {
+                replica.set_draining(true);
+                changed = true;
+            }
+            stays
+        });
+        for (task, seen) in present {
+            let replica = known.replicas.entry(task.clone()).or_insert_with(|| {
+                changed = true;
+                Arc::new(Replica::new(task.clone(), seen.node.clone(), seen.address))
+            });
+            replica.set_ready(seen.ready, now);
+            if !self.started {
+                replica.skip_ramp();
+            }
+            replica.set_draining(seen.draining || self.draining.contains(task));
+            replica.set_load(seen.load.map(|load| self.weighing.load(load, now)));
+        }
+        changed
+    }
+
+    /// These are about to be stopped; answers those that are known here.
+    pub fn drain(&mut self, tasks: &[TaskId]) -> Vec<Arc<Replica>> {
+        let room = MAX_DRAINING.saturating_sub(self.draining.len());
+        self.draining.extend(tasks.iter().take(room).cloned());
+        let found = self.find(tasks);
+        for replica in &found {
+            replica.set_draining(true);
+        }
+        found
+    }
+
+    /// These stay after all.
+    pub fn resume(&mut self, tasks: &[TaskId]) {
+        for task in tasks {
+            self.draining.remove(task);
+        }
+        for replica in self.find(tasks) {
+            replica.set_draining(false);
+        }
+    }
+
+    /// Forgets all drains: whoever announced them is gone and will not take them back.
+    pub fn resume_all(&mut self) {
+        let tasks: Vec<TaskId> = std::mem::take(&mut self.draining).into_iter().collect();
+        self.resume(&tasks);
+    }
+
+    /// Every service as it was last seen, for a source that takes over from another.
+    pub fn pictures(&self) -> impl Iterator<Item = &ServicePicture> {
+        self.services.values().map(|known| &known.picture)
+    }
+
+    fn find(&self, tasks: &[TaskId]) -> Vec<Arc<Replica>> {
+        let in_service = |known: &'_ Known, task: &TaskId| known.replicas.get(task).cloned();
+        let all =
+            tasks.iter().flat_map(|task| self.services.values().filter_map(move |it| in_service(it, task)));
+        all.collect()
+    }
+
+    fn publish(&mut self) {
+        let default = self.weighing.algorithm;
+        let services = self.services.values_mut().map(|known| {
+            let labels = known.picture.labels.clone();
+            known.limit = match (labels.rate, known.limit.take()) {
+                (Some(rate), Some((old, limit))) if old == rate => Some((rate, limit)),
+                (Some(rate), _) => Some((rate, Arc::new(Limit::new(rate)))),
+                (None, _) => None,
+            };
+            Arc::new(Service {
+                name: known.picture.name.clone(),
+                algorithm: labels.algorithm.unwrap_or(default),
+                labels,
+                cookie: cookie_name(&known.picture.name),
+                replicas: known.replicas.values().cloned().collect(),
+                limit: known.limit.as_ref().map(|(_, limit)| Arc::clone(limit)),
+                shared: Arc::clone(&known.shared),
+            })
+        });
+        self.table.store(Arc::new(Table::new(services.collect())));
+    }
+}
+
+impl Weighing {
+    fn load(&self, load: ReplicaLoad, now: Time) -> Load {
+        let percent =
+            [load.cpu, load.memory, load.network].map(swarmguard_common::domain::BasisPoints::percent);
+        let age = Duration::from_millis(load.age_ms.into());
+        #[expect(clippy::cast_possible_truncation, reason = "a score needs no more than an f32 holds")]
+        let score = metrics::score(percent, self.weights) as f32;
+        Load {
+            score,
+            strained: load.psi_cpu.percent() >= STRAINED_PSI_PERCENT || percent[0] >= STRAINED_CPU_PERCENT,
+            until: now.before(age) + self.ttl,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use swarmguard_common::domain::BasisPoints;
+
+    use super::*;
+    use crate::source::{found_at, labels};
+
+    const NOW: Time = Time::from_millis(9_000_000);
+
+    fn registry() -> Registry {
+        let weighing =
+            Weighing { weights: [0.5, 0.3, 0.2], ttl: Duration::from_secs(3), algorithm: Algorithm::Hcl };
+        Registry::new(weighing)
+    }
+
+    fn picture(addresses: &[&str]) -> Picture {
+        let replica = |text: &&str| found_at(text.parse().expect("an address"), "n").expect("a replica");
+        let replicas = addresses.iter().map(replica).collect();
+        let service = ServicePicture { id: "s".into(), name: "web".into(), labels: labels(80), replicas };
+        Picture { services: vec![service] }
+    }
+
+    #[test]
+    fn replicas_keep_their_state_from_picture_to_picture() {
+        let mut registry = registry();
+        assert!(registry.apply(&picture(&["10.0.0.1:80", "10.0.0.2:80"]), NOW));
+        let first = Arc::clone(&registry.table.load().services[0].replicas[0]);
+        assert!(!registry.apply(&picture(&["10.0.0.1:80", "10.0.0.2:80"]), NOW), "nothing changed");
+        assert!(registry.apply(&picture(&["10.0.0.1:80"]), NOW));
+        let table = registry.table.load();
+        assert_eq!(table.services[0].replicas.len(), 1);
+        assert!(Arc::ptr_eq(&first, &table.services[0].replicas[0]));
+        assert_eq!(table.services[0].algorithm, Algorithm::Hcl);
+    }
+
+    #[test]
+    fn a_replica_that_is_gone_takes_nothing_from_old_tables_either() {
+        let mut registry = registry();
+        registry.apply(&picture(&["10.0.0.1:80"]), NOW);
+        let gone = Arc::clone(&registry.table.load().services[0].replicas[0]);
+        registry.apply(&picture(&["10.0.0.2:80"]), NOW);
+        assert!(!gone.enter());
+    }
+
+    #[test]
+    fn a_drain_outlives_the_next_picture_and_ends_with_resume() {
+        let mut registry = registry();
+        let one = picture(&["10.0.0.1:80"]);
+        registry.apply(&one, NOW);
+        let tasks = [one.services[0].replicas[0].task.clone()];
+        assert_eq!(registry.drain(&tasks).len(), 1);
+        registry.apply(&one, NOW);
+        let replica = Arc::clone(&registry.table.load().services[0].replicas[0]);
+        assert!(replica.draining());
+        registry.resume(&tasks);
+        assert!(!replica.draining());
+        assert!(registry.drain(&["unknown".parse().expect("letters")]).is_empty());
+    }
+
+    #[test]
+    fn figures_become_a_score_and_a_veto_until_they_are_too_old() {
+        let mut registry = registry();
+        let mut one = picture(&["10.0.0.1:80"]);
+        let points = BasisPoints::from_percent;
+        one.services[0].replicas[0].load = Some(ReplicaLoad {
+            cpu: points(96),
+            memory: points(50),
+            network: points(10),
+            psi_cpu: points(0),
+            age_ms: 500,
+        });
+        registry.apply(&one, NOW);
+        let replica = Arc::clone(&registry.table.load().services[0].replicas[0]);
+        let fresh = replica.candidate(NOW);
+        assert!((fresh.score.expect("fresh") - 65.0).abs() < 0.01 && fresh.strained);
+        assert_eq!(replica.candidate(NOW + Duration::from_millis(2_500)).score, None);
+    }
+}

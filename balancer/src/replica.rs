@@ -1,0 +1,330 @@
+//! One replica as all workers see it: its place, its flags, and what is known of its load, all in atomics.
+//!
+//! What a pick reads lies together in the first cache lines; a pick among a hundred replicas reads a hundred of them.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    net::SocketAddr,
+    sync::atomic::{
+        AtomicU8, AtomicU32, AtomicU64,
+        Ordering::{Relaxed, SeqCst},
+    },
+    time::Duration,
+};
+
+use swarmguard_common::{clock::Time, domain::TaskId};
+
+use crate::{
+    breaker::{Breaker, Gate},
+    pick::Candidate,
+};
+
+/// A replica takes traffic only with this: it runs and, by Swarm's own healthcheck, is healthy.
+const READY: u8 = 1;
+/// It is about to be stopped.
+const DRAINING: u8 = 2;
+/// Our own active health check failed.
+const SICK: u8 = 4;
+
+/// The weight of a new observation in the smoothed latency when it is lower, as a divisor.
+const FALL: f32 = 8.0;
+/// The same when it is higher: trouble is believed sooner than recovery.
+const RISE: f32 = 3.0;
+/// What a failure makes of the expected latency: at least this, or double, in microseconds.
+const PENALTY_US: f32 = 100_000.0;
+/// Expected latency never grows beyond this, in microseconds.
+const LATENCY_MOST_US: f32 = 60_000_000.0;
+/// Share of its traffic that a new replica gets at first.
+const RAMP_LEAST: f32 = 0.1;
+
+/// How a request ended, as far as the replica is to blame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It answered, with whatever status below 500, this long after the request was sent.
+    Answered(Duration),
+    /// No connection, no answer in time, a broken one, or a status of 500 and above.
+    Failed,
+}
+
+/// Load as reported, ready to be compared.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Load {
+    /// Weighted sum of CPU, memory and network, 0 to 100.
+    pub score: f32,
+    /// CPU or PSI say that it has no room.
+    pub strained: bool,
+    /// When this is too old to be believed.
+    pub until: Time,
+}
+
+/// See the module.
+#[derive(Debug)]
+#[repr(align(64))]
+pub struct Replica {
+    leases: AtomicU32,
+    in_flight: AtomicU32,
+    latency_us: AtomicU32,
+    score: AtomicU32,
+    load_until: AtomicU64,
+    /// Since when it takes traffic, in microseconds; 0 where its share does not grow.
+    ramp_from: AtomicU64,
+    flags: AtomicU8,
+    strained: AtomicU8,
+    /// Tells replicas apart for cookies and pools: a hash of the task and the address.
+    pub key: u64,
+    /// Where it serves.
+    pub address: SocketAddr,
+    /// Swarm's task, or one made from the address.
+    pub task: TaskId,
+    /// The node it runs on, for people and metrics.
+    pub node: String,
+    /// What ejects it.
+    pub breaker: Breaker,
+    /// Requests sent there.
+    pub requests: AtomicU64,
+    /// Those that failed.
+    pub failures: AtomicU64,
+    /// Picks of it.
+    pub picks: AtomicU64,
+}
+
+impl Replica {
+    /// A replica nothing is known of yet; it takes traffic once it is [`Self::set_ready`].
+    pub fn new(task: TaskId, node: String, address: SocketAddr) -> Self {
+        let mut hasher = DefaultHasher::new();
+        (task.as_str(), address).hash(&mut hasher);
+        Self {
+            leases: AtomicU32::new(0),
+            in_flight: AtomicU32::new(0),
+            latency_us: AtomicU32::new(0),
+            score: AtomicU32::new(0),
+            load_until: AtomicU64::new(0),
+            ramp_from: AtomicU64::new(0),
+            flags: AtomicU8::new(0),
+            strained: AtomicU8::new(0),
+            key: hasher.finish(),
+            address,
+            task,
+            node,
+            breaker: Breaker::default(),
+            requests: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            picks: AtomicU64::new(0),
+        }
+    }
+
+    /// Requests in flight, all of them: what a drain waits for.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(SeqCst)
+    }
+
+    /// Requests in flight whose lease has not expired: what algorithms compare.
+    pub fn leases(&self) -> u32 {
+        self.leases.load(Relaxed)
+    }
+
+    /// A request is on its way. False, with nothing changed, where a drain began meanwhile.
+    pub fn enter(&self) -> bool {
+        // Sequentially consistent with `set_draining`: either we see the flag, or the drain sees us in flight.
+        self.in_flight.fetch_add(1, SeqCst);
+        if self.flags.load(SeqCst) & DRAINING != 0 {
+            self.in_flight.fetch_sub(1, SeqCst);
+            return false;
+        }
+        self.leases.fetch_add(1, Relaxed);
+        true
+    }
+
+    /// The request is over.
+    pub fn leave(&self, lease_counts: bool) {
+        if lease_counts {
+            self.expire();
+        }
+        self.in_flight.fetch_sub(1, SeqCst);
+    }
+
+    /// The lease is over though the request is not.
+    pub fn expire(&self) {
+        self.leases.fetch_sub(1, Relaxed);
+    }
+
+    /// Whether Swarm says that it runs and is healthy.
+    pub fn ready(&self) -> bool {
+        self.flags.load(Relaxed) & READY != 0
+    }
+
+    /// Whether it is about to be stopped.
+    pub fn draining(&self) -> bool {
+        self.flags.load(Relaxed) & DRAINING != 0
+    }
+
+    /// Whether our own health check failed.
+    pub fn sick(&self) -> bool {
+        self.flags.load(Relaxed) & SICK != 0
+    }
+
+    /// From now on it may take traffic, or may not. Its share grows anew each time it becomes ready.
+    pub fn set_ready(&self, ready: bool, now: Time) {
+        if self.set(READY, ready) != ready && ready {
+            self.ramp_from.store(now.as_micros(), Relaxed);
+        }
+    }
+
+    /// Takes its whole share at once: it ran before this balancer did.
+    pub fn skip_ramp(&self) {
+        self.ramp_from.store(0, Relaxed);
+    }
+
+    /// About to be stopped, or not after all. Answers what it was.
+    pub fn set_draining(&self, draining: bool) -> bool {
+        self.set(DRAINING, draining)
+    }
+
+    /// What our own health check says. Answers whether it was sick before.
+    pub fn set_sick(&self, sick: bool, now: Time) -> bool {
+        let was = self.set(SICK, sick);
+        if was && !sick {
+            self.breaker.close();
+            self.ramp_from.store(now.as_micros(), Relaxed);
+        }
+        was
+    }
+
+    fn set(&self, flag: u8, on: bool) -> bool {
+        let before = if on { self.flags.fetch_or(flag, SeqCst) } else { self.flags.fetch_and(!flag, SeqCst) };
+        before & flag != 0
+    }
+
+    /// Share of its traffic that it is to get, 0.1 to 1: grows over `slow_start` from when it became ready.
+    pub fn share(&self, slow_start: Duration, now: Time) -> f32 {
+        let from = self.ramp_from.load(Relaxed);
+        if from == 0 {
+            return 1.0;
+        }
+        let age = now.since(Time::from_micros(from));
+        if age >= slow_start {
+            self.skip_ramp();
+            return 1.0;
+        }
+        (age.as_secs_f32() / slow_start.as_secs_f32()).max(RAMP_LEAST)
+    }
+
+    /// What the breaker says.
+    pub fn gate(&self, now: Time) -> Gate {
+        self.breaker.gate(now)
+    }
+
+    /// New figures, or none where they are unknown.
+    pub fn set_load(&self, load: Option<Load>) {
+        let Some(load) = load else {
+            self.load_until.store(0, Relaxed);
+            return;
+        };
+        self.score.store(load.score.to_bits(), Relaxed);
+        self.strained.store(load.strained.into(), Relaxed);
+        self.load_until.store(load.until.as_micros(), Relaxed);
+    }
+
+    /// What the algorithms may know now.
+    pub fn candidate(&self, now: Time) -> Candidate {
+        let fresh = now.as_micros() < self.load_until.load(Relaxed);
+        let latency_us = f32::from_bits(self.latency_us.load(Relaxed));
+        Candidate {
+            leases: self.leases(),
+            score: fresh.then(|| f32::from_bits(self.score.load(Relaxed))),
+            latency_us: (latency_us > 0.0).then_some(latency_us),
+            strained: fresh && self.strained.load(Relaxed) != 0,
+        }
+    }
+
+    /// Notes how a request ended, for latency, breaker and counters. True where this opened the breaker.
+    pub fn record(&self, outcome: Outcome, now: Time) -> bool {
+        self.requests.fetch_add(1, Relaxed);
+        let before = f32::from_bits(self.latency_us.load(Relaxed));
+        let after = match outcome {
+            Outcome::Answered(took) => {
+                // With n requests in flight each took about n times as long as one alone would have.
+                #[expect(clippy::cast_precision_loss, reason = "requests in flight, at most millions")]
+                let company = self.leases().max(1) as f32;
+                smooth(before, took.as_secs_f32() * 1e6 / company)
+            }
+            Outcome::Failed => {
+                self.failures.fetch_add(1, Relaxed);
+                (before * 2.0).max(PENALTY_US)
+            }
+        };
+        self.latency_us.store(after.clamp(1.0, LATENCY_MOST_US).to_bits(), Relaxed);
+        self.breaker.record(outcome != Outcome::Failed, now)
+    }
+}
+
+fn smooth(before: f32, sample: f32) -> f32 {
+    if before <= 0.0 {
+        return sample;
+    }
+    before + (sample - before) / if sample > before { RISE } else { FALL }
+}
+
+#[cfg(test)]
+pub(crate) fn example(name: &str) -> Replica {
+    let task = name.parse().expect("letters and digits");
+    Replica::new(task, "node1".into(), ([127, 0, 0, 1], 80).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Time = Time::from_millis(1_000_000);
+
+    #[test]
+    fn a_drain_and_a_request_never_miss_each_other() {
+        let replica = example("a");
+        assert!(replica.enter());
+        replica.set_draining(true);
+        assert!(!replica.enter(), "none may enter any more");
+        assert_eq!(replica.in_flight(), 1);
+        replica.leave(true);
+        assert_eq!((replica.in_flight(), replica.leases()), (0, 0));
+    }
+
+    #[test]
+    fn an_expired_lease_still_counts_as_in_flight() {
+        let replica = example("a");
+        assert!(replica.enter());
+        replica.expire();
+        assert_eq!((replica.in_flight(), replica.leases()), (1, 0));
+        replica.leave(false);
+        assert_eq!((replica.in_flight(), replica.leases()), (0, 0));
+    }
+
+    #[test]
+    fn fast_errors_make_a_replica_look_slow() {
+        let replica = example("a");
+        replica.record(Outcome::Answered(Duration::from_millis(2)), NOW);
+        let before = replica.candidate(NOW).latency_us.expect("measured");
+        replica.record(Outcome::Failed, NOW);
+        assert!(replica.candidate(NOW).latency_us.expect("measured") > before * 10.0);
+    }
+
+    #[test]
+    fn the_share_grows_over_the_slow_start() {
+        let replica = example("a");
+        let ramp = Duration::from_secs(10);
+        replica.set_ready(true, NOW);
+        assert!((replica.share(ramp, NOW) - 0.1).abs() < 0.01);
+        assert!((replica.share(ramp, NOW + Duration::from_secs(5)) - 0.5).abs() < 0.01);
+        assert!((replica.share(ramp, NOW + Duration::from_secs(11)) - 1.0).abs() < f32::EPSILON);
+        replica.set_ready(true, NOW + Duration::from_secs(12));
+        assert!((replica.share(ramp, NOW + Duration::from_secs(12)) - 1.0).abs() < f32::EPSILON, "no news");
+    }
+
+    #[test]
+    fn old_figures_are_unknown() {
+        let replica = example("a");
+        replica.set_load(Some(Load { score: 40.0, strained: true, until: NOW }));
+        assert_eq!(replica.candidate(NOW.before(Duration::from_millis(1))).score, Some(40.0));
+        let stale = replica.candidate(NOW);
+        assert_eq!((stale.score, stale.strained), (None, false));
+    }
+}

@@ -1,0 +1,346 @@
+//! The whole balancer: workers on threads of their own, and one control task that owns the registry.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use arc_swap::ArcSwap;
+use swarmguard_common::clock::{self, Time};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
+
+use crate::{
+    admin, drain, health,
+    proxy::{Global, tls, worker},
+    registry::Registry,
+    settings::Settings,
+    source::{Picture, addresses, dns, feed, fixed},
+    stats::Stats,
+};
+
+/// Routes older than this do not count as spoken for: DNS steps in.
+const STALE: Duration = Duration::from_secs(5);
+/// Without any coordinator for so long, drains that were announced are forgotten.
+const DRAIN_LAPSE: Duration = Duration::from_secs(30);
+/// Time given to coordinators at start before DNS steps in.
+const START: Duration = Duration::from_secs(2);
+/// Events of sources that wait; sources wait when it is full.
+const QUEUE: usize = 64;
+
+/// A running balancer.
+#[derive(Debug)]
+pub struct Balancer {
+    /// Where it listens: plain, then TLS where served.
+    pub addresses: Vec<SocketAddr>,
+    /// Where `/metrics` and `/healthz` are.
+    pub admin: SocketAddr,
+    /// What its workers read.
+    pub global: Arc<Global>,
+    close: watch::Sender<bool>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+    control: tokio::task::JoinSet<()>,
+}
+
+impl Balancer {
+    /// Starts everything; returns when all listeners are open.
+    ///
+    /// # Errors
+    /// When an address cannot be bound, or the certificate cannot be used.
+    pub async fn start(settings: Settings) -> Result<Self> {
+        let workers = worker_count(settings.workers);
+        let registry = Registry::new(settings.weighing());
+        let (close, closing) = watch::channel(false);
+        let tls = match (&settings.tls_cert, &settings.tls_key) {
+            (Some(certificate), Some(key)) => {
+                Some(Arc::new(ArcSwap::from_pointee(tls::load(certificate, key)?)))
+            }
+            _ => None,
+        };
+        let stats = Arc::new(Stats::new(workers, clock::now()));
+        let global = Arc::new(Global { settings, table: registry.table(), stats, tls, closing });
+        let listener = TcpListener::bind(global.settings.admin_addr)
+            .await
+            .with_context(|| format!("cannot listen on {} (--admin-addr)", global.settings.admin_addr))?;
+        let admin = listener.local_addr()?;
+        let mut control = tokio::task::JoinSet::new();
+        let (events_in, events) = mpsc::channel(QUEUE);
+        spawn_sources(&mut control, &global, registry, events_in, events).await;
+        control.spawn(health::run(Arc::clone(&global)));
+        control.spawn(admin::run(Arc::clone(&global), listener));
+        control.spawn(tick(Arc::clone(&global)));
+        if let (Some(certificate), Some(key), Some(current)) =
+            (&global.settings.tls_cert, &global.settings.tls_key, &global.tls)
+        {
+            control.spawn(tls::watch(certificate.clone(), key.clone(), Arc::clone(current)));
+        }
+        let (threads, addresses) = spawn_workers(&global, workers).await?;
+        tracing::info!(?addresses, %admin, workers, "balancing");
+        Ok(Self { addresses, admin, global, close, threads, control })
+    }
+
+    /// Stops taking connections, lets requests in flight end within the grace, and ends.
+    pub async fn stop(mut self) {
+        let _ = self.close.send(true);
+        let threads = std::mem::take(&mut self.threads);
+        let joined = tokio::task::spawn_blocking(move || {
+            for thread in threads {
+                if thread.join().is_err() {
+                    tracing::error!("a worker had panicked");
+                }
+            }
+        });
+        let _ = joined.await;
+        self.control.shutdown().await;
+    }
+}
+
+fn worker_count(asked: u16) -> usize {
+    match asked {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(256),
+        asked => asked.into(),
+    }
+}
+
+async fn spawn_workers(
+    global: &Arc<Global>,
+    workers: usize,
+) -> Result<(Vec<std::thread::JoinHandle<()>>, Vec<SocketAddr>)> {
+    let (ready_in, mut ready) = mpsc::channel(workers);
+    let mut threads = Vec::new();
+    for index in 0..workers {
+        let (global, ready) = (Arc::clone(global), ready_in.clone());
+        let run = move || {
+            worker::run(global, index, |listening| {
+                // The receiver is there until every worker has reported.
+                let _ = ready.try_send(listening);
+            });
+        };
+        threads.push(std::thread::Builder::new().name(format!("worker-{index}")).spawn(run)?);
+    }
+    drop(ready_in);
+    let mut addresses = Vec::new();
+    for _ in 0..workers {
+        addresses = ready.recv().await.ok_or_else(|| anyhow!("a worker did not start"))??;
+    }
+    Ok((threads, addresses))
+}
+
+async fn spawn_sources(
+    control: &mut tokio::task::JoinSet<()>,
+    global: &Arc<Global>,
+    mut registry: Registry,
+    events_in: mpsc::Sender<feed::Event>,
+    events: mpsc::Receiver<feed::Event>,
+) {
+    let settings = &global.settings;
+    let names = dns::Names::from_system();
+    if !settings.worker_nodes.is_empty() {
+        // Once before the first request can come.
+        let nodes = Arc::new(settings.worker_nodes.clone());
+        let name = settings.target_service.first().map_or("default", |it| dns::split(it, 0).0).to_owned();
+        registry.apply(&fixed::picture(&names, &nodes, &name, settings.target_port).await, clock::now());
+        let (interval, port) = (settings.dns_interval, settings.target_port);
+        control.spawn(async move {
+            loop {
+                tokio::time::sleep(interval).await;
+                let picture = fixed::picture(&names, &nodes, &name, port).await;
+                registry.apply(&picture, clock::now());
+            }
+        });
+        return;
+    }
+    let targets = settings.target_service.iter().map(|it| dns::split(it, settings.target_port));
+    let targets: Vec<(String, u16)> = targets.map(|(name, port)| (name.to_owned(), port)).collect();
+    if settings.coordinators.is_empty() {
+        if targets.is_empty() {
+            tracing::warn!(
+                "there is nothing to balance: set SWARMGUARD_COORDINATORS, TARGET_SERVICE or WORKER_NODES"
+            );
+        }
+    } else {
+        control.spawn(feed::run(Arc::new(settings.clone()), names.clone(), events_in.clone()));
+    }
+    let sources = Sources {
+        registry,
+        names,
+        targets,
+        started: clock::now(),
+        with_feed: !settings.coordinators.is_empty(),
+        heard: BTreeMap::new(),
+        last_heard: None,
+        lapsed: true,
+    };
+    control.spawn(sources.run(events, events_in, settings.dns_interval));
+}
+
+/// The control task: joins what coordinators and DNS say.
+struct Sources {
+    registry: Registry,
+    names: dns::Names,
+    targets: Vec<(String, u16)>,
+    started: Time,
+    with_feed: bool,
+    /// When each coordinator's routes came last.
+    heard: BTreeMap<SocketAddr, Time>,
+    last_heard: Option<Time>,
+    /// Whether drains were forgotten since a coordinator was heard.
+    lapsed: bool,
+}
+
+impl Sources {
+    // `_keep` holds the channel open where there is no feed.
+    async fn run(
+        mut self,
+        mut events: mpsc::Receiver<feed::Event>,
+        _keep: mpsc::Sender<feed::Event>,
+        dns_interval: Duration,
+    ) {
+        let mut look = tokio::time::interval(dns_interval);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (resolved_in, mut resolved) = mpsc::channel(1);
+        let mut resolving = false;
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some((from, said)) => self.hear(from, said),
+                    None => return,
+                },
+                answer = resolved.recv() => {
+                    resolving = false;
+                    if let Some(answer) = answer && self.unheard() {
+                        self.fall_back(&answer);
+                    }
+                }
+                _ = look.tick() => {
+                    self.lapse();
+                    if self.unheard() && !resolving {
+                        resolving = true;
+                        let (names, services, back) = (self.names.clone(), self.service_names(), resolved_in.clone());
+                        tokio::spawn(async move {
+                            let _ = back.send(names.tasks(services).await).await;
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    fn hear(&mut self, from: SocketAddr, said: feed::Said) {
+        let now = clock::now();
+        match said {
+            feed::Said::Routes(routes) => {
+                self.heard.insert(from, now);
+                self.heard.retain(|_, heard| now.since(*heard) < STALE);
+                if self.heard.keys().next() == Some(&from) {
+                    if self.unheard() {
+                        tracing::info!(coordinator = %from, services = routes.services.len(), "routes are known again");
+                    }
+                    self.last_heard = Some(now);
+                    self.lapsed = false;
+                    let subnets = addresses::subnets(Path::new("/proc"));
+                    self.registry.apply(&feed::picture(&routes, &subnets), now);
+                }
+            }
+            feed::Said::Drain(tasks, back) => self.drain(&tasks, back),
+            feed::Said::Resume(tasks) => {
+                tracing::info!(?tasks, "replicas stay after all");
+                self.registry.resume(&tasks);
+            }
+            feed::Said::Lost => drop(self.heard.remove(&from)),
+        }
+    }
+
+    fn drain(
+        &mut self,
+        tasks: &[swarmguard_common::domain::TaskId],
+        back: mpsc::Sender<Vec<swarmguard_common::domain::TaskId>>,
+    ) {
+        let replicas = self.registry.drain(tasks);
+        tracing::info!(?tasks, known = replicas.len(), "replicas are about to be stopped");
+        let known: BTreeSet<_> = replicas.iter().map(|replica| replica.task.clone()).collect();
+        let unknown: Vec<_> = tasks.iter().filter(|task| !known.contains(*task)).cloned().collect();
+        if !unknown.is_empty() {
+            // Nothing is in flight at what was never known.
+            let _ = back.try_send(unknown);
+        }
+        tokio::spawn(drain::wait(replicas, move |tasks| {
+            tracing::info!(?tasks, "drained");
+            // A full queue means a coordinator that does not read; it waits with a deadline of its own.
+            let _ = back.try_send(tasks);
+        }));
+    }
+
+    /// Whether no coordinator has spoken for a while.
+    fn unheard(&self) -> bool {
+        let now = clock::now();
+        match self.last_heard {
+            Some(heard) => now.since(heard) > STALE,
+            None => !self.with_feed || now.since(self.started) > START,
+        }
+    }
+
+    fn lapse(&mut self) {
+        let silent = self.last_heard.is_some_and(|heard| clock::now().since(heard) > DRAIN_LAPSE);
+        if silent && !self.lapsed {
+            tracing::warn!(
+                "no coordinator speaks: the last known routes are kept, announced drains are forgotten"
+            );
+            self.lapsed = true;
+            self.registry.resume_all();
+        }
+    }
+
+    fn service_names(&self) -> Vec<String> {
+        let known = self.registry.pictures().map(|service| service.name.clone());
+        let all: BTreeSet<String> = known.chain(self.targets.iter().map(|(name, _)| name.clone())).collect();
+        all.into_iter().collect()
+    }
+
+    fn fall_back(&mut self, resolved: &dns::Resolved) {
+        let mut picture: Picture = dns::picture(self.registry.pictures(), &self.targets, resolved);
+        if !self.lapsed {
+            // Until drains lapse, what was about to be stopped stays out.
+            let draining =
+                self.registry.pictures().flat_map(|service| &service.replicas).filter(|it| it.draining);
+            let draining: BTreeSet<_> = draining.map(|it| it.task.clone()).collect();
+            let replicas = picture.services.iter_mut().flat_map(|service| &mut service.replicas);
+            replicas.filter(|it| draining.contains(&it.task)).for_each(|it| it.draining = true);
+        }
+        if self.registry.apply(&picture, clock::now()) {
+            tracing::info!("replicas changed, by DNS");
+        }
+    }
+}
+
+async fn tick(global: Arc<Global>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        global.stats.tick(clock::now());
+    }
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When the balancer cannot start.
+pub async fn until_signal(settings: Settings) -> Result<()> {
+    let balancer = Balancer::start(settings).await?;
+    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        _ = term.recv() => {}
+        interrupted = tokio::signal::ctrl_c() => interrupted?,
+    }
+    if balancer.threads.iter().any(std::thread::JoinHandle::is_finished) {
+        bail!("a worker ended by itself");
+    }
+    tracing::info!("stopping: requests in flight may end");
+    balancer.stop().await;
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! A balanced service as workers see it: what its labels say, its replicas, and what all workers share of it.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::{
+        Arc,
+        atomic::{
+            AtomicU32, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
+};
+
+use swarmguard_common::labels::{Algorithm, RouteLabels};
+use tokio::sync::Notify;
+
+use crate::{
+    rate::{Limit, RetryBudget},
+    replica::Replica,
+};
+
+/// One reading of a service; a new one is made whenever its labels or replicas change.
+#[derive(Debug)]
+pub struct Service {
+    /// Swarm's name of it.
+    pub name: String,
+    /// What its labels say.
+    pub labels: RouteLabels,
+    /// The label's algorithm, or the balancer's own default.
+    pub algorithm: Algorithm,
+    /// Name of the cookie that keeps a client at its replica.
+    pub cookie: String,
+    /// Replicas, in the order in which round-robin takes them.
+    pub replicas: Vec<Arc<Replica>>,
+    /// Its rate limit, where it has one.
+    pub limit: Option<Arc<Limit>>,
+    /// What outlives this reading.
+    pub shared: Arc<Shared>,
+}
+
+/// Counters and queues of a service, the same from one reading to the next.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// Counts picks: whose turn it is.
+    pub turn: AtomicU64,
+    /// How many retries are left.
+    pub budget: RetryBudget,
+    /// Requests that wait for room at a replica.
+    waiting: AtomicU32,
+    room: Notify,
+    /// Requests of this service.
+    pub requests: AtomicU64,
+    /// Requests answered by the balancer itself with an error.
+    pub refused: AtomicU64,
+    /// Retries made.
+    pub retries: AtomicU64,
+}
+
+impl Shared {
+    /// A lease was returned: whoever waits longest may try.
+    pub fn freed(&self) {
+        if self.waiting.load(SeqCst) > 0 {
+            self.room.notify_one();
+        }
+    }
+
+    /// Requests that wait for room now.
+    pub fn waiting(&self) -> u32 {
+        self.waiting.load(Relaxed)
+    }
+
+    /// Takes a place in the queue; `None` where it has `most` already.
+    pub fn queue(self: &Arc<Self>, most: u32) -> Option<Waiter> {
+        let room = |waiting: u32| (waiting < most).then_some(waiting + 1);
+        self.waiting.fetch_update(SeqCst, SeqCst, room).ok()?;
+        Some(Waiter { shared: Arc::clone(self) })
+    }
+}
+
+/// A place in a service's queue; dropping it leaves the queue.
+#[derive(Debug)]
+pub struct Waiter {
+    shared: Arc<Shared>,
+}
+
+impl Waiter {
+    /// Waits until a lease was returned since the last wait; first come, first served.
+    pub async fn room(&self) {
+        self.shared.room.notified().await;
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.shared.waiting.fetch_sub(1, SeqCst);
+    }
+}
+
+/// The cookie's name: tells services apart without saying what they are called.
+pub fn cookie_name(service: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    service.hash(&mut hasher);
+    format!("sg_{:08x}", hasher.finish() >> 32)
+}
