@@ -1,2 +1,53 @@
-//! To be written.
-fn main() {}
+//! `swarmguard-agent`: see `swarmguard-agent --help`.
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use swarmguard_agent::{
+    config::{Cli, Command, Settings},
+    doctor, http, run,
+};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    match begin() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn begin() -> anyhow::Result<ExitCode> {
+    let cli = Cli::read()?;
+    match cli.command {
+        Some(Command::Healthcheck) => {
+            match cli.settings.http() {
+                Some(address) => println!("{}", http::ask(address)?),
+                None => println!("HTTP is switched off, so there is nobody to ask"),
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::Doctor { json }) => runtime()?.block_on(doctor::run(&cli.settings, json)),
+        Some(Command::Run) | None => {
+            log_to_stderr(&cli.settings)?;
+            runtime()?.block_on(run::run(cli.settings))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// One thread: the agent's work is short and must not spread over a node that is short of CPUs.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().max_blocking_threads(2).build().context("cannot start the runtime")
+}
+
+fn log_to_stderr(settings: &Settings) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&settings.log)
+        .with_context(|| format!("--log {:?}: a level or target=level list is allowed", settings.log))?;
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    if settings.log_json { subscriber.json().init() } else { subscriber.init() }
+    Ok(())
+}

@@ -1,0 +1,381 @@
+//! The sampling itself: at each tick read what is due of every container and of the node, and hand it to the state.
+//! All IO of the hot path is here, and none of the judgement.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use swarmguard_common::{
+    clock::{self, Time},
+    domain::{BasisPoints, ContainerId},
+};
+
+use crate::{
+    discovery::scan,
+    pace::{Budget, Pace, Tick},
+    sources::{
+        BUFFER_BYTES, KeptFile, cpu,
+        group::{Gone, Group},
+        network::{Networks, Tap},
+        node::NodeSource,
+        own::{OwnSource, OwnUse},
+    },
+    state::{Agent, Description},
+    uplink::Shared,
+};
+
+/// `memory.stat` and the pressure files are read this often, and this often while a container is hot.
+const SLOW_INTERVAL: Duration = Duration::from_secs(1);
+const SLOW_INTERVAL_HOT: Duration = Duration::from_millis(250);
+
+/// Limits are read anew this often; `docker update` changes them.
+const LIMITS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The node is read this often, as often as reports are sent.
+const NODE_INTERVAL: Duration = Duration::from_millis(240);
+
+/// Own consumption is measured this often.
+const OWN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A tick this late means that the node has no CPU left for us, and so long it counts.
+const LATE: Duration = Duration::from_millis(100);
+const STARVED_FOR: Duration = Duration::from_secs(5);
+
+/// A container that an engine does not know after this long belongs to another engine on this kernel.
+const FOREIGN_AFTER: Duration = Duration::from_secs(3);
+
+/// Most directories whose sum is read to see whether anything moves; with more, every pass is a full one.
+const MAX_SUMS: usize = 8;
+
+/// Most containers of other engines remembered.
+const MAX_FOREIGN: usize = 16_384;
+
+/// One container's open files.
+struct Watched {
+    handle: u32,
+    group: Group,
+    tap: Tap,
+    since: Time,
+    slow_at: Option<Time>,
+    limits_at: Time,
+}
+
+/// What sampling costs and how it goes, for `/metrics` and `/healthz`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Vitals {
+    /// The last tick.
+    pub ticked_at: Option<Time>,
+    /// The interval at present.
+    pub interval: Duration,
+    /// Full passes since the start.
+    pub passes: u64,
+    /// Ticks at which nothing could be the matter, so no pass was made.
+    pub idle_ticks: u64,
+    /// Ticks that came late.
+    pub late_ticks: u64,
+    /// This process's consumption.
+    pub own: OwnUse,
+    /// CPU use as a share of one CPU, averaged.
+    pub own_share: Option<f64>,
+    /// Sampling is slowed to stay within the budget.
+    pub slowed: bool,
+    /// When the node was starved last.
+    pub starved_until: Option<Time>,
+}
+
+/// Samples containers and the node.
+pub struct Sampler {
+    shared: Shared,
+    networks: Networks,
+    node: NodeSource,
+    own: OwnSource,
+    watched: BTreeMap<ContainerId, Watched>,
+    foreign: BTreeSet<ContainerId>,
+    sums: Option<Vec<(PathBuf, KeptFile)>>,
+    buffer: Vec<u8>,
+    gone: Vec<ContainerId>,
+    pace: Pace,
+    budget: Budget,
+    vitals: Vitals,
+    node_at: Option<Time>,
+    own_at: Option<Time>,
+    reported: BTreeSet<&'static str>,
+}
+
+impl Sampler {
+    /// Samples into `shared`, no faster than `fastest` and within `allowed`, a share of one CPU.
+    pub fn new(shared: Shared, networks: Networks, proc_root: &Path, allowed: BasisPoints, fastest: Duration) -> Self {
+        Self {
+            shared,
+            networks,
+            node: NodeSource::open(proc_root),
+            own: OwnSource::open(),
+            watched: BTreeMap::new(),
+            foreign: BTreeSet::new(),
+            sums: None,
+            buffer: vec![0; BUFFER_BYTES],
+            gone: Vec::new(),
+            pace: Pace::default(),
+            budget: Budget::new(allowed, fastest),
+            vitals: Vitals { interval: fastest, ..Vitals::default() },
+            node_at: None,
+            own_at: None,
+            reported: BTreeSet::new(),
+        }
+    }
+
+    /// How it goes.
+    pub fn vitals(&self) -> Vitals {
+        self.vitals
+    }
+
+    /// The directories that hold containers now.
+    pub fn parents(&self) -> BTreeSet<PathBuf> {
+        self.watched.values().filter_map(|it| it.group.dir().parent()).map(Into::into).collect()
+    }
+
+    /// Whether this container is watched.
+    pub fn knows(&self, id: &ContainerId) -> bool {
+        self.watched.contains_key(id)
+    }
+
+    /// Takes what a walk found: watches what is new and, where the walk saw `everything`, forgets what is gone.
+    /// Answers the new ones.
+    pub fn found(&mut self, now: Time, found: &BTreeMap<ContainerId, PathBuf>, everything: bool) -> Vec<ContainerId> {
+        if everything {
+            self.gone.extend(self.watched.keys().filter(|id| !found.contains_key(*id)).cloned());
+            self.bury();
+            self.foreign.retain(|id| found.contains_key(id));
+        }
+        let mut new = Vec::new();
+        for (id, dir) in found {
+            if !self.watched.contains_key(id) && !self.foreign.contains(id) && self.begin(now, id, dir) {
+                new.push(id.clone());
+            }
+        }
+        if !new.is_empty() {
+            self.sums = None;
+            self.shared.wake();
+        }
+        new
+    }
+
+    /// Looks where containers were before: cheaper than a walk.
+    pub fn look(&mut self, now: Time, parents: &BTreeSet<PathBuf>) -> Vec<ContainerId> {
+        let mut found = BTreeMap::new();
+        for parent in parents {
+            found.append(&mut scan::look(parent));
+        }
+        let lost = self.watched.iter().filter(|(id, it)| {
+            let looked = it.group.dir().parent().is_some_and(|parent| parents.contains(parent));
+            looked && !found.contains_key(*id)
+        });
+        self.gone.extend(lost.map(|(id, _)| id.clone()));
+        self.bury();
+        self.found(now, &found, false)
+    }
+
+    fn begin(&mut self, now: Time, id: &ContainerId, dir: &Path) -> bool {
+        let group = match Group::open(dir) {
+            Ok(group) => group,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return false,
+            Err(error) => {
+                if self.reported.insert("open") {
+                    tracing::error!("cannot watch {}: {error}; others may be missing as well", dir.display());
+                }
+                return false;
+            }
+        };
+        for missing in group.missing() {
+            if self.reported.insert(missing) {
+                tracing::warn!(container = %id, "the kernel offers no {missing} here: {}", what_is_lost(missing));
+            }
+        }
+        let limits = group.limits();
+        let Some(handle) = self.shared.lock().born(now, id, limits) else {
+            if self.reported.insert("too many") {
+                tracing::error!("more containers than --max-containers allows: the rest is not watched");
+            }
+            return false;
+        };
+        let tap = self.networks.watch(group.id(), dir, id.as_str(), None, false);
+        let watched = Watched { handle, group, tap, since: now, slow_at: None, limits_at: now };
+        self.watched.insert(id.clone(), watched);
+        true
+    }
+
+    /// The engine named a container.
+    pub fn describe(&mut self, id: &ContainerId, description: Description) {
+        let (pid, shared_network) = (description.pid, description.shared_network);
+        let handle = self.shared.lock().describe(id, description);
+        let Some(watched) = self.watched.get_mut(id) else { return };
+        if let Some(handle) = handle {
+            watched.handle = handle;
+        }
+        if !matches!(watched.tap, Tap::Programs(_)) && (shared_network || pid.is_some()) {
+            let (cgroup, dir) = (watched.group.id(), watched.group.dir().to_path_buf());
+            watched.tap = self.networks.watch(cgroup, &dir, id.as_str(), pid, shared_network);
+        }
+        self.shared.wake();
+    }
+
+    /// The engine told all containers that it has: others are another engine's, which reports them itself.
+    pub fn retain_known(&mut self, now: Time, known: &BTreeSet<ContainerId>) {
+        let foreign = |(id, it): &(&ContainerId, &Watched)| !known.contains(*id) && now.since(it.since) > FOREIGN_AFTER;
+        let foreign: Vec<ContainerId> = self.watched.iter().filter(foreign).map(|(id, _)| id.clone()).collect();
+        for id in foreign {
+            tracing::info!(container = %id, "not a container of this node's engine: left alone");
+            if self.foreign.len() < MAX_FOREIGN {
+                self.foreign.insert(id.clone());
+            }
+            self.gone.push(id);
+        }
+        self.bury();
+    }
+
+    /// A container ended.
+    pub fn ended(&mut self, id: &ContainerId) {
+        self.gone.push(id.clone());
+        self.bury();
+    }
+
+    fn bury(&mut self) {
+        if self.gone.is_empty() {
+            return;
+        }
+        let mut agent = self.shared.lock();
+        for id in self.gone.drain(..) {
+            if let Some(watched) = self.watched.remove(&id) {
+                self.networks.forget(&watched.tap);
+                agent.died(watched.handle);
+            }
+        }
+        drop(agent);
+        self.sums = None;
+        self.shared.wake();
+    }
+
+    /// One tick, `late` after it was due. Answers when the next one is due.
+    pub fn tick(&mut self, now: Time, late: Duration) -> Duration {
+        if late >= LATE {
+            self.vitals.late_ticks += 1;
+            self.vitals.starved_until = Some(now + STARVED_FOR);
+        }
+        let alerts_before = self.shared.lock().outbox().last_seq();
+        self.read_node(now);
+        let used_usec = self.sum_of_all();
+        {
+            let shared = self.shared.clone();
+            let mut agent = shared.lock();
+            let hot = agent.containers().values().any(|container| container.conditions.hot());
+            let tick = Tick { used_usec, alarming_millis: agent.least_alarming_millis(), hot };
+            if self.pace.due(now, tick) {
+                self.vitals.passes += 1;
+                self.pass(&mut agent);
+            } else {
+                self.vitals.idle_ticks += 1;
+            }
+        }
+        self.bury();
+        self.measure_self(now);
+        self.vitals.ticked_at = Some(now);
+        if self.shared.lock().outbox().last_seq() != alerts_before {
+            self.shared.wake();
+        }
+        self.vitals.interval
+    }
+
+    /// Reads every container once.
+    fn pass(&mut self, agent: &mut Agent) {
+        for (id, watched) in &mut self.watched {
+            // Each has its own time: a pass over many containers takes milliseconds.
+            let now = clock::now();
+            let hot = agent.containers().get(&watched.handle).is_some_and(|it| it.conditions.hot());
+            let slow_interval = if hot { SLOW_INTERVAL_HOT } else { SLOW_INTERVAL };
+            if watched.slow_at.is_none_or(|at| now.since(at) >= slow_interval) {
+                match watched.group.read_slow(&mut self.buffer) {
+                    Ok(reading) => agent.sample_slow(now, watched.handle, reading),
+                    Err(Gone) => {
+                        self.gone.push(id.clone());
+                        continue;
+                    }
+                }
+                // The first ones of many are spread over the interval, so that not all fall into one tick.
+                let spread = Duration::from_millis(u64::from(watched.handle % 10) * 100);
+                watched.slow_at = Some(if watched.slow_at.is_none() { now.before(spread) } else { now });
+            }
+            if now.since(watched.limits_at) >= LIMITS_INTERVAL {
+                watched.limits_at = now;
+                if let Some(handle) = agent.limit(watched.handle, watched.group.limits()) {
+                    watched.handle = handle;
+                }
+            }
+            match watched.group.read_fast(&mut self.buffer) {
+                Ok(reading) => {
+                    let network = self.networks.read(&watched.tap, &mut self.buffer);
+                    agent.sample(now, watched.handle, reading, network);
+                }
+                Err(Gone) => self.gone.push(id.clone()),
+            }
+        }
+    }
+
+    /// CPU time of everything in the directories that hold containers, in microseconds.
+    fn sum_of_all(&mut self) -> Option<u64> {
+        if self.sums.is_none() {
+            let open = |parent: PathBuf| {
+                let file = KeptFile::open(&parent.join(cpu::STAT)).ok()?;
+                Some((parent, file))
+            };
+            self.sums = Some(self.parents().into_iter().filter_map(open).collect());
+        }
+        let sums = self.sums.as_ref().filter(|sums| !sums.is_empty() && sums.len() <= MAX_SUMS)?;
+        let mut total = 0_u64;
+        for (_, file) in sums {
+            let stat = cpu::stat(file.read(&mut self.buffer).ok()?)?;
+            total = total.wrapping_add(stat.usage_usec);
+        }
+        Some(total)
+    }
+
+    fn read_node(&mut self, now: Time) {
+        if self.node_at.is_some_and(|at| now.since(at) < NODE_INTERVAL) {
+            return;
+        }
+        self.node_at = Some(now);
+        let reading = self.node.read(&mut self.buffer);
+        let starved = self.vitals.starved_until.is_some_and(|until| now < until);
+        self.shared.lock().sample_node(now, reading, starved);
+    }
+
+    fn measure_self(&mut self, now: Time) {
+        if self.own_at.is_some_and(|at| now.since(at) < OWN_INTERVAL) {
+            return;
+        }
+        self.own_at = Some(now);
+        self.vitals.own = self.own.read();
+        self.budget.measure(now, self.vitals.own.cpu_usec);
+        self.vitals.own_share = self.budget.share();
+        self.vitals.interval = self.budget.interval();
+        let slowed = self.budget.slowed();
+        if slowed != self.vitals.slowed {
+            let interval_ms = self.vitals.interval.as_millis();
+            tracing::warn!(slowed, "sampling every {interval_ms} ms now, to stay within --budget");
+        }
+        self.vitals.slowed = slowed;
+        let share = BasisPoints::from_ratio(self.vitals.own_share.unwrap_or(0.0));
+        self.shared.lock().budget(now, slowed, share);
+    }
+}
+
+fn what_is_lost(file: &str) -> &'static str {
+    match file {
+        "cpu.stat" => "CPU use stays unknown",
+        "memory.current" => "memory use stays unknown",
+        "memory.stat" => "memory use includes page cache that could be had back",
+        "memory.events" => "kills for want of memory are heard of from the engine only",
+        _ => "stalls stay unknown, alerts rest on use alone",
+    }
+}
