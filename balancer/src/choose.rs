@@ -77,6 +77,8 @@ struct Scratch {
     candidates: Vec<Candidate>,
     /// Where in the service's replicas each candidate stands.
     places: Vec<usize>,
+    /// New replicas that were held back this time.
+    held_back: Vec<usize>,
 }
 
 /// How much is overlooked.
@@ -105,7 +107,12 @@ struct Found {
 impl Chooser {
     /// `seed` makes the choices repeatable.
     pub fn new(ledger: Rc<Ledger>, tuning: Tuning, seed: u64) -> Self {
-        let scratch = Scratch { rng: Rng::with_seed(seed), candidates: Vec::new(), places: Vec::new() };
+        let scratch = Scratch {
+            rng: Rng::with_seed(seed),
+            candidates: Vec::new(),
+            places: Vec::new(),
+            held_back: Vec::new(),
+        };
         Self { ledger, tuning, scratch: RefCell::new(scratch) }
     }
 
@@ -164,9 +171,9 @@ impl Scratch {
     fn gather(&mut self, service: &Service, wish: Wish<'_>, level: Level, now: Time) -> Found {
         self.candidates.clear();
         self.places.clear();
+        self.held_back.clear();
         let mut found = Found::default();
         let slow_start = service.labels.slow_start;
-        let mut ramping = None;
         for (place, replica) in service.replicas.iter().enumerate() {
             if !replica.ready() || replica.draining() || wish.tried.contains(&replica.key) {
                 continue;
@@ -196,14 +203,16 @@ impl Scratch {
             }
             let share = replica.share(slow_start, now);
             if share < 1.0 && level == Level::Normal && self.rng.f32() >= share {
-                ramping = Some((place, replica));
+                self.held_back.push(place);
                 continue;
             }
             self.push(place, replica, now);
         }
         // New replicas are held back in favour of others; where there are no others, they take everything.
-        if let Some((place, replica)) = ramping.filter(|_| self.places.is_empty()) {
-            self.push(place, replica, now);
+        if self.places.is_empty() {
+            for place in std::mem::take(&mut self.held_back) {
+                self.push(place, &service.replicas[place], now);
+            }
         }
         found
     }
@@ -319,7 +328,9 @@ mod tests {
     fn when_most_are_ejected_ejection_is_ignored() {
         let service = example_service(Algorithm::Lease, 3, NOW);
         for replica in &service.replicas[..2] {
-            (0..5).for_each(|_| drop(replica.record(Outcome::Failed, NOW)));
+            (0..5).for_each(|_| {
+                replica.record(Outcome::Failed, NOW);
+            });
         }
         assert!(hits(&service, &chooser(), 300).iter().all(|hits| *hits > 50));
     }
@@ -345,6 +356,17 @@ mod tests {
         service.replicas[1].set_ready(true, NOW);
         let hits = hits(&service, &chooser(), 2_000);
         assert!((40..200).contains(&hits[1]), "about 5 %: {hits:?}");
+    }
+
+    #[test]
+    fn several_new_replicas_share_equally() {
+        let service = example_service(Algorithm::Lease, 3, NOW);
+        for replica in &service.replicas {
+            replica.set_ready(false, NOW);
+            replica.set_ready(true, NOW);
+        }
+        let hits = hits(&service, &chooser(), 3_000);
+        assert!(hits.iter().all(|hits| (850..1_150).contains(hits)), "{hits:?}");
     }
 
     #[test]

@@ -40,7 +40,7 @@ mod tests {
     use super::*;
     use crate::replica::example;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn each_is_reported_when_its_last_request_ended() {
         let (idle, busy) = (Arc::new(example("idle")), Arc::new(example("busy")));
         assert!(busy.enter());

@@ -1,6 +1,6 @@
 //! The balancer's program: reads settings, then serves until it is told to stop.
 
-use std::process::ExitCode;
+use std::{io::IsTerminal as _, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use swarmguard_balancer::{
@@ -29,6 +29,7 @@ fn start(settings: Settings) -> Result<()> {
     let filter = EnvFilter::try_new(&settings.log).with_context(|| {
         format!("--log (SWARMGUARD_LOG) {:?} is no filter: use error, warn, info, debug", settings.log)
     })?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     runtime.block_on(run::until_signal(settings))
 }

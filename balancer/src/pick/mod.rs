@@ -120,9 +120,10 @@ fn mean_score(candidates: &[Candidate]) -> Option<f32> {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
+    use fastrand::Rng;
+    use proptest::prelude::{Strategy, any, prop, prop_assert, prop_assert_eq, proptest};
 
-    use super::*;
+    use super::{Algorithm, Candidate, Reason, Tuning, lease, pick};
 
     fn candidate() -> impl Strategy<Value = Candidate> {
         let score = prop::option::of(0.0_f32..100.0);
