@@ -1,1 +1,12 @@
-//! To be written.
+//! The coordinator: hears the agents, reads and writes Swarm, keeps the journal and serves the API. What is to be done
+//! is decided in `swarmguard-core`, which does no IO; here is everything that does.
+
+pub mod api;
+pub mod ingest;
+pub mod journal;
+pub mod metrics;
+pub mod routes;
+pub mod run;
+pub mod seam;
+pub mod snapshots;
+pub mod swarm;

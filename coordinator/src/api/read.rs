@@ -1,0 +1,224 @@
+//! What can be read.
+
+use axum::{
+    Json,
+    extract::{Query, State},
+    http::{StatusCode, Uri, header},
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use swarmguard_common::{
+    clock::Time,
+    domain::ServiceId,
+    journal::{Entry, Kind},
+};
+use swarmguard_core::{
+    brain::{
+        ActionStatus, AlertStatus, Brain, ContainerStatus, LeaseStatus, NodeStatus, ServiceStatus, Statistics,
+    },
+    explain::Explanation,
+};
+
+use super::{Api, problem::Problem};
+use crate::{
+    journal::{self, MAX_READ, history::ActionRow},
+    run::Facts,
+};
+
+/// Entries answered where nothing else is asked for.
+const USUAL_LIMIT: usize = 100;
+
+/// Parses the query strictly: an unknown or malformed parameter is an error, not an empty answer.
+pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
+    match Query::<T>::try_from_uri(uri) {
+        Ok(Query(query)) => Ok(query),
+        Err(error) => Err(Problem::bad_request("bad_query", error.body_text())),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OfService {
+    service: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Page {
+    limit: Option<usize>,
+    since: Option<u64>,
+    kind: Option<Kind>,
+    service: Option<String>,
+    action: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Limit {
+    limit: Option<usize>,
+}
+
+fn limit(wanted: Option<usize>) -> Result<usize, Problem> {
+    match wanted {
+        None => Ok(USUAL_LIMIT),
+        Some(wanted) if (1..=MAX_READ).contains(&wanted) => Ok(wanted),
+        Some(wanted) => Err(Problem::bad_request("bad_query", format!("limit={wanted}: 1 to {MAX_READ} are allowed"))),
+    }
+}
+
+impl Api {
+    async fn list<T: Send + 'static>(
+        &self,
+        uri: &Uri,
+        of: impl FnOnce(&Brain, Time) -> Vec<T> + Send + 'static,
+    ) -> Result<Json<Vec<T>>, Problem> {
+        let Nothing {} = query(uri)?;
+        Ok(Json(self.ask(move |brain, facts| of(brain, facts.now)).await?))
+    }
+
+    /// A service by ID or by name.
+    pub(super) async fn service(&self, wanted: String) -> Result<ServiceId, Problem> {
+        let shown: String = wanted.chars().take(80).collect();
+        self.ask(move |_, facts| find_service(facts, &wanted)).await?.ok_or_else(|| {
+            Problem::new(StatusCode::NOT_FOUND, "unknown_service", format!("no service has the ID or name {shown:?}"))
+        })
+    }
+
+    async fn filter(&self, service: Option<String>) -> Result<Option<ServiceId>, Problem> {
+        match service {
+            None => Ok(None),
+            // One that is gone still has entries under its ID.
+            Some(wanted) => match self.service(wanted.clone()).await {
+                Ok(service) => Ok(Some(service)),
+                Err(problem) => wanted.parse().map(Some).map_err(|_| problem),
+            },
+        }
+    }
+}
+
+pub(super) fn find_service(facts: &Facts, wanted: &str) -> Option<ServiceId> {
+    let snapshot = facts.snapshot.as_ref()?;
+    let by_id = wanted.parse().ok().filter(|id| snapshot.services.contains_key(id));
+    by_id.or_else(|| snapshot.services.values().find(|service| service.name == wanted).map(|one| one.id.clone()))
+}
+
+pub(super) async fn nodes(State(api): State<Api>, uri: Uri) -> Result<Json<Vec<NodeStatus>>, Problem> {
+    api.list(&uri, Brain::nodes).await
+}
+
+pub(super) async fn services(State(api): State<Api>, uri: Uri) -> Result<Json<Vec<ServiceStatus>>, Problem> {
+    api.list(&uri, Brain::services).await
+}
+
+pub(super) async fn leases(State(api): State<Api>, uri: Uri) -> Result<Json<Vec<LeaseStatus>>, Problem> {
+    api.list(&uri, Brain::leases).await
+}
+
+pub(super) async fn alerts(State(api): State<Api>, uri: Uri) -> Result<Json<Vec<AlertStatus>>, Problem> {
+    api.list(&uri, Brain::alerts).await
+}
+
+pub(super) async fn actions(State(api): State<Api>, uri: Uri) -> Result<Json<Vec<ActionStatus>>, Problem> {
+    api.list(&uri, Brain::actions).await
+}
+
+pub(super) async fn containers(State(api): State<Api>, uri: Uri) -> Result<Json<Vec<ContainerStatus>>, Problem> {
+    let OfService { service } = query(&uri)?;
+    let service = api.filter(service).await?;
+    let mut found = api.ask(|brain, facts| brain.containers(facts.now)).await?;
+    if service.is_some() {
+        found.retain(|container| container.service == service);
+    }
+    Ok(Json(found))
+}
+
+pub(super) async fn explain(State(api): State<Api>, uri: Uri) -> Result<Json<Explanation>, Problem> {
+    let OfService { service } = query(&uri)?;
+    let wanted = service.ok_or_else(|| Problem::bad_request("bad_query", "name a service: ?service=<ID or name>"))?;
+    let service = api.service(wanted).await?;
+    let found = api.ask(move |brain, facts| brain.explain(facts.now, &service)).await?;
+    found.map(Json).ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "unknown_service", "nothing is known of it yet"))
+}
+
+type Entries = Json<Vec<Entry>>;
+
+async fn entries(api: &Api, query: journal::Query) -> Entries {
+    Json(api.0.journal.read(query).await.into_iter().map(std::sync::Arc::unwrap_or_clone).collect())
+}
+
+pub(super) async fn journal(State(api): State<Api>, uri: Uri) -> Result<Entries, Problem> {
+    let Page { limit: wanted, since, kind, service, action } = query(&uri)?;
+    let service = api.filter(service).await?;
+    let kinds = kind.into_iter().collect();
+    let query = journal::Query { since, limit: limit(wanted)?, kinds, service, action };
+    Ok(entries(&api, query).await)
+}
+
+/// Decisions to act and decisions not to.
+pub(super) async fn decisions(State(api): State<Api>, uri: Uri) -> Result<Entries, Problem> {
+    let Page { limit: wanted, since, kind, service, action } = query(&uri)?;
+    let kinds = match kind {
+        None => vec![Kind::Decision, Kind::Refusal],
+        Some(kind @ (Kind::Decision | Kind::Refusal)) => vec![kind],
+        Some(_) => return Err(Problem::bad_request("bad_query", "kind: decision or refusal are allowed")),
+    };
+    let service = api.filter(service).await?;
+    let query = journal::Query { since, limit: limit(wanted)?, kinds, service, action };
+    Ok(entries(&api, query).await)
+}
+
+/// Actions that were, newest first, with their steps and the time that users waited.
+pub(super) async fn history(State(api): State<Api>, uri: Uri) -> Result<Json<Vec<ActionRow>>, Problem> {
+    let Limit { limit: wanted } = query(&uri)?;
+    Ok(Json(api.0.journal.actions(limit(wanted)?)))
+}
+
+/// The coordinator itself.
+#[derive(Serialize)]
+pub(super) struct Status {
+    status: &'static str,
+    version: &'static str,
+    /// This coordinator is the one that acts.
+    acting: bool,
+    /// Host name of the node with the raft leadership.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    leader: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshot_age_ms: Option<u64>,
+    /// Why Swarm cannot be read, if it cannot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trouble: Option<String>,
+    statistics: Statistics,
+}
+
+async fn own_status(api: &Api) -> Result<Status, Problem> {
+    api.ask(|brain, facts| Status {
+        status: if facts.trouble.is_none() { "ok" } else { "degraded" },
+        version: env!("CARGO_PKG_VERSION"),
+        acting: brain.is_acting(),
+        leader: facts.leader_host(),
+        snapshot_age_ms: facts.snapshot_age().map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+        trouble: facts.trouble.clone(),
+        statistics: brain.statistics(),
+    })
+    .await
+}
+
+pub(super) async fn status(State(api): State<Api>, uri: Uri) -> Result<Json<Status>, Problem> {
+    let Nothing {} = query(&uri)?;
+    Ok(Json(own_status(&api).await?))
+}
+
+/// 200 as long as the loop answers: an engine that cannot be read is no reason to restart the coordinator.
+pub(super) async fn healthz(State(api): State<Api>) -> Result<Json<Status>, Problem> {
+    Ok(Json(own_status(&api).await?))
+}
+
+pub(super) async fn metrics(State(api): State<Api>) -> Response {
+    let kind = [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
+    (kind, api.0.metrics.text()).into_response()
+}

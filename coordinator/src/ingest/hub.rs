@@ -1,0 +1,309 @@
+//! Routes out to all balancers, and who still owes a "drained".
+//!
+//! A balancer that goes away in the middle of a drain may still be sending requests by the routes it knows, so its debt
+//! stays until it comes back under its name or the deadline passes: waiting a little is cheaper than a lost request.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use swarmguard_common::{
+    domain::TaskId,
+    wire::{
+        codec::CodecError,
+        frame,
+        routes::{FromRouteSource, Routes},
+    },
+};
+use tokio::sync::{mpsc, watch};
+
+/// Balancers at once, those that are owed for included.
+const MAX_BALANCERS: usize = 256;
+/// Drain and resume messages that wait for one balancer; one that reads no faster is disconnected.
+const URGENT_QUEUE: usize = 64;
+
+/// The balancers.
+#[derive(Debug)]
+pub struct Hub {
+    state: Mutex<State>,
+    routes: watch::Sender<Arc<[u8]>>,
+    /// Counts up whenever a debt was paid.
+    paid: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    balancers: BTreeMap<u64, Balancer>,
+    draining: BTreeSet<TaskId>,
+}
+
+#[derive(Debug)]
+struct Balancer {
+    name: String,
+    /// `None`: it is gone, and only its debt is left.
+    urgent: Option<mpsc::Sender<Arc<[u8]>>>,
+    owes: BTreeSet<TaskId>,
+}
+
+/// A balancer's place in the hub.
+#[derive(Debug)]
+pub struct Seat {
+    /// Its number.
+    pub id: u64,
+    /// Drain and resume, as frames.
+    pub urgent: mpsc::Receiver<Arc<[u8]>>,
+    /// The newest routes, as a frame.
+    pub routes: watch::Receiver<Arc<[u8]>>,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        let empty = framed(&FromRouteSource::Routes(Routes::default())).unwrap_or_else(|_| Arc::from([]));
+        Self { state: Mutex::default(), routes: watch::Sender::new(empty), paid: watch::Sender::new(0) }
+    }
+}
+
+impl Hub {
+    /// Takes a balancer in; `None` when there are too many.
+    pub fn join(&self, name: &str) -> Option<Seat> {
+        let mut state = self.state();
+        // Back under its name: it reads the routes anew, in which what drains is marked.
+        let returned = state.balancers.iter().find(|(_, one)| one.urgent.is_none() && one.name == name);
+        if let Some(old) = returned.map(|(id, _)| *id) {
+            state.balancers.remove(&old);
+        }
+        if state.balancers.len() >= MAX_BALANCERS {
+            return None;
+        }
+        state.next += 1;
+        let id = state.next;
+        let (sender, urgent) = mpsc::channel(URGENT_QUEUE);
+        let owes = state.draining.clone();
+        if !owes.is_empty()
+            && let Ok(frame) = framed(&FromRouteSource::Drain { tasks: owes.iter().cloned().collect() })
+        {
+            // The queue is new and empty.
+            let _ = sender.try_send(frame);
+        }
+        state.balancers.insert(id, Balancer { name: name.into(), urgent: Some(sender), owes });
+        drop(state);
+        self.pay();
+        Some(Seat { id, urgent, routes: self.routes.subscribe() })
+    }
+
+    /// The balancer is gone. What it owes stays until it returns or a deadline passes.
+    pub fn leave(&self, id: u64) {
+        let mut state = self.state();
+        let Some(balancer) = state.balancers.get_mut(&id) else { return };
+        if balancer.owes.is_empty() {
+            state.balancers.remove(&id);
+        } else {
+            balancer.urgent = None;
+        }
+    }
+
+    /// The balancer sends nothing to these replicas any more.
+    pub fn drained(&self, id: u64, tasks: &[TaskId]) {
+        if let Some(balancer) = self.state().balancers.get_mut(&id) {
+            for task in tasks {
+                balancer.owes.remove(task);
+            }
+        }
+        self.pay();
+    }
+
+    /// Tells every balancer that these replicas go, and waits until all said "drained" or the deadline passed.
+    /// Returns the names of those that did not.
+    pub async fn drain(&self, tasks: &[TaskId], deadline: Duration) -> Vec<String> {
+        let mut paid = self.paid.subscribe();
+        {
+            let mut state = self.state();
+            state.draining.extend(tasks.iter().cloned());
+            for balancer in state.balancers.values_mut() {
+                balancer.owes.extend(tasks.iter().cloned());
+            }
+            state.tell(&FromRouteSource::Drain { tasks: tasks.into() });
+        }
+        let all = async {
+            while !self.owing(tasks).is_empty() {
+                if paid.changed().await.is_err() {
+                    break;
+                }
+            }
+        };
+        if tokio::time::timeout(deadline, all).await.is_ok() {
+            return Vec::new();
+        }
+        let late = self.owing(tasks);
+        self.forgive(tasks);
+        late
+    }
+
+    /// Tells every balancer that these replicas stay after all.
+    pub fn resume(&self, tasks: &[TaskId]) {
+        self.forgive(tasks);
+        let mut state = self.state();
+        for task in tasks {
+            state.draining.remove(task);
+        }
+        state.tell(&FromRouteSource::Resume { tasks: tasks.into() });
+    }
+
+    /// Publishes routes; replicas that are being drained are marked, and those that are gone are forgotten.
+    ///
+    /// # Errors
+    /// When the routes exceed a frame: balancers then keep what they have.
+    pub fn publish(&self, mut routes: Routes) -> Result<(), CodecError> {
+        let replicas = || routes.services.values().flat_map(|service| &service.replicas);
+        let mut state = self.state();
+        if !state.draining.is_empty() {
+            let alive: BTreeSet<TaskId> = replicas().map(|replica| replica.task.clone()).collect();
+            state.draining.retain(|task| alive.contains(task));
+            for replica in routes.services.values_mut().flat_map(|service| &mut service.replicas) {
+                replica.draining |= state.draining.contains(&replica.task);
+            }
+        }
+        drop(state);
+        self.routes.send_replace(framed(&FromRouteSource::Routes(routes))?);
+        Ok(())
+    }
+
+    /// Balancers connected now.
+    pub fn connected(&self) -> usize {
+        self.state().balancers.values().filter(|one| one.urgent.is_some()).count()
+    }
+
+    fn owing(&self, tasks: &[TaskId]) -> Vec<String> {
+        let state = self.state();
+        let owing = state.balancers.values().filter(|one| tasks.iter().any(|task| one.owes.contains(task)));
+        owing.map(|one| one.name.clone()).collect()
+    }
+
+    fn forgive(&self, tasks: &[TaskId]) {
+        self.state().balancers.retain(|_, one| {
+            for task in tasks {
+                one.owes.remove(task);
+            }
+            one.urgent.is_some() || !one.owes.is_empty()
+        });
+        self.pay();
+    }
+
+    fn pay(&self) {
+        self.paid.send_modify(|count| *count += 1);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Queues a message for every balancer; one whose queue is full loses its seat, and so its connection.
+    fn tell(&mut self, message: &FromRouteSource) {
+        let Ok(frame) = framed(message) else { return };
+        for balancer in self.balancers.values_mut() {
+            if balancer.urgent.as_ref().is_some_and(|queue| queue.try_send(Arc::clone(&frame)).is_err()) {
+                balancer.urgent = None;
+            }
+        }
+    }
+}
+
+fn framed(message: &FromRouteSource) -> Result<Arc<[u8]>, CodecError> {
+    frame::to_bytes(message).map(Arc::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(3_600);
+
+    fn task(name: &str) -> TaskId {
+        name.parse().expect("valid")
+    }
+
+    #[tokio::test]
+    async fn nobody_to_wait_for_is_drained_at_once() {
+        assert!(Hub::default().drain(&[task("a")], LONG).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn every_balancer_is_told_and_waited_for() {
+        let hub = Arc::new(Hub::default());
+        let (mut one, two) = (hub.join("one").expect("room"), hub.join("two").expect("room"));
+        let waiting = tokio::spawn({
+            let hub = Arc::clone(&hub);
+            async move { hub.drain(&[task("a")], LONG).await }
+        });
+        let frame = one.urgent.recv().await.expect("told");
+        assert_eq!(*frame, *framed(&FromRouteSource::Drain { tasks: vec![task("a")] }).expect("small"));
+        hub.drained(one.id, &[task("a")]);
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        hub.drained(two.id, &[task("b")]);
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished(), "another task was drained");
+        hub.drained(two.id, &[task("a")]);
+        assert!(waiting.await.expect("no panic").is_empty());
+    }
+
+    #[tokio::test]
+    async fn one_that_left_is_waited_for_until_it_returns() {
+        let hub = Arc::new(Hub::default());
+        let one = hub.join("one").expect("room");
+        let waiting = tokio::spawn({
+            let hub = Arc::clone(&hub);
+            async move { hub.drain(&[task("a")], LONG).await }
+        });
+        tokio::task::yield_now().await;
+        hub.leave(one.id);
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished(), "it may still be sending");
+        let mut again = hub.join("one").expect("room");
+        assert!(again.urgent.recv().await.is_some(), "told again");
+        hub.drained(again.id, &[task("a")]);
+        assert!(waiting.await.expect("no panic").is_empty());
+    }
+
+    #[tokio::test]
+    async fn after_the_deadline_the_late_are_named_and_forgiven() {
+        let hub = Hub::default();
+        let one = hub.join("one").expect("room");
+        assert_eq!(hub.drain(&[task("a")], Duration::from_millis(20)).await, ["one"]);
+        hub.leave(one.id);
+        assert!(hub.state().balancers.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_drains_is_marked_in_the_routes_until_it_is_gone() {
+        use swarmguard_common::wire::routes::{RoutedReplica, RoutedService};
+        let labels = swarmguard_common::labels::ServicePolicy::from_labels([("swarmguard.lb.port", "80")]);
+        let labels = labels.expect("sensible").route.expect("balanced");
+        let replica = |name: &str| RoutedReplica {
+            task: task(name),
+            node: "n".into(),
+            addresses: vec![],
+            ready: true,
+            draining: false,
+            load: None,
+        };
+        let routes = |names: &[&str]| {
+            let replicas = names.iter().map(|name| replica(name)).collect();
+            let service = RoutedService { name: "web".into(), labels: labels.clone(), replicas };
+            Routes { revision: 1, services: [("s".parse().expect("valid"), service)].into() }
+        };
+        let hub = Hub::default();
+        hub.drain(&[task("a")], LONG).await;
+        hub.publish(routes(&["a", "b"])).expect("small");
+        let mut expected = routes(&["a", "b"]);
+        expected.services.values_mut().next().expect("one").replicas[0].draining = true;
+        assert_eq!(**hub.routes.borrow(), *framed(&FromRouteSource::Routes(expected)).expect("small"));
+        hub.publish(routes(&["b"])).expect("small");
+        assert!(hub.state().draining.is_empty());
+    }
+}

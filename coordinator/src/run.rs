@@ -1,0 +1,479 @@
+//! The loop around the brain: one task owns it, everything else talks to that task through bounded queues. It carries
+//! out what the brain asks for, writes down what it says, and never decides anything.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use swarmguard_common::{
+    clock::{self, Time},
+    domain::Condition,
+    journal::{Entry, Kind},
+    wire::{
+        agent::{ToAgent, ToCoordinator},
+        routes::Routes,
+    },
+};
+use swarmguard_core::{
+    brain::{Accepted, AgentEvent, AgentInput, AgentOrder, Brain, ConnectionId, Input, NotTaken, OperatorCommand, Wish},
+    command::{Command, CommandError, CommandId, CommandResult},
+    lease::LeaseState,
+    swarm::Snapshot,
+};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use crate::{
+    ingest::{Event, Inputs, Outbox, hub::Hub},
+    journal::{Journal, Notices},
+    metrics::{AlertLabel, Metrics, OutcomeLabel, ReasonLabel, RuleLabel, StateLabel, Words},
+    routes,
+    seam::SwarmApi,
+    snapshots::{self, Reading},
+};
+
+/// Commands carried out at the same time.
+const COMMANDS_AT_ONCE: usize = 8;
+/// Longest that one call to Swarm may take; afterwards the outcome is learnt from a snapshot.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(20);
+/// Agent messages taken in before everything else gets its turn again.
+const BATCH: usize = 256;
+/// Questions of the API that wait.
+const REQUESTS: usize = 256;
+/// Rhythm of gauges and of loads for the balancers.
+const RHYTHM: Duration = Duration::from_secs(1);
+
+/// A question that the loop answers between two inputs; it must be quick.
+type Question = Box<dyn FnOnce(&Brain, &Facts) + Send>;
+
+/// What the API can ask of the loop.
+enum Request {
+    Ask(Question),
+    Command { by: String, command: OperatorCommand, answer: oneshot::Sender<Result<Accepted, NotTaken>> },
+}
+
+/// What the loop knows besides the brain.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Now, on the clock that the brain goes by.
+    pub now: Time,
+    /// The newest reading of Swarm.
+    pub snapshot: Option<Arc<Snapshot>>,
+    /// Why the last reading failed, if it did.
+    pub trouble: Option<String>,
+}
+
+impl Facts {
+    /// How old the newest reading is; `None` before the first.
+    pub fn snapshot_age(&self) -> Option<Duration> {
+        self.snapshot.as_ref().map(|snapshot| self.now.since(snapshot.taken))
+    }
+
+    /// Host name of the raft leader, as far as known.
+    pub fn leader_host(&self) -> Option<String> {
+        let snapshot = self.snapshot.as_ref()?;
+        Some(snapshot.nodes.get(snapshot.leader()?)?.hostname.clone())
+    }
+}
+
+/// The API's way to the loop; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    requests: mpsc::Sender<Request>,
+}
+
+/// The loop did not answer: it is overwhelmed or has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the coordinator's loop does not answer, try again")]
+pub struct Busy;
+
+impl Handle {
+    /// Evaluates `question` in the loop.
+    ///
+    /// # Errors
+    /// When too many wait already, or the loop has ended.
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Brain, &Facts) -> T + Send + 'static,
+    ) -> Result<T, Busy> {
+        let (answer, answered) = oneshot::channel();
+        let question: Question = Box::new(move |brain, facts| {
+            // Whoever asked may have gone.
+            let _ = answer.send(question(brain, facts));
+        });
+        self.requests.try_send(Request::Ask(question)).map_err(|_| Busy)?;
+        answered.await.map_err(|_| Busy)
+    }
+
+    /// Gives the brain an operator's command.
+    ///
+    /// # Errors
+    /// When the loop does not answer; inside, when the command was not taken.
+    pub async fn command(&self, by: String, command: OperatorCommand) -> Result<Result<Accepted, NotTaken>, Busy> {
+        let (answer, answered) = oneshot::channel();
+        self.requests.try_send(Request::Command { by, command, answer }).map_err(|_| Busy)?;
+        answered.await.map_err(|_| Busy)
+    }
+}
+
+/// Everything that the loop is made of.
+pub struct Parts<S> {
+    /// The judgement.
+    pub brain: Brain,
+    /// Swarm.
+    pub swarm: Arc<S>,
+    /// What agents say.
+    pub inputs: Inputs,
+    /// The balancers.
+    pub hub: Arc<Hub>,
+    /// The journal.
+    pub journal: Journal,
+    /// What the journal says of itself.
+    pub notices: Notices,
+    /// Figures.
+    pub metrics: Arc<Metrics>,
+}
+
+/// The loop before it runs.
+pub struct Runner<S> {
+    parts: Parts<S>,
+    requests: mpsc::Receiver<Request>,
+    answers: (mpsc::Sender<(CommandId, CommandResult)>, mpsc::Receiver<(CommandId, CommandResult)>),
+    connections: BTreeMap<ConnectionId, watch::Sender<Outbox>>,
+    facts: Facts,
+    routes: Routes,
+    wish: watch::Sender<Wish>,
+    slots: Arc<Semaphore>,
+    words: Words,
+    gauges_at: Time,
+    was_acting: bool,
+}
+
+impl<S: SwarmApi> Runner<S> {
+    /// The loop, and the API's way to it.
+    pub fn new(parts: Parts<S>) -> (Self, Handle) {
+        let (requests, requested) = mpsc::channel(REQUESTS);
+        let facts = Facts { now: clock::now(), snapshot: None, trouble: None };
+        let runner = Self {
+            parts,
+            requests: requested,
+            answers: mpsc::channel(COMMANDS_AT_ONCE * 8),
+            connections: BTreeMap::new(),
+            facts,
+            routes: Routes::default(),
+            wish: watch::Sender::new(Wish::Usual),
+            slots: Arc::new(Semaphore::new(COMMANDS_AT_ONCE)),
+            words: Words::default(),
+            gauges_at: Time::ZERO,
+            was_acting: false,
+        };
+        (runner, Handle { requests })
+    }
+
+    /// Runs until `stop` says so (or its sender is gone). What is under way is left to its records in Swarm: the next
+    /// coordinator, or this one after a restart, goes on from there.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let (readings_in, mut readings) = mpsc::channel(1);
+        let reader = snapshots::run(Arc::clone(&self.parts.swarm), self.wish.subscribe(), readings_in);
+        let reader = tokio::spawn(reader);
+        let mut rhythm = tokio::time::interval(RHYTHM);
+        rhythm.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let wait = self.parts.brain.poll_timeout().map_or(RHYTHM, |at| at.since(clock::now()));
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => break,
+                Some((id, result)) = self.answers.1.recv() => self.answered(id, result),
+                Some(reading) = readings.recv() => self.read(reading),
+                Some(request) = self.requests.recv() => self.request(request),
+                Some(event) = self.parts.inputs.events.recv() => self.events(event),
+                Some(report) = self.parts.inputs.reports.recv() => self.reports(report),
+                Some(text) = self.parts.notices.recv() => { self.parts.journal.notice("journal", text); }
+                _ = rhythm.tick() => self.beat(),
+                () = tokio::time::sleep(wait) => self.input(Input::Tick),
+            }
+            self.outputs();
+        }
+        reader.abort();
+        self.parts.journal.flush().await;
+    }
+
+    fn input(&mut self, input: Input) {
+        self.facts.now = clock::now();
+        self.parts.brain.handle(self.facts.now, input);
+    }
+
+    fn answered(&mut self, id: CommandId, result: CommandResult) {
+        self.input(Input::Answer { id, result });
+    }
+
+    fn read(&mut self, reading: Reading) {
+        match reading {
+            Ok(snapshot) => {
+                if self.facts.trouble.take().is_some() {
+                    self.parts.journal.notice("swarm_readable", "Swarm can be read again".into());
+                }
+                self.facts.snapshot = Some(Arc::clone(&snapshot));
+                self.input(Input::Snapshot(snapshot));
+                self.publish_routes(false);
+            }
+            Err(why) => {
+                self.parts.metrics.snapshot_failures.inc();
+                if self.facts.trouble.replace(why.clone()).is_none() {
+                    let text = format!("Swarm cannot be read, nothing is begun until it can: {why}");
+                    self.parts.journal.notice("swarm_unreadable", text);
+                }
+            }
+        }
+    }
+
+    fn request(&mut self, request: Request) {
+        self.facts.now = clock::now();
+        match request {
+            Request::Ask(question) => question(&self.parts.brain, &self.facts),
+            Request::Command { by, command, answer } => {
+                let result = self.parts.brain.operator(self.facts.now, &by, command);
+                // Whoever asked may have gone; what was taken is done all the same and is in the journal.
+                let _ = answer.send(result);
+            }
+        }
+    }
+
+    fn events(&mut self, first: Event) {
+        let began = clock::now();
+        let mut next = Some(first);
+        let mut left = BATCH;
+        while let Some(event) = next {
+            match event {
+                Event::Up { input, outbox } => {
+                    self.connections.insert(input.connection, outbox);
+                    self.input(Input::Agent(input));
+                }
+                Event::Input(input) => {
+                    if matches!(input.what, AgentEvent::Disconnected) {
+                        self.connections.remove(&input.connection);
+                    }
+                    self.count_alert(&input);
+                    self.input(Input::Agent(input));
+                }
+            }
+            left -= 1;
+            next = if left > 0 { self.parts.inputs.events.try_recv().ok() } else { None };
+        }
+        self.parts.metrics.judge_latency.observe(clock::now().since(began).as_secs_f64());
+    }
+
+    fn reports(&mut self, first: AgentInput) {
+        let mut next = Some(first);
+        let mut left = BATCH;
+        while let Some(report) = next {
+            self.input(Input::Agent(report));
+            left -= 1;
+            next = if left > 0 { self.parts.inputs.reports.try_recv().ok() } else { None };
+        }
+    }
+
+    /// Everything that the brain has to say.
+    fn outputs(&mut self) {
+        while let Some(output) = self.parts.brain.poll_agent() {
+            let Some(outbox) = self.connections.get(&output.connection) else { continue };
+            outbox.send_modify(|outbox| match output.what {
+                AgentOrder::Send(ToAgent::Acknowledge { seq }) => outbox.acknowledge = outbox.acknowledge.max(seq),
+                AgentOrder::Send(thresholds @ ToAgent::Thresholds { .. }) => {
+                    outbox.thresholds = Some(Arc::new(thresholds));
+                }
+                // Ingest's own.
+                AgentOrder::Send(ToAgent::Welcome { .. }) => {}
+                AgentOrder::Close { reason } => outbox.close = Some(reason),
+            });
+        }
+        while let Some(entry) = self.parts.brain.poll_entry() {
+            self.write_down(entry);
+        }
+        while let Some((id, command)) = self.parts.brain.poll_command() {
+            self.carry_out(id, command);
+        }
+        let wish = self.parts.brain.snapshot_wish();
+        self.wish.send_if_modified(|now| std::mem::replace(now, wish) != wish);
+        let acting = self.parts.brain.is_acting();
+        if acting != self.was_acting {
+            self.was_acting = acting;
+            tracing::info!(acting, "this coordinator {} the one to act", if acting { "is" } else { "is not" });
+            self.parts.metrics.leader.set(acting.into());
+        }
+    }
+
+    fn write_down(&mut self, mut entry: Entry) {
+        entry.at_ms = clock::wall_ms();
+        let metrics = &self.parts.metrics;
+        match entry.kind {
+            Kind::Decision => {
+                let rule = self.words.admit(entry.rule.as_deref().unwrap_or(&entry.code));
+                metrics.decisions.get_or_create(&RuleLabel { rule }).inc();
+            }
+            Kind::Refusal => {
+                let reason = self.words.admit(entry.rule.as_deref().unwrap_or(&entry.code));
+                metrics.refusals.get_or_create(&ReasonLabel { reason }).inc();
+            }
+            Kind::Action => {
+                if let Some(mttr_ms) = entry.figures.get("mttr_ms") {
+                    metrics.mttr.observe(mttr_ms / 1_000.0);
+                }
+                if matches!(entry.code.as_str(), "done" | "undone") {
+                    let kind = self.words.admit(entry.rule.as_deref().unwrap_or("action"));
+                    metrics.actions.get_or_create(&OutcomeLabel { kind, outcome: entry.code.clone() }).inc();
+                }
+            }
+            Kind::Alert | Kind::Lease | Kind::Notice => {}
+        }
+        let entry = self.parts.journal.append(entry);
+        let (service, node) = (entry.service_name.as_deref(), entry.node.as_ref().map(|node| node.as_str()));
+        tracing::info!(
+            id = entry.id,
+            kind = crate::journal::kind_word(entry.kind),
+            code = entry.code,
+            service,
+            node,
+            action = entry.action,
+            "{}",
+            entry.text
+        );
+    }
+
+    fn count_alert(&self, input: &AgentInput) {
+        let AgentEvent::Message(ToCoordinator::Alert(alert)) = &input.what else { return };
+        let Some((condition, edge)) = alert.parts() else { return };
+        let condition = condition_word(condition).to_owned();
+        let edge = format!("{edge:?}").to_ascii_lowercase();
+        self.parts.metrics.alerts.get_or_create(&AlertLabel { condition, edge }).inc();
+    }
+
+    /// Starts one command. Its answer comes back through a queue, whatever happens to the call.
+    fn carry_out(&self, id: CommandId, command: Command) {
+        let (swarm, hub) = (Arc::clone(&self.parts.swarm), Arc::clone(&self.parts.hub));
+        let (slots, answers) = (Arc::clone(&self.slots), self.answers.0.clone());
+        let metrics = Arc::clone(&self.parts.metrics);
+        tokio::spawn(async move {
+            // Never closed, so this only waits.
+            let _slot = slots.acquire().await;
+            let (kind, began) = (kind_of(&command), clock::now());
+            let result = carried_out(&*swarm, &hub, command).await;
+            metrics.command_latency.observe(clock::now().since(began).as_secs_f64());
+            let outcome = outcome_of(&result).to_owned();
+            metrics.commands.get_or_create(&OutcomeLabel { kind: kind.into(), outcome }).inc();
+            match &result {
+                Ok(()) => tracing::debug!(command = kind, id = id.0, "carried out"),
+                Err(error) => tracing::warn!(command = kind, id = id.0, "not carried out: {error}"),
+            }
+            // The loop has ended: the outcome is learnt from a snapshot by whoever comes next.
+            let _ = answers.send((id, result)).await;
+        });
+    }
+
+    /// Once a second: gauges, and fresh loads for the balancers.
+    fn beat(&mut self) {
+        self.facts.now = clock::now();
+        let now = self.facts.now;
+        self.publish_routes(true);
+        if now.since(self.gauges_at) < RHYTHM / 2 {
+            return;
+        }
+        self.gauges_at = now;
+        let (brain, metrics) = (&self.parts.brain, &self.parts.metrics);
+        let mut by_state = BTreeMap::from([("live", 0), ("suspect", 0), ("lapsed", 0)]);
+        for lease in brain.leases(now) {
+            *by_state.entry(lease_word(lease.state)).or_default() += 1;
+        }
+        for (state, count) in by_state {
+            metrics.leases.get_or_create(&StateLabel { state: state.into() }).set(count);
+        }
+        metrics.alerts_standing.set(i64::try_from(brain.alerts(now).len()).unwrap_or(i64::MAX));
+        let running: BTreeSet<String> =
+            brain.actions(now).into_iter().filter(|action| action.state != "over").map(|one| one.action).collect();
+        metrics.actions_running.set(i64::try_from(running.len()).unwrap_or(i64::MAX));
+        if let Some(age) = self.facts.snapshot_age() {
+            metrics.snapshot_age.set(age.as_secs_f64());
+        }
+    }
+
+    /// Tells the balancers: always on the beat, for fresh loads, and else when more than load changed.
+    fn publish_routes(&mut self, always: bool) {
+        let Some(snapshot) = &self.facts.snapshot else { return };
+        let mut routes = routes::of(snapshot, &self.parts.brain, self.facts.now);
+        if routes.services.is_empty() && self.routes.services.is_empty() {
+            return;
+        }
+        if !always && !routes::differ(&routes, &self.routes) {
+            return;
+        }
+        routes.revision = self.routes.revision + 1;
+        self.routes = routes.clone();
+        if let Err(error) = self.parts.hub.publish(routes) {
+            // Once a second at most; the balancers keep what they have.
+            tracing::error!("the routes cannot be published: {error}");
+        }
+    }
+}
+
+async fn carried_out<S: SwarmApi>(swarm: &S, hub: &Hub, command: Command) -> CommandResult {
+    match command {
+        Command::DrainBalancers { tasks, deadline_ms } => {
+            let late = hub.drain(&tasks, Duration::from_millis(deadline_ms)).await;
+            if !late.is_empty() {
+                tracing::warn!(?late, "these balancers did not say that they drained in time");
+            }
+            Ok(())
+        }
+        Command::ResumeBalancers { tasks } => {
+            hub.resume(&tasks);
+            Ok(())
+        }
+        command => match tokio::time::timeout(COMMAND_DEADLINE, swarm.execute(command)).await {
+            Ok(result) => result,
+            Err(_) => {
+                Err(CommandError::Unavailable(format!("no answer within {} s", COMMAND_DEADLINE.as_secs())))
+            }
+        },
+    }
+}
+
+fn kind_of(command: &Command) -> &'static str {
+    match command {
+        Command::CreateRecord { .. } => "create_record",
+        Command::UpdateRecord { .. } => "update_record",
+        Command::RemoveRecord { .. } => "remove_record",
+        Command::WriteService { .. } => "write_service",
+        Command::WriteNode { .. } => "write_node",
+        Command::DrainBalancers { .. } => "drain_balancers",
+        Command::ResumeBalancers { .. } => "resume_balancers",
+    }
+}
+
+fn outcome_of(result: &CommandResult) -> &'static str {
+    match result {
+        Ok(()) => "ok",
+        Err(CommandError::Conflict(_)) => "conflict",
+        Err(CommandError::Gone(_)) => "gone",
+        Err(CommandError::Refused(_)) => "refused",
+        Err(CommandError::Unavailable(_)) => "unavailable",
+    }
+}
+
+fn lease_word(state: LeaseState) -> &'static str {
+    match state {
+        LeaseState::Live => "live",
+        LeaseState::Suspect => "suspect",
+        LeaseState::Lapsed => "lapsed",
+    }
+}
+
+fn condition_word(condition: Condition) -> &'static str {
+    match condition {
+        Condition::CpuHigh => "cpu_high",
+        Condition::MemoryHigh => "memory_high",
+        Condition::NetworkHigh => "network_high",
+        Condition::Stalled => "stalled",
+        Condition::OomKill => "oom_kill",
+        Condition::AgentOverBudget => "agent_over_budget",
+    }
+}
