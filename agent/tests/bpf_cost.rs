@@ -1,0 +1,72 @@
+//! What counting costs per packet, both ways, by the kernel's own accounting of its programs.
+//!
+//! Figures are printed, not asserted: they are the machine's. What is asserted is that counting at the container
+//! costs no more than looking the container up.
+
+mod kernel;
+
+use std::io;
+use std::net::UdpSocket;
+
+use kernel::{Group, Process, Wire};
+use swarmguard_agent::bpf::{NetworkMode, Options, Programs};
+
+const PACKETS: u64 = 100_000;
+
+fn send() -> io::Result<()> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    for _ in 0..PACKETS {
+        // Nobody listens, which an unconnected socket is not told.
+        socket.send_to(&[0; 512], "10.99.0.2:9")?;
+    }
+    Ok(())
+}
+
+/// ns per run of the program that counts what is sent, the best of some rounds.
+fn cost(mode: NetworkMode, name: &str) -> Option<f64> {
+    let (facts, root) = kernel::facts_or_skip("bpf_cost")?;
+    let options = Options { network: mode, ..Options::default() };
+    let mut programs = Programs::load(&root, &facts, options).expect("this kernel takes the programs");
+    let wire = Wire::new();
+    let groups = Group::new(&root);
+    let container = groups.child("container");
+    // Other containers make the table as full as it is on a busy node.
+    for number in 0..50 {
+        let path = groups.child(&format!("c{number}"));
+        programs.watch(kernel::id(&path), &path).expect("a fresh cgroup");
+    }
+    programs.watch(kernel::id(&container), &container).expect("a fresh cgroup");
+    let measuring = programs.measure().expect("from 5.8 on");
+    let mut best = f64::INFINITY;
+    let mut before = programs.costs();
+    for _ in 0..5 {
+        Process::spawn(&container, Some(&wire.a), send).finish();
+        let now = programs.costs();
+        for (new, old) in now.iter().zip(&before).filter(|(new, _)| new.name == name) {
+            assert!(new.runs - old.runs >= PACKETS, "{new:?}");
+            best = best.min((new.total_ns - old.total_ns) as f64 / (new.runs - old.runs) as f64);
+        }
+        before = now;
+    }
+    drop(measuring);
+    for cost in programs.costs().iter().filter(|cost| cost.runs > 0) {
+        println!("{mode:?} {}: {} runs, {} ns each", cost.name, cost.runs, cost.total_ns / cost.runs);
+    }
+    let sent = programs.network(kernel::id(&container)).expect("watched").tx_packets;
+    assert_eq!(sent, 5 * PACKETS);
+    Some(best)
+}
+
+#[test]
+fn counting_at_the_container_costs_no_more_than_looking_it_up() {
+    if !kernel::ip_or_skip("bpf_cost") {
+        return;
+    }
+    let (Some(attached), Some(root)) =
+        (cost(NetworkMode::Attached, "group_egress"), cost(NetworkMode::Root, "root_egress"))
+    else {
+        return;
+    };
+    println!("per packet: {attached:.0} ns at the container, {root:.0} ns at the root");
+    assert!(attached <= root, "{attached} ns against {root} ns");
+}
