@@ -89,7 +89,14 @@ impl Tracker {
     }
 
     /// `began` is when a value that is over the threshold now began to be so.
-    fn step(&mut self, now: Time, began: Time, value: f64, high: BasisPoints, hold: Duration) -> Option<Change> {
+    fn step(
+        &mut self,
+        now: Time,
+        began: Time,
+        value: f64,
+        high: BasisPoints,
+        hold: Duration,
+    ) -> Option<Change> {
         let points = BasisPoints::from_ratio(value);
         let over = value >= high.ratio();
         let under = value < high.ratio() * CLEAR_RATIO;
@@ -157,7 +164,13 @@ impl Default for Conditions {
 
 impl Conditions {
     /// Judges new values; each change is told once. Calling it again with the same time changes nothing.
-    pub fn step(&mut self, now: Time, values: &Values, thresholds: &Thresholds, mut tell: impl FnMut(Change)) {
+    pub fn step(
+        &mut self,
+        now: Time,
+        values: &Values,
+        thresholds: &Thresholds,
+        mut tell: impl FnMut(Change),
+    ) {
         let hold = Duration::from_millis(u64::from(thresholds.hold_ms));
         // A mean over a span is full use over a part of it: that part began so long ago.
         let began = |mean: f64| now.before(values.span.mul_f64(mean.clamp(0.0, 1.0)));
@@ -235,7 +248,8 @@ mod tests {
         let mut told = Vec::new();
         for (index, value) in (1_u64..).zip(values) {
             let now = Time::from_millis(10_000 + index * STEP_MS);
-            let values = Values { cpu: Some(value), span: Duration::from_millis(STEP_MS), ..Values::default() };
+            let values =
+                Values { cpu: Some(value), span: Duration::from_millis(STEP_MS), ..Values::default() };
             conditions.step(now, &values, &Thresholds::default(), |change| {
                 let age = now.since(change.since).as_millis();
                 told.push((change.edge, index * STEP_MS, u64::try_from(age).unwrap_or(0)));
@@ -272,7 +286,11 @@ mod tests {
     fn it_is_refreshed_every_second_and_cleared_below_the_lower_threshold() {
         let told = edges([0.9; 30].into_iter().chain([0.7; 5]).chain([0.5; 3]));
         let kinds: Vec<Edge> = told.iter().map(|(edge, ..)| *edge).collect();
-        assert_eq!(kinds, [Edge::Raise, Edge::Refresh, Edge::Refresh, Edge::Refresh, Edge::Clear], "{told:?}");
+        assert_eq!(
+            kinds,
+            [Edge::Raise, Edge::Refresh, Edge::Refresh, Edge::Refresh, Edge::Clear],
+            "{told:?}"
+        );
         assert!(told[1].2 > told[0].2, "a refresh carries the age of the raise: {told:?}");
         // 0.7 lies between 0.85 x 0.75 and 0.75.
         assert_eq!(told[4].1, 3_600);

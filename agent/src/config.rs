@@ -60,7 +60,12 @@ pub struct Settings {
     #[arg(long, env = "SWARMGUARD_DOCKER", default_value = "unix:///var/run/docker.sock", value_parser = socket, global = true)]
     pub docker: Socket,
     /// Certificate: swarm:<directory> or files:<directory>
-    #[arg(long, env = "SWARMGUARD_IDENTITY", default_value = "swarm:/var/lib/docker/swarm/certificates", global = true)]
+    #[arg(
+        long,
+        env = "SWARMGUARD_IDENTITY",
+        default_value = "swarm:/var/lib/docker/swarm/certificates",
+        global = true
+    )]
     pub identity: Source,
     /// Coordinators: auto (every manager of this swarm), none, or a comma-separated list of host[:port]
     #[arg(long, env = "SWARMGUARD_COORDINATORS", default_value = "auto", global = true)]
@@ -162,7 +167,8 @@ fn duration(text: &str) -> Option<Duration> {
 fn percent(text: &str) -> Result<BasisPoints, String> {
     let number: Option<f64> = text.trim_end_matches('%').trim().parse().ok();
     let read = number.filter(|number| (0.05..=100.0).contains(number));
-    read.map(|percent| BasisPoints::from_ratio(percent / 100.0)).ok_or_else(|| "per cent, 0.05 to 100, is allowed".into())
+    read.map(|percent| BasisPoints::from_ratio(percent / 100.0))
+        .ok_or_else(|| "per cent, 0.05 to 100, is allowed".into())
 }
 
 fn link(text: &str) -> Result<Link, String> {

@@ -55,14 +55,26 @@ pub async fn examine(settings: &Settings) -> Vec<Check> {
     let root = cgroup_root(&settings.cgroup_root);
     let shown = settings.cgroup_root.display();
     match &root {
-        Some(root) => add("cgroup v2", true, root.display().to_string(), "containers are found and measured here"),
+        Some(root) => {
+            add("cgroup v2", true, root.display().to_string(), "containers are found and measured here")
+        }
         None => add("cgroup v2", false, format!("none at {shown}"), "the node reports itself blind"),
     }
     if let Some(root) = &root {
         let facts = KernelFacts::probe(root);
-        add("kernel", true, facts.release.clone(), if facts.btf { "with type information" } else { "without type information" });
+        add(
+            "kernel",
+            true,
+            facts.release.clone(),
+            if facts.btf { "with type information" } else { "without type information" },
+        );
         if !facts.cgroup2_root {
-            add("whole hierarchy", false, "this mount shows only a part of it".into(), "bind the host's /sys/fs/cgroup");
+            add(
+                "whole hierarchy",
+                false,
+                "this mount shows only a part of it".into(),
+                "bind the host's /sys/fs/cgroup",
+            );
         }
         containers(root, &mut add);
         let (networks, findings) = Networks::open(root, &settings.proc_root, settings.bpf);
@@ -92,8 +104,17 @@ fn containers(root: &std::path::Path, add: &mut impl FnMut(&str, bool, String, &
     add("containers", count > 0, format!("{count} found"), "watched while they live");
     let Some((id, group)) = sample else { return };
     let missing: Vec<&str> = group.missing().collect();
-    let found = if missing.is_empty() { "all files are there".to_owned() } else { format!("without {}", missing.join(", ")) };
-    add("controllers", missing.is_empty(), format!("{found} (container {id})"), "kept descriptors, one pread for each file");
+    let found = if missing.is_empty() {
+        "all files are there".to_owned()
+    } else {
+        format!("without {}", missing.join(", "))
+    };
+    add(
+        "controllers",
+        missing.is_empty(),
+        format!("{found} (container {id})"),
+        "kept descriptors, one pread for each file",
+    );
 }
 
 fn node(settings: &Settings, add: &mut impl FnMut(&str, bool, String, &str)) {
@@ -102,11 +123,16 @@ fn node(settings: &Settings, add: &mut impl FnMut(&str, bool, String, &str)) {
     let cpu = reading.cpu.is_some() && reading.memory.is_some();
     add("node figures", cpu, format!("CPU and memory from {shown}"), "node load in every report");
     let pressure = reading.psi_cpu.is_some();
-    let chosen = if pressure { "stalls take part in alerts" } else { "alerts rest on use alone; boot with psi=1" };
+    let chosen =
+        if pressure { "stalls take part in alerts" } else { "alerts rest on use alone; boot with psi=1" };
     add("pressure", pressure, format!("{shown}/pressure"), chosen);
     let (capacity, link) = capacity(settings);
     let found = link.map_or_else(|| "the driver does not say".into(), |mbps| format!("{mbps} Mbit/s"));
-    let chosen = if link.is_some() { "100 % of the network".into() } else { format!("{ASSUMED_MBPS} Mbit/s are taken as 100 %; say --link-mbps") };
+    let chosen = if link.is_some() {
+        "100 % of the network".into()
+    } else {
+        format!("{ASSUMED_MBPS} Mbit/s are taken as 100 %; say --link-mbps")
+    };
     add("link speed", link.is_some(), found, &chosen);
     let found = format!("{} CPUs, {} MiB", capacity.cpu_millis / 1_000, capacity.memory_bytes >> 20);
     add("capacity", capacity.cpu_millis > 0, found, "what containers without limits are measured against");
@@ -127,11 +153,17 @@ async fn engine(settings: &Settings, add: &mut impl FnMut(&str, bool, String, &s
     };
     match engine.node().await {
         Ok((_, name)) => {
-            add("engine", true, format!("{} on {}", socket.display(), name.unwrap_or_default()), "names containers, tells of their health");
+            add(
+                "engine",
+                true,
+                format!("{} on {}", socket.display(), name.unwrap_or_default()),
+                "names containers, tells of their health",
+            );
             if settings.coordinators == Wanted::Auto {
                 let managers = engine.managers().await;
                 let found: Vec<String> = managers.iter().map(ToString::to_string).collect();
-                let found = if found.is_empty() { "this node is in no swarm".into() } else { found.join(", ") };
+                let found =
+                    if found.is_empty() { "this node is in no swarm".into() } else { found.join(", ") };
                 add("coordinators", !managers.is_empty(), found, "one connection to each");
             }
         }

@@ -129,7 +129,11 @@ pub fn figures(shared: &Shared) -> Containers {
             network_tx_mbps: mbps(figures.tx_bytes_per_s),
         }
     });
-    Containers { node: agent.hello.hostname.clone(), timestamp: clock::wall_ms() / 1_000, containers: containers.collect() }
+    Containers {
+        node: agent.hello.hostname.clone(),
+        timestamp: clock::wall_ms() / 1_000,
+        containers: containers.collect(),
+    }
 }
 
 async fn prometheus(State(served): State<Served>) -> impl IntoResponse {
@@ -157,7 +161,10 @@ pub fn health(served: &Served) -> (bool, Health) {
     let mut problems: Vec<String> = served.blind.iter().cloned().collect();
     problems.extend(links.identity_error.clone());
     problems.extend(links.by_address.iter().filter(|(_, link)| !link.connected).map(|(address, link)| {
-        format!("no connection to coordinator {address}: {}", link.last_error.as_deref().unwrap_or("not tried yet"))
+        format!(
+            "no connection to coordinator {address}: {}",
+            link.last_error.as_deref().unwrap_or("not tried yet")
+        )
     }));
     let status = match (stuck, &served.blind) {
         (true, _) => "stuck",
@@ -185,7 +192,11 @@ pub fn ask(address: SocketAddr) -> anyhow::Result<String> {
 
     let mut target = address;
     if target.ip().is_unspecified() {
-        target.set_ip(if target.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+        target.set_ip(if target.is_ipv4() {
+            [127, 0, 0, 1].into()
+        } else {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        });
     }
     let patience = Duration::from_secs(20);
     let mut stream = std::net::TcpStream::connect_timeout(&target, patience)

@@ -47,7 +47,12 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 fn log_to_stderr(settings: &Settings) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&settings.log)
         .with_context(|| format!("--log {:?}: a level or target=level list is allowed", settings.log))?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
-    if settings.log_json { subscriber.json().init() } else { subscriber.init() }
+    let subscriber =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    if settings.log_json {
+        subscriber.json().init()
+    } else {
+        subscriber.init()
+    }
     Ok(())
 }

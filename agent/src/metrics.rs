@@ -70,7 +70,9 @@ fn containers(registry: &mut Registry, agent: &Agent) {
         }
         registry.register(name, help, family);
     };
-    add("container_cpu_utilisation_ratio", "CPU used of cpu.max or of the node, 0 to 1", &|it| it.figures.cpu);
+    add("container_cpu_utilisation_ratio", "CPU used of cpu.max or of the node, 0 to 1", &|it| {
+        it.figures.cpu
+    });
     add("container_cpu_cores", "CPUs in use", &|it| it.figures.cpu_millis.map(|millis| millis / 1_000.0));
     #[expect(clippy::cast_precision_loss, reason = "gauges are floats")]
     add("container_memory_working_set_bytes", "memory in use less inactive page cache", &|it| {
@@ -79,14 +81,22 @@ fn containers(registry: &mut Registry, agent: &Agent) {
     add("container_memory_utilisation_ratio", "working set of memory.max or of the node, 0 to 1", &|it| {
         it.figures.memory
     });
-    add("container_network_receive_bytes_per_second", "layer 3 bytes received", &|it| it.figures.rx_bytes_per_s);
+    add("container_network_receive_bytes_per_second", "layer 3 bytes received", &|it| {
+        it.figures.rx_bytes_per_s
+    });
     add("container_network_transmit_bytes_per_second", "layer 3 bytes sent", &|it| it.figures.tx_bytes_per_s);
-    add("container_network_utilisation_ratio", "bytes both ways of the bandwidth, 0 to 1", &|it| it.figures.network);
-    add("container_pressure_cpu_ratio", "share of time that some task stalled for a CPU", &|it| it.figures.slow.psi_cpu);
+    add("container_network_utilisation_ratio", "bytes both ways of the bandwidth, 0 to 1", &|it| {
+        it.figures.network
+    });
+    add("container_pressure_cpu_ratio", "share of time that some task stalled for a CPU", &|it| {
+        it.figures.slow.psi_cpu
+    });
     add("container_pressure_memory_ratio", "share of time that some task stalled for memory", &|it| {
         it.figures.slow.psi_memory
     });
-    add("container_pressure_io_ratio", "share of time that some task stalled for disks", &|it| it.figures.slow.psi_io);
+    add("container_pressure_io_ratio", "share of time that some task stalled for disks", &|it| {
+        it.figures.slow.psi_io
+    });
     add("container_throttled_ratio", "share of periods held back by cpu.max", &|it| it.figures.throttled);
 }
 
@@ -116,7 +126,12 @@ fn node(registry: &mut Registry, agent: &Agent) {
     set(&pressure, "io", load.psi_io);
     registry.register("node_utilisation_ratio", "use of the node, 0 to 1", use_of);
     registry.register("node_pressure_ratio", "share of time that some task of the node stalled", pressure);
-    gauge(registry, "node_starved", "1 while the agent's own timers fire late", f64::from(u8::from(load.starved)));
+    gauge(
+        registry,
+        "node_starved",
+        "1 while the agent's own timers fire late",
+        f64::from(u8::from(load.starved)),
+    );
     #[expect(clippy::cast_precision_loss, reason = "gauges are floats")]
     let watched = agent.containers().len() as f64;
     gauge(registry, "containers", "containers watched", watched);
@@ -137,14 +152,24 @@ fn own(registry: &mut Registry, served: &Served) {
         }
     }
     if let Some(share) = vitals.own_share {
-        gauge(registry, "cpu_core_ratio", "CPU use of the agent itself as a share of one CPU, averaged over 10 s", share);
+        gauge(
+            registry,
+            "cpu_core_ratio",
+            "CPU use of the agent itself as a share of one CPU, averaged over 10 s",
+            share,
+        );
     }
     let interval = vitals.interval.as_secs_f64();
     gauge(registry, "sampling_interval_seconds", "interval of sampling at present", interval);
     let slowed = f64::from(u8::from(vitals.slowed));
     gauge(registry, "over_budget", "1 while sampling is slowed to stay within the budget", slowed);
     counter(registry, "passes", "passes over all containers", vitals.passes);
-    counter(registry, "idle_ticks", "ticks without a pass because nothing could be the matter", vitals.idle_ticks);
+    counter(
+        registry,
+        "idle_ticks",
+        "ticks without a pass because nothing could be the matter",
+        vitals.idle_ticks,
+    );
     counter(registry, "late_ticks", "ticks that came more than 100 ms late", vitals.late_ticks);
     let blind = f64::from(u8::from(served.blind.is_some()));
     gauge(registry, "blind", "1 where there is no cgroup v2, so that containers cannot be seen", blind);
@@ -165,13 +190,22 @@ fn coordinators(registry: &mut Registry, links: &Links) {
     registry.register("coordinator_connected", "1 while connected", connected);
     registry.register("coordinator_connections", "connections made", connections);
     registry.register("coordinator_failures", "attempts that failed", failures);
-    registry.register("coordinator_acknowledged_alerts", "number of the last alert acknowledged", acknowledged);
+    registry.register(
+        "coordinator_acknowledged_alerts",
+        "number of the last alert acknowledged",
+        acknowledged,
+    );
     if let Some(expires_at) = links.certificate_expires_at {
         #[expect(clippy::cast_precision_loss, reason = "seconds need no more than 53 bits")]
         let (expires_at, now) = (expires_at as f64, clock::wall_ms() as f64 / 1_000.0);
         let help = "when the certificate expires, seconds since the Unix epoch";
         gauge(registry, "certificate_expiry_timestamp_seconds", help, expires_at);
-        gauge(registry, "certificate_valid_seconds", "time until the certificate expires", (expires_at - now).max(0.0));
+        gauge(
+            registry,
+            "certificate_valid_seconds",
+            "time until the certificate expires",
+            (expires_at - now).max(0.0),
+        );
     }
 }
 

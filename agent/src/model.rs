@@ -105,7 +105,9 @@ pub fn fast_rates(
     let traffic = net_before.zip(net_after);
     FastRates {
         // Microseconds a second are millionths of a CPU.
-        cpu_millis: cpu.and_then(|(a, b)| rate(a.usage_usec, b.usage_usec, elapsed)).map(|micros| micros / 1_000.0),
+        cpu_millis: cpu
+            .and_then(|(a, b)| rate(a.usage_usec, b.usage_usec, elapsed))
+            .map(|micros| micros / 1_000.0),
         throttled: periods.map(BasisPoints::ratio),
         rx_bytes_per_s: traffic.and_then(|(a, b)| rate(a.rx_bytes, b.rx_bytes, elapsed)),
         tx_bytes_per_s: traffic.and_then(|(a, b)| rate(a.tx_bytes, b.tx_bytes, elapsed)),
@@ -158,7 +160,12 @@ pub struct NodeRates {
 }
 
 /// The node's figures between two readings.
-pub fn node_rates(before: &NodeReading, after: &NodeReading, elapsed: Duration, mbps: Option<u32>) -> NodeRates {
+pub fn node_rates(
+    before: &NodeReading,
+    after: &NodeReading,
+    elapsed: Duration,
+    mbps: Option<u32>,
+) -> NodeRates {
     let cpu = before.cpu.zip(after.cpu).and_then(|(a, b)| {
         BasisPoints::share(grown(a.busy, b.busy)?, grown(a.all, b.all)?).map(BasisPoints::ratio)
     });
@@ -237,7 +244,10 @@ mod tests {
         let limit = node.limited(Limits { cpu_millis: Some(500), memory_bytes: Some(1_000) });
         assert_eq!(ratio(rates.cpu_millis, f64::from(limit.cpu_millis)), Some(1.0));
         assert_eq!(limit.memory_bytes, 100, "a limit beyond the node's memory limits nothing");
-        assert_eq!(ratio(rates.cpu_millis, f64::from(node.limited(Limits::default()).cpu_millis)), Some(0.25));
+        assert_eq!(
+            ratio(rates.cpu_millis, f64::from(node.limited(Limits::default()).cpu_millis)),
+            Some(0.25)
+        );
     }
 
     #[test]
@@ -249,7 +259,8 @@ mod tests {
 
     #[test]
     fn network_is_a_share_of_bits_both_ways() {
-        let rates = FastRates { rx_bytes_per_s: Some(5e6), tx_bytes_per_s: Some(1.25e6), ..FastRates::default() };
+        let rates =
+            FastRates { rx_bytes_per_s: Some(5e6), tx_bytes_per_s: Some(1.25e6), ..FastRates::default() };
         assert_eq!(network_share(&rates, Some(100)), Some(0.5));
         assert_eq!(network_share(&rates, None), None);
         assert_eq!(network_share(&FastRates { tx_bytes_per_s: None, ..rates }, Some(100)), None);

@@ -87,7 +87,10 @@ impl Budget {
     pub fn measure(&mut self, now: Time, cpu_usec: u64) {
         let Some((at, before)) = self.last.replace((now, cpu_usec)) else { return };
         let elapsed = now.since(at);
-        let Some(used) = crate::model::rate(before, cpu_usec, elapsed).map(|micros| micros / 1_000_000.0) else { return };
+        let Some(used) = crate::model::rate(before, cpu_usec, elapsed).map(|micros| micros / 1_000_000.0)
+        else {
+            return;
+        };
         let weight = (elapsed.as_secs_f64() / WINDOW.as_secs_f64()).min(1.0);
         let share = self.share.map_or(used, |mean| mean + (used - mean) * weight);
         self.share = Some(share);
@@ -133,7 +136,10 @@ mod tests {
         assert!(!pace.due(at(100), idle(1_000)));
         assert!(!pace.due(at(200), idle(2_000)));
         assert!(pace.due(at(300), idle(3_000)), "never longer than the idle interval");
-        assert!(pace.due(at(400), idle(3_000 + 60_000)), "60 ms of CPU in 100 ms could be a container near its threshold");
+        assert!(
+            pace.due(at(400), idle(3_000 + 60_000)),
+            "60 ms of CPU in 100 ms could be a container near its threshold"
+        );
         assert!(pace.due(at(500), Tick { hot: true, ..idle(63_000) }));
         assert!(pace.due(at(600), Tick { used_usec: None, ..idle(0) }), "unknown is not idle");
         assert!(!pace.due(at(700), Tick::default()), "no containers");

@@ -33,7 +33,10 @@ use crate::{
     sampler::Sampler,
     sources::{network::Networks, node},
     state::{Agent, Description},
-    uplink::{self, Shared, Uplink, addresses::{Addresses, Wanted}},
+    uplink::{
+        self, Shared, Uplink,
+        addresses::{Addresses, Wanted},
+    },
 };
 
 /// The whole hierarchy is walked this often; in between, births and deaths are heard of.
@@ -141,14 +144,21 @@ fn engine_of(settings: &Settings) -> Option<Engine> {
         Err(error) => {
             tracing::warn!("{error}: containers have no names, the coordinator finds out what they are");
             if settings.coordinators == Wanted::Auto {
-                tracing::error!("without an engine there is no way to find coordinators: list them in --coordinators");
+                tracing::error!(
+                    "without an engine there is no way to find coordinators: list them in --coordinators"
+                );
             }
             None
         }
     }
 }
 
-async fn agent(settings: &Settings, node: Option<NodeId>, blind: bool, engine: bool) -> anyhow::Result<Agent> {
+async fn agent(
+    settings: &Settings,
+    node: Option<NodeId>,
+    blind: bool,
+    engine: bool,
+) -> anyhow::Result<Agent> {
     let (capacity, link_mbps) = capacity(settings);
     if link_mbps.is_none() {
         tracing::warn!(
@@ -157,7 +167,10 @@ async fn agent(settings: &Settings, node: Option<NodeId>, blind: bool, engine: b
         );
     }
     if capacity.cpu_millis == 0 || capacity.memory_bytes == 0 {
-        bail!("{} shows neither CPUs nor memory: is the node's /proc mounted there (--proc-root)?", settings.proc_root.display());
+        bail!(
+            "{} shows neither CPUs nor memory: is the node's /proc mounted there (--proc-root)?",
+            settings.proc_root.display()
+        );
     }
     let hello = Hello {
         // Replaced as soon as there is a certificate; nothing is sent before.
@@ -216,9 +229,16 @@ struct Loop {
 }
 
 impl Loop {
-    fn start(settings: &Settings, root: Option<PathBuf>, engine: Option<Engine>, shared: Shared, served: Served) -> Self {
+    fn start(
+        settings: &Settings,
+        root: Option<PathBuf>,
+        engine: Option<Engine>,
+        shared: Shared,
+        served: Served,
+    ) -> Self {
         let place = root.clone().unwrap_or_else(|| settings.cgroup_root.clone());
-        let (networks, findings) = Networks::open(&place, &settings.proc_root, settings.bpf && root.is_some());
+        let (networks, findings) =
+            Networks::open(&place, &settings.proc_root, settings.bpf && root.is_some());
         for finding in findings {
             match finding.ok {
                 true => tracing::info!("{}: {}", finding.what, finding.detail),
@@ -230,7 +250,9 @@ impl Loop {
         if let Some(engine) = engine {
             tokio::spawn(ask(engine, tell, asked));
         }
-        let watch = Watch::new().map_err(|error| tracing::warn!("no inotify ({error}): looking every second instead")).ok();
+        let watch = Watch::new()
+            .map_err(|error| tracing::warn!("no inotify ({error}): looking every second instead"))
+            .ok();
         let sampler =
             Sampler::new(shared.clone(), networks, &settings.proc_root, settings.budget, settings.interval);
         Self { root, sampler, shared, served, watch, told, births }
@@ -335,7 +357,9 @@ impl Loop {
     fn parents(&self) -> BTreeSet<PathBuf> {
         let mut parents = self.sampler.parents();
         if let Some(root) = &self.root {
-            parents.extend([root.join("system.slice"), root.join("docker")].into_iter().filter(|path| path.is_dir()));
+            parents.extend(
+                [root.join("system.slice"), root.join("docker")].into_iter().filter(|path| path.is_dir()),
+            );
         }
         parents
     }

@@ -106,7 +106,13 @@ pub struct Sampler {
 
 impl Sampler {
     /// Samples into `shared`, no faster than `fastest` and within `allowed`, a share of one CPU.
-    pub fn new(shared: Shared, networks: Networks, proc_root: &Path, allowed: BasisPoints, fastest: Duration) -> Self {
+    pub fn new(
+        shared: Shared,
+        networks: Networks,
+        proc_root: &Path,
+        allowed: BasisPoints,
+        fastest: Duration,
+    ) -> Self {
         Self {
             shared,
             networks,
@@ -143,7 +149,12 @@ impl Sampler {
 
     /// Takes what a walk found: watches what is new and, where the walk saw `everything`, forgets what is gone.
     /// Answers the new ones.
-    pub fn found(&mut self, now: Time, found: &BTreeMap<ContainerId, PathBuf>, everything: bool) -> Vec<ContainerId> {
+    pub fn found(
+        &mut self,
+        now: Time,
+        found: &BTreeMap<ContainerId, PathBuf>,
+        everything: bool,
+    ) -> Vec<ContainerId> {
         if everything {
             self.gone.extend(self.watched.keys().filter(|id| !found.contains_key(*id)).cloned());
             self.bury();
@@ -223,8 +234,10 @@ impl Sampler {
 
     /// The engine told all containers that it has: others are another engine's, which reports them itself.
     pub fn retain_known(&mut self, now: Time, known: &BTreeSet<ContainerId>) {
-        let foreign = |(id, it): &(&ContainerId, &Watched)| !known.contains(*id) && now.since(it.since) > FOREIGN_AFTER;
-        let foreign: Vec<ContainerId> = self.watched.iter().filter(foreign).map(|(id, _)| id.clone()).collect();
+        let foreign =
+            |(id, it): &(&ContainerId, &Watched)| !known.contains(*id) && now.since(it.since) > FOREIGN_AFTER;
+        let foreign: Vec<ContainerId> =
+            self.watched.iter().filter(foreign).map(|(id, _)| id.clone()).collect();
         for id in foreign {
             tracing::info!(container = %id, "not a container of this node's engine: left alone");
             if self.foreign.len() < MAX_FOREIGN {

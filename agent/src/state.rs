@@ -11,15 +11,16 @@ use swarmguard_common::{
     domain::{BasisPoints, Condition, ContainerId, Edge, ServiceId, TaskId},
     labels::Thresholds,
     wire::agent::{
-        Alert, ContainerChange, ContainerEvent, Hello, NodeLoad, Report, TaskIntro, TaskLoad, ToAgent, ToCoordinator,
+        Alert, ContainerChange, ContainerEvent, Hello, NodeLoad, Report, TaskIntro, TaskLoad, ToAgent,
+        ToCoordinator,
     },
 };
 
 use crate::{
     conditions::{Change, Conditions, Values},
     model::{
-        Capacity, Ewma, FastRates, Limits, NodeRates, SlowRates, fast_rates, network_share, node_rates, ratio,
-        slow_rates, working_set,
+        Capacity, Ewma, FastRates, Limits, NodeRates, SlowRates, fast_rates, network_share, node_rates,
+        ratio, slow_rates, working_set,
     },
     sources::{
         group::{FastReading, SlowReading},
@@ -302,7 +303,8 @@ impl Agent {
         let Some(container) = self.containers.get_mut(&handle) else { return };
         self.counts.samples += 1;
         let service = container.service();
-        let thresholds = service.and_then(|service| self.services.get(service)).copied().unwrap_or(self.defaults);
+        let thresholds =
+            service.and_then(|service| self.services.get(service)).copied().unwrap_or(self.defaults);
         let values = container.take_fast(now, reading, network, self.capacity, &thresholds);
         let outbox = &mut self.outbox;
         let counts = &mut self.counts;
@@ -349,7 +351,9 @@ impl Agent {
     pub fn budget(&mut self, now: Time, exceeded: bool, share: BasisPoints) {
         let (edge, since, told) = match (exceeded, self.over_budget) {
             (true, None) => (Edge::Raise, now, now),
-            (true, Some((since, told))) if now.since(told) >= crate::conditions::REFRESH => (Edge::Refresh, since, now),
+            (true, Some((since, told))) if now.since(told) >= crate::conditions::REFRESH => {
+                (Edge::Refresh, since, now)
+            }
             (false, Some(_)) => (Edge::Clear, now, now),
             _ => return,
         };
@@ -359,7 +363,13 @@ impl Agent {
     }
 
     /// The engine told that something happened to a container.
-    pub fn engine_event(&mut self, now: Time, container: ContainerId, task: Option<TaskId>, what: ContainerChange) {
+    pub fn engine_event(
+        &mut self,
+        now: Time,
+        container: ContainerId,
+        task: Option<TaskId>,
+        what: ContainerChange,
+    ) {
         if self.events.len() >= MAX_EVENTS {
             self.events.pop_front();
             self.counts.events_dropped += 1;
@@ -394,8 +404,12 @@ impl Agent {
             container.conditions.standing(|change| push(outbox, counts, *handle, change));
         }
         if let Some((since, _)) = self.over_budget {
-            let change =
-                Change { condition: Condition::AgentOverBudget, edge: Edge::Refresh, value: BasisPoints::FULL, since };
+            let change = Change {
+                condition: Condition::AgentOverBudget,
+                edge: Edge::Refresh,
+                value: BasisPoints::FULL,
+                since,
+            };
             push(outbox, counts, 0, change);
             self.over_budget = Some((since, now));
         }
@@ -443,7 +457,9 @@ impl Agent {
                 None => {
                     let alive = self.containers.get(&kept.handle).map(|container| intro(0, container));
                     // There may have been no room for the grave; nobody could make sense of the alert then.
-                    let Some(intro) = alive.or_else(|| self.graves.get(&kept.handle).cloned()) else { continue };
+                    let Some(intro) = alive.or_else(|| self.graves.get(&kept.handle).cloned()) else {
+                        continue;
+                    };
                     let handle = told.introduce(kept.handle);
                     out.push(ToCoordinator::Task(TaskIntro { handle, ..intro }));
                     handle
@@ -521,7 +537,8 @@ impl Agent {
     /// without containers.
     pub fn least_alarming_millis(&self) -> Option<f64> {
         let alarming = self.containers.values().map(|container| {
-            let thresholds = container.service().and_then(|service| self.services.get(service)).unwrap_or(&self.defaults);
+            let thresholds =
+                container.service().and_then(|service| self.services.get(service)).unwrap_or(&self.defaults);
             f64::from(self.capacity.limited(container.limits).cpu_millis) * thresholds.cpu_high.ratio()
         });
         alarming.min_by(f64::total_cmp)
@@ -610,7 +627,9 @@ fn intro(handle: u32, container: &Container) -> TaskIntro {
         handle,
         container: container.id.clone(),
         task: description.and_then(|it| it.task.clone()).or_else(|| learnt.map(|(task, _)| task.clone())),
-        service: description.and_then(|it| it.service.clone()).or_else(|| learnt.map(|(_, service)| service.clone())),
+        service: description
+            .and_then(|it| it.service.clone())
+            .or_else(|| learnt.map(|(_, service)| service.clone())),
         cpu_limit_millis: container.limits.cpu_millis,
         memory_limit_bytes: container.limits.memory_bytes,
         healthcheck: description.and_then(|it| it.healthcheck),

@@ -182,16 +182,25 @@ fn inspected(about: ContainerInspectResponse) -> Description {
     let mode = about.host_config.and_then(|config| config.network_mode).unwrap_or_default();
     let state = about.state;
     let config = about.config;
-    let tests = config.as_ref().and_then(|config| config.healthcheck.as_ref()).and_then(|check| check.test.clone());
+    let tests =
+        config.as_ref().and_then(|config| config.healthcheck.as_ref()).and_then(|check| check.test.clone());
     let labels = config.and_then(|config| config.labels).unwrap_or_default();
     // Docker writes ["NONE"] where a service switches off what the image brings.
-    let tested = tests.is_some_and(|test| test.first().is_some_and(|word| word != "NONE" && !word.is_empty()));
+    let tested =
+        tests.is_some_and(|test| test.first().is_some_and(|word| word != "NONE" && !word.is_empty()));
     let pid = state.as_ref().and_then(|state| state.pid).and_then(|pid| u32::try_from(pid).ok());
     Description {
-        healthcheck: Some(tested || state.is_some_and(|state| state.health.is_some_and(|health| health.status.is_some_and(|status| {
-            use bollard::models::HealthStatusEnum as Health;
-            matches!(status, Health::STARTING | Health::HEALTHY | Health::UNHEALTHY)
-        })))),
+        healthcheck: Some(
+            tested
+                || state.is_some_and(|state| {
+                    state.health.is_some_and(|health| {
+                        health.status.is_some_and(|status| {
+                            use bollard::models::HealthStatusEnum as Health;
+                            matches!(status, Health::STARTING | Health::HEALTHY | Health::UNHEALTHY)
+                        })
+                    })
+                }),
+        ),
         pid: pid.filter(|pid| *pid > 0),
         ..with_labels(&about.name.unwrap_or_default(), &labels, &mode)
     }
@@ -272,7 +281,8 @@ mod tests {
         assert!(description.shared_network);
         assert_eq!(description.service_name.as_deref(), Some("web"));
         let bare: ContainerInspectResponse =
-            serde_json::from_str(r#"{"State":{"Pid":0},"Config":{"Healthcheck":{"Test":["NONE"]}}}"#).expect("one");
+            serde_json::from_str(r#"{"State":{"Pid":0},"Config":{"Healthcheck":{"Test":["NONE"]}}}"#)
+                .expect("one");
         assert_eq!(inspected(bare), Description { healthcheck: Some(false), ..Description::default() });
     }
 

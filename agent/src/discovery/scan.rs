@@ -90,8 +90,13 @@ mod tests {
     fn names_of_both_cgroup_drivers() {
         let plain = id('a');
         assert_eq!(container_of(&plain).map(|id| id.to_string()), Some(plain.clone()));
-        assert_eq!(container_of(&format!("docker-{plain}.scope")).map(|id| id.to_string()), Some(plain.clone()));
-        for other in ["docker.service", "init.scope", &plain[1..], &id('g'), &format!("libpod-{plain}.scope"), ""] {
+        assert_eq!(
+            container_of(&format!("docker-{plain}.scope")).map(|id| id.to_string()),
+            Some(plain.clone())
+        );
+        for other in
+            ["docker.service", "init.scope", &plain[1..], &id('g'), &format!("libpod-{plain}.scope"), ""]
+        {
             assert_eq!(container_of(other), None, "{other}");
         }
     }

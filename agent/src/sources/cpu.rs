@@ -43,7 +43,8 @@ mod tests {
 
     #[test]
     fn stat_with_and_without_the_controller() {
-        let full = b"usage_usec 5105\nuser_usec 1\nsystem_usec 2\nnr_periods 10\nnr_throttled 3\nthrottled_usec 9\n";
+        let full =
+            b"usage_usec 5105\nuser_usec 1\nsystem_usec 2\nnr_periods 10\nnr_throttled 3\nthrottled_usec 9\n";
         assert_eq!(stat(full), Some(CpuStat { usage_usec: 5_105, periods: Some((10, 3)) }));
         assert_eq!(stat(b"usage_usec 7\nuser_usec 1\n"), Some(CpuStat { usage_usec: 7, periods: None }));
         assert_eq!(stat(b""), None);

@@ -137,7 +137,11 @@ impl Group {
     }
 }
 
-fn read<T>(file: Option<&KeptFile>, buffer: &mut [u8], parse: fn(&[u8]) -> Option<T>) -> Result<Option<T>, Gone> {
+fn read<T>(
+    file: Option<&KeptFile>,
+    buffer: &mut [u8],
+    parse: fn(&[u8]) -> Option<T>,
+) -> Result<Option<T>, Gone> {
     match file.map(|file| file.read(buffer)) {
         None => Ok(None),
         Some(Ok(text)) => Ok(parse(text)),

@@ -42,8 +42,12 @@ pub fn interfaces(text: &[u8]) -> impl Iterator<Item = (&[u8], Traffic)> {
         let mut parts = words(rest.get(1..)?);
         let (rx, rx_packets) = (number(parts.next()?)?, number(parts.next()?)?);
         let (tx, tx_packets) = (number(parts.nth(6)?)?, number(parts.next()?)?);
-        let layer3 = |bytes: u64, packets: u64| bytes.saturating_sub(packets.saturating_mul(LINK_HEADER_BYTES));
-        Some((name.trim_ascii(), Traffic { rx_bytes: layer3(rx, rx_packets), tx_bytes: layer3(tx, tx_packets) }))
+        let layer3 =
+            |bytes: u64, packets: u64| bytes.saturating_sub(packets.saturating_mul(LINK_HEADER_BYTES));
+        Some((
+            name.trim_ascii(),
+            Traffic { rx_bytes: layer3(rx, rx_packets), tx_bytes: layer3(tx, tx_packets) },
+        ))
     })
 }
 
@@ -112,7 +116,14 @@ impl Networks {
 
     /// Begins to read a container: `pid` is one of its processes as the engine says, else one is looked for.
     /// `host` says that the engine knows it to use the node's network.
-    pub fn watch(&mut self, cgroup_id: u64, dir: &Path, container: &str, pid: Option<u32>, host: bool) -> Tap {
+    pub fn watch(
+        &mut self,
+        cgroup_id: u64,
+        dir: &Path,
+        container: &str,
+        pid: Option<u32>,
+        host: bool,
+    ) -> Tap {
         if let Some(programs) = &mut self.programs {
             match programs.watch(cgroup_id, dir) {
                 Ok(()) => return Tap::Programs(cgroup_id),
@@ -139,7 +150,9 @@ impl Networks {
                 let traffic = Traffic { rx_bytes: counters.net.rx_bytes, tx_bytes: counters.net.tx_bytes };
                 Some(NetworkReading { traffic, counters: Some(counters) })
             }
-            Tap::File(file) => Some(NetworkReading { traffic: total(file.read(buffer).ok()?)?, counters: None }),
+            Tap::File(file) => {
+                Some(NetworkReading { traffic: total(file.read(buffer).ok()?)?, counters: None })
+            }
             Tap::Unknown => None,
         }
     }
@@ -200,7 +213,9 @@ mod tests {
     fn a_process_is_found_by_its_cgroup() {
         let proc_root = tempfile::tempdir().expect("a directory");
         let id = "ab".repeat(32);
-        for (pid, cgroup) in [("12", "0::/init.scope\n"), ("77", &format!("0::/../../system.slice/docker-{id}.scope\n"))] {
+        for (pid, cgroup) in
+            [("12", "0::/init.scope\n"), ("77", &format!("0::/../../system.slice/docker-{id}.scope\n"))]
+        {
             let dir = proc_root.path().join(pid);
             fs::create_dir(&dir).expect("made");
             fs::write(dir.join("cgroup"), cgroup).expect("written");

@@ -115,7 +115,8 @@ pub fn memory(text: &[u8]) -> Option<(u64, u64)> {
 /// CPUs online, in thousandths of one; 0 where `/proc/stat` cannot be read.
 pub fn cpu_millis(proc_root: &Path) -> u32 {
     let text = fs::read(proc_root.join("stat")).unwrap_or_default();
-    let cpus = lines(&text).filter(|line| line.starts_with(b"cpu") && line.get(3).is_some_and(u8::is_ascii_digit));
+    let cpus =
+        lines(&text).filter(|line| line.starts_with(b"cpu") && line.get(3).is_some_and(u8::is_ascii_digit));
     u32::try_from(cpus.count()).unwrap_or(0).saturating_mul(1_000)
 }
 

@@ -4,7 +4,10 @@
 
 use rustix::param::page_size;
 
-use super::{KeptFile, parse::{number, words}};
+use super::{
+    KeptFile,
+    parse::{number, words},
+};
 
 /// The agent's own consumption.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

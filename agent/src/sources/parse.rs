@@ -42,7 +42,16 @@ mod tests {
     fn numbers_are_read_whole_or_not_at_all() {
         assert_eq!(number(b"  42\n"), Some(42));
         assert_eq!(number(b"18446744073709551615"), Some(u64::MAX));
-        for bad in [&b"18446744073709551616"[..], b"", b" ", b"-1", b"1 2", b"0x10", b"max", b"000000000000000000001"] {
+        for bad in [
+            &b"18446744073709551616"[..],
+            b"",
+            b" ",
+            b"-1",
+            b"1 2",
+            b"0x10",
+            b"max",
+            b"000000000000000000001",
+        ] {
             assert_eq!(number(bad), None, "{}", String::from_utf8_lossy(bad));
         }
     }

@@ -22,7 +22,9 @@ pub struct Pressure {
 
 /// Reads a pressure file; `None` when the line `some` is not there.
 pub fn pressure(text: &[u8]) -> Option<Pressure> {
-    let total = |word: &[u8]| lines(text).find(|line| line.starts_with(word)).and_then(|line| assigned(line, b"total"));
+    let total = |word: &[u8]| {
+        lines(text).find(|line| line.starts_with(word)).and_then(|line| assigned(line, b"total"))
+    };
     Some(Pressure { some_usec: total(b"some ")?, full_usec: total(b"full ") })
 }
 

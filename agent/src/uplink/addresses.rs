@@ -34,7 +34,9 @@ impl FromStr for Wanted {
             "none" => Ok(Self::None),
             list => {
                 let hosts: Option<Vec<_>> = list.split(',').map(|item| host_and_port(item.trim())).collect();
-                hosts.map(Self::List).ok_or_else(|| "auto, none, or a comma-separated list of host[:port] is allowed".into())
+                hosts
+                    .map(Self::List)
+                    .ok_or_else(|| "auto, none, or a comma-separated list of host[:port] is allowed".into())
             }
         }
     }
@@ -83,7 +85,9 @@ impl Addresses {
         match &self.wanted {
             Wanted::None => BTreeSet::new(),
             Wanted::Auto => match &self.engine {
-                Some(engine) => engine.managers().await.into_iter().map(|ip| SocketAddr::new(ip, DEFAULT_PORT)).collect(),
+                Some(engine) => {
+                    engine.managers().await.into_iter().map(|ip| SocketAddr::new(ip, DEFAULT_PORT)).collect()
+                }
                 None => BTreeSet::new(),
             },
             Wanted::List(list) => {

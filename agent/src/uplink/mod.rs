@@ -181,7 +181,11 @@ impl Uplink {
                 if let Some(node) = identity.own.node() {
                     self.shared.lock().hello.node = node;
                 }
-                tracing::info!(node = identity.own.name, cluster = identity.own.cluster, "certificate loaded");
+                tracing::info!(
+                    node = identity.own.name,
+                    cluster = identity.own.cluster,
+                    "certificate loaded"
+                );
                 Some(identity)
             }
             Err(error) => {

@@ -38,7 +38,14 @@ pub struct Outbox {
 impl Outbox {
     /// Numbers an alert and keeps it. A refresh replaces an earlier refresh of the same condition, of which it says
     /// all; numbers may therefore be missing when alerts are sent again, never out of order.
-    pub fn push(&mut self, handle: u32, condition: Condition, edge: Edge, value: BasisPoints, since: Time) -> u64 {
+    pub fn push(
+        &mut self,
+        handle: u32,
+        condition: Condition,
+        edge: Edge,
+        value: BasisPoints,
+        since: Time,
+    ) -> u64 {
         if edge == Edge::Refresh {
             let same = |kept: &Kept| (kept.handle, kept.condition, kept.edge) == (handle, condition, edge);
             if let Some(index) = self.kept.iter().rposition(same) {
@@ -122,7 +129,10 @@ mod tests {
             push(&mut outbox, 1, Edge::Refresh);
             push(&mut outbox, 2, Edge::Refresh);
         }
-        assert_eq!(outbox.after(0).map(|kept| (kept.seq, kept.handle)).collect::<Vec<_>>(), [(1, 1), (200, 1), (201, 2)]);
+        assert_eq!(
+            outbox.after(0).map(|kept| (kept.seq, kept.handle)).collect::<Vec<_>>(),
+            [(1, 1), (200, 1), (201, 2)]
+        );
         assert!(outbox.mentions(2) && !outbox.mentions(3));
     }
 

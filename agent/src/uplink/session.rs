@@ -106,7 +106,11 @@ pub(super) async fn run(
 }
 
 /// Reads answers.
-async fn listen(shared: &Shared, address: SocketAddr, mut stream: RecvStream) -> Result<Infallible, SessionError> {
+async fn listen(
+    shared: &Shared,
+    address: SocketAddr,
+    mut stream: RecvStream,
+) -> Result<Infallible, SessionError> {
     loop {
         match frame::read::<ToAgent>(&mut stream).await? {
             None => return Err(SessionError::Ended),
