@@ -4,7 +4,7 @@
 //! that somebody has brought up by hand.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -26,8 +26,13 @@ pub struct NodeState {
     pub name: String,
     /// Its address in the cluster's own network.
     pub ip: IpAddr,
-    /// Its engine's socket on this machine.
-    pub socket: PathBuf,
+    /// Its engine: a socket on this machine, or `tcp://IP:PORT` where the state file was written by hand.
+    pub socket: String,
+}
+
+fn endpoint(socket: &str) -> Result<Endpoint> {
+    let Some(addr) = socket.strip_prefix("tcp://") else { return Ok(Endpoint::Unix(socket.into())) };
+    addr.parse().map(Endpoint::Tcp).with_context(|| format!("{socket}: allowed are /PATH and tcp://IP:PORT"))
 }
 
 /// One node, with its engine and its part in the swarm.
@@ -65,7 +70,7 @@ impl Cluster {
             serde_json::from_slice(&text).with_context(|| format!("{shown} is no cluster's state"))?;
         let mut nodes = Vec::new();
         for node in state.nodes {
-            let engine = Engine::connect(Endpoint::Unix(node.socket)).await?;
+            let engine = Engine::connect(endpoint(&node.socket)?).await?;
             let info = engine.get("/info").await?;
             let swarm = &info["Swarm"];
             let id = swarm["NodeID"].as_str().filter(|id| !id.is_empty());

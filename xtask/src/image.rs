@@ -110,7 +110,7 @@ const RECIPES: [Recipe; 4] = [
         user: Some(NOBODY),
         ports: &["8080/tcp"],
         dirs: &[],
-        health_interval_s: 2,
+        health_interval_s: 4,
     },
 ];
 

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use swarmguard_tests::e2e::demo::{Demo, workload};
 use swarmguard_tests::e2e::stage::Stage;
 use swarmguard_tests::e2e::swarm;
+use swarmguard_tests::load::{Load, Plan};
 
 #[derive(Parser)]
 #[command(name = "swarmguard-e2e", version, about = "Plays scenarios on a running cluster")]
@@ -34,6 +35,18 @@ struct StageArgs {
 enum Command {
     /// Load the images on the nodes that run them
     Load,
+    /// Send requests to every node and count each failure
+    Traffic {
+        /// A published port
+        #[arg(long, default_value_t = 8080)]
+        port: u16,
+        /// Requests a second
+        #[arg(long, default_value_t = 30.0)]
+        rate: f64,
+        /// For how many seconds
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
     /// Heat one replica and tell what happens
     Demo(DemoArgs),
     /// Play the scenarios of the Swarm tier
@@ -94,6 +107,24 @@ async fn run(cli: Cli) -> Result<ExitCode> {
                 limit: Duration::from_secs(args.limit),
             };
             demo.play(&stage).await?
+        }
+        Command::Traffic { port, rate, seconds } => {
+            let targets = stage.cluster.everywhere(port);
+            let limit = Duration::from_secs(20);
+            let load = Load::start(Plan { targets, path: "/".to_owned(), workers: 8, rate_hz: rate, limit });
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            let stats = load.finish().await;
+            for failure in &stats.failures {
+                println!(
+                    "{} {} kept alive {}: {}",
+                    failure.at_ms, failure.target, failure.kept_alive, failure.cause
+                );
+            }
+            for (replica, answers) in &stats.replicas {
+                println!("{replica}: {} answers from {} to {}", answers.count, answers.first, answers.last);
+            }
+            println!("{} sent, {} failed, {} connections", stats.sent, stats.failed, stats.connections);
+            stats.failed == 0 && stats.succeeded > 0
         }
         Command::Swarm { only } => {
             let (passed, failed) = swarm::play(&stage, &only).await?;
