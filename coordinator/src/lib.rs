@@ -2,6 +2,8 @@
 //! is decided in `swarmguard-core`, which does no IO; here is everything that does.
 
 pub mod api;
+pub mod config;
+pub mod errands;
 pub mod ingest;
 pub mod journal;
 pub mod metrics;
@@ -9,4 +11,5 @@ pub mod routes;
 pub mod run;
 pub mod seam;
 pub mod snapshots;
+pub mod start;
 pub mod swarm;

@@ -135,7 +135,9 @@ impl Metrics {
             command_latency: seconds(),
             snapshot_age: Fraction::default(),
             snapshot_failures: Counter::default(),
-            judge_latency: Histogram::new([0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3]),
+            judge_latency: Histogram::new([
+                0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3,
+            ]),
             certificate_left: Fraction::default(),
             leader: Gauge::default(),
             journal: Family::default(),
@@ -152,7 +154,11 @@ impl Metrics {
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         to.register("build", "Version of the coordinator", build);
         to.register("peers", "Peers connected now", self.peers.clone());
-        to.register("ingest_refused", "Connections, frames and messages refused", self.ingest_refused.clone());
+        to.register(
+            "ingest_refused",
+            "Connections, frames and messages refused",
+            self.ingest_refused.clone(),
+        );
         to.register("reports", "Reports taken in", self.reports.clone());
         to.register("alerts", "Alert edges taken in", self.alerts.clone());
         to.register("alerts_standing", "Alerts that stand now", self.alerts_standing.clone());
@@ -164,8 +170,18 @@ impl Metrics {
         let help = "First sample over the threshold to the successor serving and the old replica out of use";
         to.register_with_unit("mttr", help, Unit::Seconds, self.mttr.clone());
         to.register("commands", "Calls to Swarm and balancers, by kind and outcome", self.commands.clone());
-        to.register_with_unit("command_latency", "How long a call took", Unit::Seconds, self.command_latency.clone());
-        to.register_with_unit("snapshot_age", "Age of the newest snapshot", Unit::Seconds, self.snapshot_age.clone());
+        to.register_with_unit(
+            "command_latency",
+            "How long a call took",
+            Unit::Seconds,
+            self.command_latency.clone(),
+        );
+        to.register_with_unit(
+            "snapshot_age",
+            "Age of the newest snapshot",
+            Unit::Seconds,
+            self.snapshot_age.clone(),
+        );
         to.register("snapshot_failures", "Snapshots that could not be taken", self.snapshot_failures.clone());
         let help = "Time that judging one batch of inputs took";
         to.register_with_unit("judge_latency", help, Unit::Seconds, self.judge_latency.clone());
@@ -174,7 +190,11 @@ impl Metrics {
         to.register("leader", "1 on the coordinator that acts", self.leader.clone());
         to.register("journal_entries", "Journal entries by kind", self.journal.clone());
         to.register("journal_lost", "Journal entries that did not reach the disk", self.journal_lost.clone());
-        to.register("journal_set_aside", "Times that a broken journal was set aside", self.journal_set_aside.clone());
+        to.register(
+            "journal_set_aside",
+            "Times that a broken journal was set aside",
+            self.journal_set_aside.clone(),
+        );
         to.register("api_refused", "Requests to the API that were refused", self.api_refused.clone());
     }
 

@@ -17,7 +17,8 @@ pub fn of(snapshot: &Snapshot, brain: &Brain, now: Time) -> Routes {
     for service in snapshot.services.values() {
         let Ok(policy) = &service.policy else { continue };
         let Some(labels) = &policy.route else { continue };
-        let routed = RoutedService { name: service.name.clone(), labels: labels.clone(), replicas: Vec::new() };
+        let routed =
+            RoutedService { name: service.name.clone(), labels: labels.clone(), replicas: Vec::new() };
         services.insert(service.id.clone(), routed);
     }
     for task in snapshot.tasks.values() {

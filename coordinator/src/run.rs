@@ -17,7 +17,10 @@ use swarmguard_common::{
     },
 };
 use swarmguard_core::{
-    brain::{Accepted, AgentEvent, AgentInput, AgentOrder, Brain, ConnectionId, Input, NotTaken, OperatorCommand, Wish},
+    brain::{
+        Accepted, AgentEvent, AgentInput, AgentOrder, Brain, ConnectionId, Input, NotTaken, OperatorCommand,
+        Wish,
+    },
     command::{Command, CommandError, CommandId, CommandResult},
     lease::LeaseState,
     swarm::Snapshot,
@@ -110,7 +113,11 @@ impl Handle {
     ///
     /// # Errors
     /// When the loop does not answer; inside, when the command was not taken.
-    pub async fn command(&self, by: String, command: OperatorCommand) -> Result<Result<Accepted, NotTaken>, Busy> {
+    pub async fn command(
+        &self,
+        by: String,
+        command: OperatorCommand,
+    ) -> Result<Result<Accepted, NotTaken>, Busy> {
         let (answer, answered) = oneshot::channel();
         self.requests.try_send(Request::Command { by, command, answer }).map_err(|_| Busy)?;
         answered.await.map_err(|_| Busy)
@@ -278,7 +285,9 @@ impl<S: SwarmApi> Runner<S> {
         while let Some(output) = self.parts.brain.poll_agent() {
             let Some(outbox) = self.connections.get(&output.connection) else { continue };
             outbox.send_modify(|outbox| match output.what {
-                AgentOrder::Send(ToAgent::Acknowledge { seq }) => outbox.acknowledge = outbox.acknowledge.max(seq),
+                AgentOrder::Send(ToAgent::Acknowledge { seq }) => {
+                    outbox.acknowledge = outbox.acknowledge.max(seq)
+                }
                 AgentOrder::Send(thresholds @ ToAgent::Thresholds { .. }) => {
                     outbox.thresholds = Some(Arc::new(thresholds));
                 }
@@ -298,7 +307,11 @@ impl<S: SwarmApi> Runner<S> {
         let acting = self.parts.brain.is_acting();
         if acting != self.was_acting {
             self.was_acting = acting;
-            tracing::info!(acting, "this coordinator {} the one to act", if acting { "is" } else { "is not" });
+            tracing::info!(
+                acting,
+                "this coordinator {} the one to act",
+                if acting { "is" } else { "is not" }
+            );
             self.parts.metrics.leader.set(acting.into());
         }
     }
@@ -388,8 +401,12 @@ impl<S: SwarmApi> Runner<S> {
             metrics.leases.get_or_create(&StateLabel { state: state.into() }).set(count);
         }
         metrics.alerts_standing.set(i64::try_from(brain.alerts(now).len()).unwrap_or(i64::MAX));
-        let running: BTreeSet<String> =
-            brain.actions(now).into_iter().filter(|action| action.state != "over").map(|one| one.action).collect();
+        let running: BTreeSet<String> = brain
+            .actions(now)
+            .into_iter()
+            .filter(|action| action.state != "over")
+            .map(|one| one.action)
+            .collect();
         metrics.actions_running.set(i64::try_from(running.len()).unwrap_or(i64::MAX));
         if let Some(age) = self.facts.snapshot_age() {
             metrics.snapshot_age.set(age.as_secs_f64());

@@ -20,7 +20,11 @@ const DEADLINE: Duration = Duration::from_secs(15);
 pub type Reading = Result<Arc<Snapshot>, String>;
 
 /// Reads until nobody listens any more.
-pub async fn run<S: SwarmApi>(swarm: Arc<S>, mut wish: watch::Receiver<Wish>, readings: mpsc::Sender<Reading>) {
+pub async fn run<S: SwarmApi>(
+    swarm: Arc<S>,
+    mut wish: watch::Receiver<Wish>,
+    readings: mpsc::Sender<Reading>,
+) {
     let mut changes = swarm.changes();
     loop {
         let began = clock::now();

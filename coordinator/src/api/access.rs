@@ -20,8 +20,11 @@ pub(super) async fn transport(State(api): State<Api>, request: Request, next: Ne
     let via = request.extensions().get::<Via>();
     let safe = via.is_some_and(|via| via.tls || via.peer.ip().is_loopback());
     if api.0.plain == Plain::None && !safe {
-        let detail = "plain HTTP is switched off here (--api-plain): use https, with the swarm's root certificate";
-        return api.refused("plain", Problem::new(StatusCode::FORBIDDEN, "tls_needed", detail)).into_response();
+        let detail =
+            "plain HTTP is switched off here (--api-plain): use https, with the swarm's root certificate";
+        return api
+            .refused("plain", Problem::new(StatusCode::FORBIDDEN, "tls_needed", detail))
+            .into_response();
     }
     next.run(request).await
 }
@@ -42,19 +45,27 @@ impl Api {
         let Some(token) = &self.0.token else {
             let detail = "commands are not enabled: give the coordinator a token in a Docker secret \
                           (SWARMGUARD_OPERATOR_TOKEN_FILE), or present an operator's certificate";
-            return Err(self.refused("not_enabled", Problem::new(StatusCode::FORBIDDEN, "commands_disabled", detail)));
+            return Err(
+                self.refused("not_enabled", Problem::new(StatusCode::FORBIDDEN, "commands_disabled", detail))
+            );
         };
         let offered = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let offered = offered.and_then(|value| value.split_once(' '));
-        let offered = offered.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, token)| token.trim());
+        let offered = offered
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, token)| token.trim());
         let Some(offered) = offered else {
             let detail = "commands need the operator's token: Authorization: Bearer <token>";
-            return Err(self.refused("no_token", Problem::new(StatusCode::UNAUTHORIZED, "token_needed", detail)));
+            return Err(
+                self.refused("no_token", Problem::new(StatusCode::UNAUTHORIZED, "token_needed", detail))
+            );
         };
         if !token.matches(offered) {
             tokio::time::sleep(GUESS_DELAY).await;
             let detail = "the token is not the one configured here";
-            return Err(self.refused("wrong_token", Problem::new(StatusCode::UNAUTHORIZED, "wrong_token", detail)));
+            return Err(
+                self.refused("wrong_token", Problem::new(StatusCode::UNAUTHORIZED, "wrong_token", detail))
+            );
         }
         Ok(via.map_or_else(|| "an operator".into(), |via| format!("an operator at {}", via.peer.ip())))
     }

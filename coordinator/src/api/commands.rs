@@ -31,7 +31,10 @@ pub(super) async fn command(
         return Err(Problem::new(StatusCode::NOT_FOUND, "unknown_command", detail));
     }
     if uri.query().is_some() {
-        return Err(Problem::bad_request("bad_query", "a command takes no query, its parameters stand in the body"));
+        return Err(Problem::bad_request(
+            "bad_query",
+            "a command takes no query, its parameters stand in the body",
+        ));
     }
     let body = body.map_err(|error| Problem::new(error.status(), "bad_body", error.body_text()))?;
     let fields = object(&headers, &body)?;
@@ -97,11 +100,13 @@ fn parse(name: &str, mut fields: Map<String, Value>) -> Result<OperatorCommand, 
     if fields.insert("command".into(), Value::String(name.into())).is_some() {
         return Err(Problem::bad_request("bad_body", "unknown field `command`: the path names the command"));
     }
-    serde_json::from_value(Value::Object(fields)).map_err(|error| Problem::bad_request("bad_body", error.to_string()))
+    serde_json::from_value(Value::Object(fields))
+        .map_err(|error| Problem::bad_request("bad_body", error.to_string()))
 }
 
 fn not_taken(refused: NotTaken, leader: Option<String>) -> Problem {
-    let status = if refused.code.starts_with("unknown_") { StatusCode::NOT_FOUND } else { StatusCode::CONFLICT };
+    let status =
+        if refused.code.starts_with("unknown_") { StatusCode::NOT_FOUND } else { StatusCode::CONFLICT };
     let leader = leader.filter(|_| refused.code == "not_leader");
     let detail = match &leader {
         Some(leader) => format!("{}; ask the coordinator on {leader}", refused.text),

@@ -71,7 +71,13 @@ struct Inner {
 
 impl Api {
     /// Without a token, commands need an operator's certificate.
-    pub fn new(handle: Handle, journal: Journal, metrics: Arc<Metrics>, token: Option<Token>, plain: Plain) -> Self {
+    pub fn new(
+        handle: Handle,
+        journal: Journal,
+        metrics: Arc<Metrics>,
+        token: Option<Token>,
+        plain: Plain,
+    ) -> Self {
         let streams = Arc::new(Semaphore::new(MAX_STREAMS));
         Self(Arc::new(Inner { handle, journal, metrics, token, plain, streams }))
     }

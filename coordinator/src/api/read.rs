@@ -66,7 +66,9 @@ fn limit(wanted: Option<usize>) -> Result<usize, Problem> {
     match wanted {
         None => Ok(USUAL_LIMIT),
         Some(wanted) if (1..=MAX_READ).contains(&wanted) => Ok(wanted),
-        Some(wanted) => Err(Problem::bad_request("bad_query", format!("limit={wanted}: 1 to {MAX_READ} are allowed"))),
+        Some(wanted) => {
+            Err(Problem::bad_request("bad_query", format!("limit={wanted}: 1 to {MAX_READ} are allowed")))
+        }
     }
 }
 
@@ -84,7 +86,11 @@ impl Api {
     pub(super) async fn service(&self, wanted: String) -> Result<ServiceId, Problem> {
         let shown: String = wanted.chars().take(80).collect();
         self.ask(move |_, facts| find_service(facts, &wanted)).await?.ok_or_else(|| {
-            Problem::new(StatusCode::NOT_FOUND, "unknown_service", format!("no service has the ID or name {shown:?}"))
+            Problem::new(
+                StatusCode::NOT_FOUND,
+                "unknown_service",
+                format!("no service has the ID or name {shown:?}"),
+            )
         })
     }
 
@@ -103,7 +109,9 @@ impl Api {
 pub(super) fn find_service(facts: &Facts, wanted: &str) -> Option<ServiceId> {
     let snapshot = facts.snapshot.as_ref()?;
     let by_id = wanted.parse().ok().filter(|id| snapshot.services.contains_key(id));
-    by_id.or_else(|| snapshot.services.values().find(|service| service.name == wanted).map(|one| one.id.clone()))
+    by_id.or_else(|| {
+        snapshot.services.values().find(|service| service.name == wanted).map(|one| one.id.clone())
+    })
 }
 
 pub(super) async fn nodes(State(api): State<Api>, uri: Uri) -> Result<Json<Vec<NodeStatus>>, Problem> {
@@ -126,7 +134,10 @@ pub(super) async fn actions(State(api): State<Api>, uri: Uri) -> Result<Json<Vec
     api.list(&uri, Brain::actions).await
 }
 
-pub(super) async fn containers(State(api): State<Api>, uri: Uri) -> Result<Json<Vec<ContainerStatus>>, Problem> {
+pub(super) async fn containers(
+    State(api): State<Api>,
+    uri: Uri,
+) -> Result<Json<Vec<ContainerStatus>>, Problem> {
     let OfService { service } = query(&uri)?;
     let service = api.filter(service).await?;
     let mut found = api.ask(|brain, facts| brain.containers(facts.now)).await?;
@@ -138,10 +149,13 @@ pub(super) async fn containers(State(api): State<Api>, uri: Uri) -> Result<Json<
 
 pub(super) async fn explain(State(api): State<Api>, uri: Uri) -> Result<Json<Explanation>, Problem> {
     let OfService { service } = query(&uri)?;
-    let wanted = service.ok_or_else(|| Problem::bad_request("bad_query", "name a service: ?service=<ID or name>"))?;
+    let wanted =
+        service.ok_or_else(|| Problem::bad_request("bad_query", "name a service: ?service=<ID or name>"))?;
     let service = api.service(wanted).await?;
     let found = api.ask(move |brain, facts| brain.explain(facts.now, &service)).await?;
-    found.map(Json).ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "unknown_service", "nothing is known of it yet"))
+    found
+        .map(Json)
+        .ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "unknown_service", "nothing is known of it yet"))
 }
 
 type Entries = Json<Vec<Entry>>;

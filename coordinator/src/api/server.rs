@@ -97,7 +97,12 @@ async fn connection(
     requests(stream, Via { peer, tls: true, operator }, router, stop).await
 }
 
-async fn requests<S>(stream: S, via: Via, router: Router, mut stop: watch::Receiver<bool>) -> Result<(), String>
+async fn requests<S>(
+    stream: S,
+    via: Via,
+    router: Router,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), String>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

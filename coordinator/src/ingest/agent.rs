@@ -45,8 +45,12 @@ impl Ingest {
         let (connection, from) = (streams.connection.clone(), streams.from);
         let hello = match frame::read::<ToCoordinator>(&mut streams.receive).await {
             Ok(Some(ToCoordinator::Hello(hello))) => hello,
-            Ok(Some(_)) => return self.refuse(&connection, from, Reason::Unexpected, "the first message is a hello"),
-            Ok(None) => return self.refuse(&connection, from, Reason::Truncated, "the stream ended before the hello"),
+            Ok(Some(_)) => {
+                return self.refuse(&connection, from, Reason::Unexpected, "the first message is a hello");
+            }
+            Ok(None) => {
+                return self.refuse(&connection, from, Reason::Truncated, "the stream ended before the hello");
+            }
             Err(error) => {
                 let reason = reason_of(&error)?;
                 return self.refuse(&connection, from, reason, &error.to_string());
@@ -73,8 +77,16 @@ impl Ingest {
         let up = Event::Up { input: input(AgentEvent::Connected(hello)), outbox };
         if self.events.send(up).await.is_ok() {
             let handles = BTreeSet::new();
-            let speaker =
-                Speaker { ingest: self, from, node: &node, id, epoch, handles, highest_handle: 0, highest_seq: 0 };
+            let speaker = Speaker {
+                ingest: self,
+                from,
+                node: &node,
+                id,
+                epoch,
+                handles,
+                highest_handle: 0,
+                highest_seq: 0,
+            };
             let why = tokio::select! {
                 why = speaker.control(receive) => why,
                 why = self.datagrams(&connection, from, &node, id, epoch) => why,
@@ -129,7 +141,11 @@ impl Ingest {
                     self.metrics.reports.inc();
                 }
                 Err(TrySendError::Full(_)) => {
-                    self.refusals.note(from, Reason::QueueFull, "the judgement cannot keep up: a report was dropped");
+                    self.refusals.note(
+                        from,
+                        Reason::QueueFull,
+                        "the judgement cannot keep up: a report was dropped",
+                    );
                 }
                 Err(TrySendError::Closed(_)) => return None,
             }
@@ -189,7 +205,11 @@ impl Speaker<'_> {
                 Err(error) => return reason_of(&error).map(|reason| (reason, error.to_string())),
             };
             while let Err(wait) = bucket.take(clock::now()) {
-                self.ingest.refusals.note(self.from, Reason::Flood, "messages come faster than allowed: slowed down");
+                self.ingest.refusals.note(
+                    self.from,
+                    Reason::Flood,
+                    "messages come faster than allowed: slowed down",
+                );
                 tokio::time::sleep(wait).await;
             }
             match self.check(&message) {
@@ -201,7 +221,11 @@ impl Speaker<'_> {
                 }
                 Verdict::End(reason, why) => return Some((reason, why.into())),
             }
-            let input = AgentInput { node: self.node.clone(), connection: self.id, what: AgentEvent::Message(message) };
+            let input = AgentInput {
+                node: self.node.clone(),
+                connection: self.id,
+                what: AgentEvent::Message(message),
+            };
             if self.ingest.events.send(Event::Input(input)).await.is_err() {
                 return None;
             }
@@ -246,13 +270,20 @@ impl Speaker<'_> {
         }
         self.highest_seq = alert.seq;
         let Some((condition, _)) = alert.parts() else {
-            return Verdict::Note(Reason::UnknownCondition, "an alert of a kind that this build does not know");
+            return Verdict::Note(
+                Reason::UnknownCondition,
+                "an alert of a kind that this build does not know",
+            );
         };
         let known = match condition {
             Condition::AgentOverBudget => alert.handle == 0,
             _ => self.handles.contains(&alert.handle),
         };
-        if known { Verdict::Pass } else { Verdict::Note(Reason::UnknownHandle, "an alert of an unknown container") }
+        if known {
+            Verdict::Pass
+        } else {
+            Verdict::Note(Reason::UnknownHandle, "an alert of an unknown container")
+        }
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use super::{Ingest, Streams, hub::Seat, rate::Bucket, reason_of, refusal::Reason};
 use quinn::{RecvStream, SendStream};
 use swarmguard_common::{
     clock,
     wire::{frame, routes::ToRouteSource},
 };
-use super::{Ingest, Streams, hub::Seat, rate::Bucket, reason_of, refusal::Reason};
 
 /// Longest name of a balancer, in bytes.
 const MAX_NAME_BYTES: usize = 255;
@@ -30,15 +30,24 @@ impl Ingest {
         };
         let (token, name) = match frame::read::<ToRouteSource>(&mut streams.receive).await {
             Ok(Some(ToRouteSource::Hello { token, name })) => (token, name),
-            Ok(Some(_)) => return self.refuse(&connection, from, Reason::Unexpected, "the first message is a hello"),
-            Ok(None) => return self.refuse(&connection, from, Reason::Truncated, "the stream ended before the hello"),
+            Ok(Some(_)) => {
+                return self.refuse(&connection, from, Reason::Unexpected, "the first message is a hello");
+            }
+            Ok(None) => {
+                return self.refuse(&connection, from, Reason::Truncated, "the stream ended before the hello");
+            }
             Err(error) => {
                 let reason = reason_of(&error)?;
                 return self.refuse(&connection, from, reason, &error.to_string());
             }
         };
         if !expected.matches(&token) {
-            return self.refuse(&connection, from, Reason::WrongToken, "the token is not the one configured here");
+            return self.refuse(
+                &connection,
+                from,
+                Reason::WrongToken,
+                "the token is not the one configured here",
+            );
         }
         if name.len() > MAX_NAME_BYTES {
             return self.refuse(&connection, from, Reason::Malformed, "the balancer's name is too long");
@@ -73,7 +82,9 @@ impl Ingest {
         loop {
             match frame::read::<ToRouteSource>(&mut stream).await {
                 Ok(Some(ToRouteSource::Drained { tasks })) => self.hub.drained(id, &tasks),
-                Ok(Some(ToRouteSource::Hello { .. })) => return Some((Reason::Unexpected, "a second hello".into())),
+                Ok(Some(ToRouteSource::Hello { .. })) => {
+                    return Some((Reason::Unexpected, "a second hello".into()));
+                }
                 Ok(None) => return None,
                 Err(error) => return reason_of(&error).map(|reason| (reason, error.to_string())),
             }

@@ -175,7 +175,11 @@ impl Ingest {
                 continue;
             }
             let Ok(permit) = Arc::clone(&self.greeting).try_acquire_owned() else {
-                self.refusals.note(from, Reason::Crowded, "too many connections that have not introduced themselves");
+                self.refusals.note(
+                    from,
+                    Reason::Crowded,
+                    "too many connections that have not introduced themselves",
+                );
                 incoming.refuse();
                 continue;
             };
@@ -245,7 +249,12 @@ impl Ingest {
                 self.refuse(&guest.connection, from, Reason::Certificate, &why)
             }
             Some(peer) if peer.may(Role::Agent) => self.greet_agent(guest, &peer).await.map(Guest::Agent),
-            Some(_) => self.refuse(&guest.connection, from, Reason::Certificate, "only nodes and balancers speak here"),
+            Some(_) => self.refuse(
+                &guest.connection,
+                from,
+                Reason::Certificate,
+                "only nodes and balancers speak here",
+            ),
         }
     }
 
@@ -295,7 +304,8 @@ struct Streams {
 /// What the peer's certificate says; `None` without one.
 fn identity_of(connection: &Connection) -> Result<Option<Peer>, String> {
     let Some(any) = connection.peer_identity() else { return Ok(None) };
-    let chain = any.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| "the certificate is of no known kind")?;
+    let chain =
+        any.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| "the certificate is of no known kind")?;
     let leaf = chain.first().ok_or("the certificate chain is empty")?;
     Peer::of(leaf).map(Some).map_err(|error| error.to_string())
 }

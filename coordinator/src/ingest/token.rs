@@ -79,7 +79,9 @@ mod tests {
         fs::write(&file, "  0123456789abcdef\n").expect("written");
         let token = Token::from_file(&file).expect("long enough");
         assert!(token.matches("0123456789abcdef"));
-        assert!(!token.matches("0123456789abcdeF") && !token.matches("") && !token.matches("0123456789abcdef\n"));
+        assert!(
+            !token.matches("0123456789abcdeF") && !token.matches("") && !token.matches("0123456789abcdef\n")
+        );
         assert_eq!(format!("{token:?}"), "Token(…)");
     }
 

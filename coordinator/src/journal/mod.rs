@@ -115,7 +115,8 @@ pub fn open(settings: &Settings, metrics: Arc<Metrics>) -> (Journal, Notices) {
         }
         None => (None, writer::Found::default()),
     };
-    let memory = Memory { next_id: found.last_id + 1, ring: found.newest.into(), history: History::of(found.actions) };
+    let memory =
+        Memory { next_id: found.last_id + 1, ring: found.newest.into(), history: History::of(found.actions) };
     let live = broadcast::Sender::new(LAG);
     (Journal { shared: Arc::new(Shared { memory: Mutex::new(memory), live, disk, metrics }) }, notices)
 }

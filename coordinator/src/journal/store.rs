@@ -37,7 +37,9 @@ pub(super) enum StoreError {
     #[error("the integrity check says: {0}")]
     Damaged(String),
     /// Not a journal, or of another version of the program.
-    #[error("application {application:#x}, version {version}: this program writes {APPLICATION:#x}, version {VERSION}")]
+    #[error(
+        "application {application:#x}, version {version}: this program writes {APPLICATION:#x}, version {VERSION}"
+    )]
     Foreign {
         /// What it says.
         application: i64,
@@ -77,9 +79,13 @@ impl Store {
             return Err(StoreError::Damaged(verdict));
         }
         // A write-ahead log without a sync for each entry: a power cut may cost the newest entries, never the file.
-        db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA temp_store = MEMORY;")?;
+        db.execute_batch(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA temp_store = MEMORY;",
+        )?;
         db.execute_batch("PRAGMA journal_size_limit = 4194304;")?;
-        db.execute_batch(&format!("PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION};"))?;
+        db.execute_batch(&format!(
+            "PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION};"
+        ))?;
         db.execute_batch(TABLES)?;
         let pages = max_bytes / u64::try_from(pragma(&db, "page_size")?.max(512)).unwrap_or(4_096);
         // Answers with the new limit, so it is a query.
@@ -99,7 +105,8 @@ impl Store {
         match self.try_write(batch) {
             Err(error) if error.is_full() => {
                 self.prune(self.rows / PRUNED_SHARE + 1)?;
-                self.try_write(batch).map_err(|error| if error.is_full() { StoreError::Full } else { error })?;
+                self.try_write(batch)
+                    .map_err(|error| if error.is_full() { StoreError::Full } else { error })?;
             }
             other => other?,
         }
@@ -132,7 +139,13 @@ impl Store {
                 ])?;
                 if let Some(row) = row {
                     let body = serde_json::to_string(row).unwrap_or_default();
-                    actions.execute(params![row.action, signed(row.started_at_ms), row.mttr_ms, row.outcome, body])?;
+                    actions.execute(params![
+                        row.action,
+                        signed(row.started_at_ms),
+                        row.mttr_ms,
+                        row.outcome,
+                        body
+                    ])?;
                 }
             }
         }
@@ -177,7 +190,10 @@ impl Store {
         }
         let order = if query.since.is_some() { "ASC" } else { "DESC" };
         let limit = query.limit();
-        let sql = format!("SELECT body FROM entry WHERE {} ORDER BY id {order} LIMIT {limit}", clauses.join(" AND "));
+        let sql = format!(
+            "SELECT body FROM entry WHERE {} ORDER BY id {order} LIMIT {limit}",
+            clauses.join(" AND ")
+        );
         let mut statement = self.db.prepare_cached(&sql)?;
         let bodies = statement.query_map(params_from_iter(values), |row| row.get::<_, String>(0))?;
         let mut found = Vec::new();

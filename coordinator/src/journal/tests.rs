@@ -37,6 +37,16 @@ async fn told(notices: &mut Notices) -> String {
     tokio::time::timeout(deadline, notices.recv()).await.expect("in time").expect("the thread lives")
 }
 
+/// Until the thread of a dropped journal has let go of its file: the write-ahead log goes last.
+async fn closed(dir: &Path) {
+    let gone = async {
+        while dir.join("journal.sqlite-wal").exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), gone).await.expect("in time");
+}
+
 async fn read(journal: &Journal, since: Option<u64>) -> Vec<(u64, String)> {
     let query = Query { since, limit: MAX_READ, ..Query::default() };
     journal.read(query).await.iter().map(|entry| (entry.id, entry.code.clone())).collect()
@@ -70,17 +80,18 @@ async fn without_a_disk_memory_serves() {
 async fn a_damaged_file_is_set_aside_and_the_next_takes_over() {
     let dir = tempfile::tempdir().expect("a directory");
     for round in 1..=3 {
-        // Else the write-ahead log of the round before repairs the file.
-        for log in ["journal.sqlite-wal", "journal.sqlite-shm"] {
-            let _ = fs::remove_file(dir.path().join(log));
-        }
-        fs::write(dir.path().join("journal.sqlite"), "no database, but long enough to look like one ".repeat(100))
-            .expect("written");
+        fs::write(
+            dir.path().join("journal.sqlite"),
+            "no database, but long enough to look like one ".repeat(100),
+        )
+        .expect("written");
         let (journal, mut notices) = reopened(dir.path());
         assert!(told(&mut notices).await.contains(&format!(".corrupt-{round}")));
         journal.append(entry("after"));
         journal.flush().await;
         assert_eq!(read(&journal, None).await.len(), 1);
+        drop(journal);
+        closed(dir.path()).await;
     }
     let aside = fs::read_dir(dir.path()).expect("there").flatten();
     let names: Vec<String> = aside.map(|file| file.file_name().to_string_lossy().into_owned()).collect();

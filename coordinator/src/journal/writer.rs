@@ -77,7 +77,10 @@ pub(super) fn start(
         metrics,
     };
     if let Err(error) = fs::create_dir_all(dir) {
-        writer.tell(format!("the journal's directory {} cannot be made: {error}; it is in memory only", dir.display()));
+        writer.tell(format!(
+            "the journal's directory {} cannot be made: {error}; it is in memory only",
+            dir.display()
+        ));
     }
     writer.reopen();
     let found = writer.found();
@@ -86,7 +89,8 @@ pub(super) fn start(
     match std::thread::Builder::new().name("journal".into()).spawn(move || writer.run(&work)) {
         Ok(_) => (Some(jobs), found),
         Err(error) => {
-            let _ = tell.try_send(format!("the journal's thread cannot be started: {error}; it is in memory only"));
+            let _ = tell
+                .try_send(format!("the journal's thread cannot be started: {error}; it is in memory only"));
             (None, found)
         }
     }
@@ -161,7 +165,11 @@ impl Writer {
         let Some(store) = &self.store else { return Found::default() };
         let newest = Query { limit: RING, ..Query::default() };
         let read = || -> Result<Found, StoreError> {
-            Ok(Found { last_id: store.last_id()?, newest: store.read(&newest)?, actions: store.actions(RING)? })
+            Ok(Found {
+                last_id: store.last_id()?,
+                newest: store.read(&newest)?,
+                actions: store.actions(RING)?,
+            })
         };
         match read() {
             Ok(found) => found,
@@ -184,7 +192,9 @@ impl Writer {
                 Err(error) if attempt == 0 && self.path.exists() => self.set_aside(&error),
                 Err(error) => {
                     let path = self.path.display();
-                    self.tell(format!("the journal {path} cannot be opened: {error}; entries are in memory only"));
+                    self.tell(format!(
+                        "the journal {path} cannot be opened: {error}; entries are in memory only"
+                    ));
                 }
             }
         }

@@ -1,0 +1,214 @@
+//! Settings: flags, environment, file; every value is checked before anything starts.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use anyhow::Context as _;
+use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand};
+use swarmguard_common::{config::file_as_arguments, identity::Source};
+
+use crate::api::Plain;
+
+/// Decides when a replica is better off elsewhere, and sees it there without losing a request
+#[derive(Clone, Debug, Parser)]
+#[command(name = "swarmguard-coordinator", version, args_override_self = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// With what settings.
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Coordinate (what happens without a command, too)
+    Run,
+    /// Ask the coordinator on this node whether it is well; exit 0 if so
+    Healthcheck,
+    /// Make certificates, for swarms whose own cannot be used
+    Certs {
+        /// What to make.
+        #[command(subcommand)]
+        what: Certs,
+    },
+    /// Print a new secret, for an operator's or the balancers' token
+    Token,
+}
+
+/// Certificates of the same shape as Swarm's.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Certs {
+    /// Make an authority, and a certificate for each node and operator that is named
+    Create(CreateCerts),
+}
+
+/// For whom.
+#[derive(Clone, Debug, Args)]
+pub struct CreateCerts {
+    /// Directory to write to; one directory below it for each bearer. The authority's key is not kept.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// ID of the swarm (docker info --format '{{.Swarm.Cluster.ID}}')
+    #[arg(long, value_name = "ID", value_parser = identifier)]
+    pub cluster: String,
+    /// Node ID of a manager (docker node ls); may be given several times
+    #[arg(long, value_name = "ID", value_parser = identifier, action = ArgAction::Append)]
+    pub manager: Vec<String>,
+    /// Node ID of a worker; may be given several times
+    #[arg(long, value_name = "ID", value_parser = identifier, action = ArgAction::Append)]
+    pub worker: Vec<String>,
+    /// Name of a person or program that may give commands; may be given several times
+    #[arg(long, value_name = "NAME", value_parser = identifier, action = ArgAction::Append)]
+    pub operator: Vec<String>,
+}
+
+/// All settings of a running coordinator.
+#[derive(Clone, Debug, Args)]
+pub struct Settings {
+    /// Settings file (TOML, keys as the flags below)
+    #[arg(long, env = "SWARMGUARD_CONFIG", global = true)]
+    pub config: Option<PathBuf>,
+    /// Address (UDP) for agents and balancers
+    #[arg(long, env = "SWARMGUARD_QUIC_ADDR", default_value = "0.0.0.0:7443", global = true)]
+    pub quic_addr: SocketAddr,
+    /// Address (TCP) of the API
+    #[arg(long, env = "SWARMGUARD_API_ADDR", default_value = "0.0.0.0:7480", global = true)]
+    pub api_addr: SocketAddr,
+    /// What plain HTTP may be used for; https may always be used for everything
+    #[arg(long, env = "SWARMGUARD_API_PLAIN", value_enum, default_value_t = Plain::Reads, global = true)]
+    pub api_plain: Plain,
+    /// The engine of a manager: unix:///path/of/socket or tcp://host:port
+    #[arg(long, env = "SWARMGUARD_DOCKER", default_value = "unix:///var/run/docker.sock", global = true)]
+    pub docker: String,
+    /// Directory of the journal, or none to keep it in memory only
+    #[arg(long, env = "SWARMGUARD_STATE_DIR", default_value = "/var/lib/swarmguard", global = true)]
+    pub state_dir: PathBuf,
+    /// Largest size of the journal, in MiB
+    #[arg(long, env = "SWARMGUARD_JOURNAL_MIB", default_value_t = 256,
+        value_parser = clap::value_parser!(u64).range(1..=65_536), global = true)]
+    pub journal_mib: u64,
+    /// Decide and explain, but change nothing
+    #[arg(long, env = "SWARMGUARD_OBSERVE", default_value_t = false, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", action = ArgAction::Set, global = true)]
+    pub observe: bool,
+    /// Most actions under way in the cluster
+    #[arg(long, env = "SWARMGUARD_MAX_ACTIONS", default_value_t = 2,
+        value_parser = clap::value_parser!(u16).range(1..=100), global = true)]
+    pub max_actions: u16,
+    /// Certificate: swarm:<directory> or files:<directory>
+    #[arg(
+        long,
+        env = "SWARMGUARD_IDENTITY",
+        default_value = "swarm:/var/lib/docker/swarm/certificates",
+        global = true
+    )]
+    pub identity: Source,
+    /// File with the token that lets balancers read routes; without it none is let in
+    #[arg(long, env = "SWARMGUARD_BALANCER_TOKEN_FILE", value_parser = file, global = true)]
+    pub balancer_token_file: Option<TokenFile>,
+    /// File with the token for commands over the API; without it they need an operator's certificate
+    #[arg(long, env = "SWARMGUARD_OPERATOR_TOKEN_FILE", value_parser = file, global = true)]
+    pub operator_token_file: Option<TokenFile>,
+    /// Log filter, for instance info or swarmguard_coordinator=debug
+    #[arg(long, env = "SWARMGUARD_LOG", default_value = "info", global = true)]
+    pub log: String,
+    /// Write log lines as JSON
+    #[arg(long, env = "SWARMGUARD_LOG_JSON", default_value_t = false, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", action = ArgAction::Set, global = true)]
+    pub log_json: bool,
+}
+
+/// A file that is named, or deliberately none: stack files cannot leave a variable out, only empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenFile(pub Option<PathBuf>);
+
+impl Cli {
+    /// Reads flags, environment and file.
+    ///
+    /// # Errors
+    /// When the file is wrong; a wrong flag or variable ends the process with a message, as clap does.
+    pub fn read() -> anyhow::Result<Self> {
+        let arguments: Vec<_> = std::env::args_os().collect();
+        let cli = Self::parse_from(&arguments);
+        let Some(file) = &cli.settings.config else { return Ok(cli) };
+        let command = Self::command();
+        let known: Vec<String> = command
+            .get_arguments()
+            .filter_map(|argument| argument.get_long())
+            .filter(|name| !matches!(*name, "config" | "help" | "version"))
+            .map(Into::into)
+            .collect();
+        let from_file = file_as_arguments(file, &known)?;
+        let mut all = arguments;
+        all.splice(1..1, from_file);
+        Self::try_parse_from(all).with_context(|| format!("the settings file {} is refused", file.display()))
+    }
+}
+
+impl Settings {
+    /// The journal's directory; `None` for memory only.
+    pub fn journal_dir(&self) -> Option<PathBuf> {
+        Some(self.state_dir.clone()).filter(|dir| dir.as_os_str() != "none")
+    }
+}
+
+fn file(text: &str) -> Result<TokenFile, String> {
+    match text {
+        "" | "none" => Ok(TokenFile(None)),
+        path => Ok(TokenFile(Some(path.into()))),
+    }
+}
+
+fn identifier(text: &str) -> Result<String, String> {
+    let legal = (1..=64).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if legal { Ok(text.into()) } else { Err("1 to 64 ASCII letters, digits and hyphens are allowed".into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once(&"swarmguard-coordinator").chain(arguments))
+    }
+
+    #[test]
+    fn defaults_are_those_that_the_documents_name() {
+        let settings = parse(&[]).expect("no flag is needed").settings;
+        assert_eq!((settings.quic_addr.port(), settings.api_addr.port()), (7_443, 7_480));
+        assert!(!settings.observe && settings.api_plain == Plain::Reads);
+        assert_eq!(settings.journal_dir(), Some("/var/lib/swarmguard".into()));
+    }
+
+    #[test]
+    fn later_flags_override_and_booleans_may_stand_alone() {
+        let settings = parse(&["--observe=true", "run", "--observe=false"]).expect("sensible").settings;
+        assert!(!settings.observe);
+        let settings = parse(&["--observe", "run", "--state-dir=none"]).expect("sensible").settings;
+        assert!(settings.observe && settings.journal_dir().is_none());
+        let empty = parse(&["--balancer-token-file="]).expect("sensible").settings;
+        assert_eq!(empty.balancer_token_file, Some(TokenFile(None)));
+    }
+
+    #[test]
+    fn senseless_values_say_key_value_and_what_is_allowed() {
+        for (flag, value, allowed) in [
+            ("--quic-addr", "7443", "invalid socket address"),
+            ("--api-plain", "some", "reads, all, none"),
+            ("--journal-mib", "0", "1..=65536"),
+            ("--observe", "maybe", "true, false"),
+            ("--max-actions", "0", "1..=100"),
+            ("--identity", "/etc", "swarm:<directory>"),
+        ] {
+            let error = parse(&[&format!("{flag}={value}")]).expect_err(flag).to_string();
+            assert!(error.contains(flag) && error.contains(value) && error.contains(allowed), "{error}");
+        }
+        assert!(parse(&["--no-such-flag"]).is_err());
+        let hostile =
+            parse(&["certs", "create", "--out=/tmp", "--cluster=a/../b"]).expect_err("refused").to_string();
+        assert!(hostile.contains("--cluster") && hostile.contains("a/../b"), "{hostile}");
+    }
+}
