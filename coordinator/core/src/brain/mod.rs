@@ -1,14 +1,24 @@
 //! The only door to the judgement: inputs and the time go in; commands, messages to agents, journal entries and the
 //! next deadline come out. No IO, no clock, no panic; every queue is bounded.
 
+mod act;
 mod input;
+mod journal;
+mod operator;
+mod report;
 mod status;
+mod think;
+mod wishes;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use swarmguard_common::{
     clock::Time,
-    domain::{ServiceId, TaskId},
+    domain::{Edge, NodeId, ServiceId},
     journal::Entry,
-    wire::routes::ReplicaLoad,
 };
 
 pub use input::{
@@ -20,107 +30,200 @@ pub use status::{
 };
 
 use crate::{
-    command::{Command, CommandId},
-    explain::Explanation,
+    command::{Command, CommandId, CommandResult},
+    lease::LeaseState,
+    view::{Heard, View},
 };
+use act::Actions;
+use journal::Said;
+use think::Known;
+use wishes::Wishes;
+
+/// Most journal entries that wait to be taken; further ones are dropped and counted.
+const MAX_ENTRIES: usize = 10_000;
+/// Most messages to agents that wait to be taken.
+const MAX_MESSAGES: usize = 100_000;
+/// Between two rounds of judgement while an alert stands.
+const ROUND: Duration = Duration::from_millis(100);
+/// Between two rounds of judgement while all is calm.
+const CALM_ROUND: Duration = Duration::from_millis(500);
+/// A reading of Swarm older than this is not acted on.
+const SNAPSHOT_VALID: Duration = Duration::from_secs(5);
 
 /// The judgement of one coordinator. All coordinators keep the full view; only the one beside the raft leader acts.
 #[derive(Debug)]
 pub struct Brain {
     settings: Settings,
+    view: View,
+    statistics: Statistics,
+    commands: VecDeque<(CommandId, Command)>,
+    entries: VecDeque<Entry>,
+    messages: VecDeque<AgentOutput>,
+    /// Actions under way and being begun.
+    actions: Actions,
+    /// What operators asked for, as Swarm keeps it.
+    wishes: Wishes,
+    /// Last verdict of each service.
+    verdicts: BTreeMap<ServiceId, Known>,
+    /// What the journal was told lately.
+    said: Said,
+    leases: BTreeMap<NodeId, LeaseState>,
+    next_round: Option<Time>,
+    something_happened: bool,
 }
 
 impl Brain {
     /// A brain that knows nothing yet.
     pub fn new(settings: Settings) -> Self {
-        Self { settings }
+        Self {
+            actions: Actions::new(&settings.holder),
+            settings,
+            view: View::default(),
+            statistics: Statistics::default(),
+            commands: VecDeque::new(),
+            entries: VecDeque::new(),
+            messages: VecDeque::new(),
+            wishes: Wishes::default(),
+            verdicts: BTreeMap::new(),
+            said: Said::default(),
+            leases: BTreeMap::new(),
+            next_round: None,
+            something_happened: false,
+        }
     }
 
     /// Takes something in, and thinks. Afterwards poll everything until it is empty. Costs microseconds for an agent's
     /// message and about a millisecond for a snapshot of a large swarm.
-    pub fn handle(&mut self, _now: Time, _input: Input) {}
-
-    /// An operator's command, answered at once. `by` names the operator in the journal. Passes through the same leases
-    /// and refusals as everything else; only the coordinator beside the raft leader takes one (`not_leader`).
-    ///
-    /// # Errors
-    /// When the command is not taken; nothing was done then.
-    pub fn operator(&mut self, _now: Time, _by: &str, _command: OperatorCommand) -> Result<Accepted, NotTaken> {
-        Err(NotTaken { code: "not_leader".into(), text: String::new(), otherwise: String::new() })
+    pub fn handle(&mut self, now: Time, input: Input) {
+        match input {
+            Input::Snapshot(snapshot) => {
+                if self.view.read(now, snapshot) {
+                    self.something_happened = false;
+                    self.read_wishes();
+                    self.forget();
+                    let mut out = Vec::new();
+                    self.view.tell_all_thresholds(self.settings.thresholds, &mut out);
+                    self.send(out);
+                    self.act(now);
+                }
+            }
+            Input::Agent(input) => self.hear(now, input),
+            Input::Answer { id, result } => self.answered(now, id, result),
+            Input::Tick => {}
+        }
+        if self.next_round.is_none_or(|next| now >= next) {
+            self.watch_leases(now);
+            self.think(now);
+            let pace = if self.view.any_alert() { ROUND } else { CALM_ROUND };
+            self.next_round = Some(now + pace);
+        }
     }
 
     /// The next command to carry out; its answer goes to `handle` as [`Input::Answer`], whatever it is.
     pub fn poll_command(&mut self) -> Option<(CommandId, Command)> {
-        None
+        self.commands.pop_front()
     }
 
     /// The next thing for an agent connection.
     pub fn poll_agent(&mut self) -> Option<AgentOutput> {
-        None
+        self.messages.pop_front()
     }
 
     /// The next journal entry. `id` and `at_ms` are 0: who keeps the journal sets them, at once.
     pub fn poll_entry(&mut self) -> Option<Entry> {
-        None
+        self.entries.pop_front()
     }
 
     /// When to call `handle` with [`Input::Tick`] if nothing else came before; never further than a second away.
     pub fn poll_timeout(&self) -> Option<Time> {
-        None
+        self.next_round
     }
 
     /// How eagerly the next snapshot is awaited.
     pub fn snapshot_wish(&self) -> Wish {
-        Wish::Usual
+        if self.something_happened || self.actions.awaits_snapshot() {
+            Wish::Now
+        } else if self.is_acting() && self.actions_under_way().next().is_some() {
+            Wish::Within(Duration::from_millis(200))
+        } else {
+            Wish::Usual
+        }
     }
 
-    /// Whether this coordinator is the one to act: it is beside the raft leader, by the newest snapshot.
+    /// Whether this coordinator is the one to act: it is beside the raft leader, by the newest snapshot, and was not
+    /// started to observe only.
     pub fn is_acting(&self) -> bool {
-        !self.settings.observe
+        self.leads() && !self.settings.observe
     }
 
-    /// Why a service is or is not touched.
-    pub fn explain(&self, _now: Time, _service: &ServiceId) -> Option<Explanation> {
-        None
+    /// Whether this coordinator is beside the raft leader, by the newest snapshot.
+    pub fn leads(&self) -> bool {
+        self.view.snapshot.as_ref().is_some_and(|snapshot| snapshot.is_leader())
     }
 
-    /// All nodes.
-    pub fn nodes(&self, _now: Time) -> Vec<NodeStatus> {
-        Vec::new()
+    fn hear(&mut self, now: Time, input: AgentInput) {
+        let (node, mut out) = (input.node.clone(), Vec::new());
+        let heard = self.view.hear(now, input, &mut self.statistics, &mut out);
+        match heard {
+            Heard::Came { again } => {
+                self.view.tell_thresholds(&node, self.settings.thresholds, &mut out);
+                self.journal_came(&node, again);
+            }
+            Heard::Went => self.journal_went(&node),
+            Heard::Edge(edge) => {
+                self.view.acknowledge(&node, &mut out);
+                if edge.edge == Edge::Raise {
+                    // The round that notices it is soon, also while all was calm.
+                    self.next_round = self.next_round.map(|next| next.min(now + ROUND));
+                }
+                self.journal_edge(&node, &edge);
+            }
+            Heard::Container(task) => {
+                let service = task.and_then(|task| Some(self.view.snapshot.as_ref()?.tasks.get(&task)?.service.clone()));
+                // A task that Swarm has not shown yet may be the successor that is waited for.
+                let awaited = service.is_none_or(|service| self.is_busy(&service));
+                self.something_happened |= awaited && self.actions_under_way().next().is_some();
+            }
+            Heard::Nothing => self.view.acknowledge(&node, &mut out),
+        }
+        self.send(out);
     }
 
-    /// All node leases.
-    pub fn leases(&self, _now: Time) -> Vec<LeaseStatus> {
-        Vec::new()
+    fn send(&mut self, out: Vec<AgentOutput>) {
+        for message in out {
+            if self.messages.len() >= MAX_MESSAGES {
+                self.statistics.dropped += 1;
+            } else {
+                self.messages.push_back(message);
+            }
+        }
     }
 
-    /// All containers that agents report.
-    pub fn containers(&self, _now: Time) -> Vec<ContainerStatus> {
-        Vec::new()
+    fn answered(&mut self, now: Time, id: CommandId, result: CommandResult) {
+        if let Err(error) = &result {
+            self.statistics.failed_commands += 1;
+            self.journal_failure(id, error);
+        }
+        self.actions.answered(now, id, result);
     }
 
-    /// All services.
-    pub fn services(&self, _now: Time) -> Vec<ServiceStatus> {
-        Vec::new()
-    }
-
-    /// All standing alerts.
-    pub fn alerts(&self, _now: Time) -> Vec<AlertStatus> {
-        Vec::new()
-    }
-
-    /// All actions under way, and tombstones.
-    pub fn actions(&self, _now: Time) -> Vec<ActionStatus> {
-        Vec::new()
-    }
-
-    /// Load of a replica for the balancers; `None` when unknown or older than its lease.
-    pub fn replica_load(&self, _now: Time, _task: &TaskId) -> Option<ReplicaLoad> {
-        None
-    }
-
-    /// Counters.
-    pub fn statistics(&self) -> Statistics {
-        Statistics::default()
+    fn watch_leases(&mut self, now: Time) {
+        let changed: Vec<(NodeId, LeaseState)> = self
+            .view
+            .agents
+            .iter()
+            .map(|(node, agent)| (node, agent.lease.state(now)))
+            .filter(|(node, state)| self.leases.get(node) != Some(state))
+            .map(|(node, state)| (node.clone(), state))
+            .collect();
+        for (node, state) in changed {
+            let before = self.leases.insert(node.clone(), state);
+            self.journal_lease(now, &node, before, state);
+        }
+        let agents = &self.view.agents;
+        self.leases.retain(|node, _| agents.contains_key(node));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -43,8 +43,8 @@ pub struct Burden {
 
 /// The node with most room among those that Swarm would place the service on and whose figures may be believed; or
 /// why there is none, node by node.
-pub fn best_target(
-    round: &super::Round<'_>,
+pub(super) fn best_target(
+    round: &Round<'_>,
     service: &Service,
     burden: Burden,
     fits: impl Fn(&Target) -> Result<(), String>,

@@ -29,9 +29,9 @@ use crate::{
     view::View,
 };
 use hot::HotList;
-pub use migrate::{Target, best_target};
+pub use migrate::Target;
 use placement::Placed;
-pub use scale::{choose_victim_node, spare};
+pub use scale::{Spare, choose_victim_node, spare};
 
 /// What bears on the rules besides the view.
 #[derive(Clone, Debug, Default)]
@@ -118,6 +118,27 @@ pub fn decide(view: &View, situation: &Situation, now: Time) -> Vec<Verdict> {
     verdicts.sort_by(|a, b| b.rank.cmp(&a.rank).then_with(|| a.service.cmp(&b.service)));
     limit(&mut verdicts, situation);
     verdicts
+}
+
+/// The node with most room for one more replica of a service, other than its source; or why there is none.
+///
+/// # Errors
+/// What stands against each node.
+pub fn most_room(
+    view: &View,
+    situation: &Situation,
+    service: &ServiceId,
+    source: Option<&NodeId>,
+    now: Time,
+) -> Result<NodeId, String> {
+    let Some(snapshot) = view.snapshot.as_deref() else { return Err("Swarm was not read yet".into()) };
+    let Some(service) = snapshot.services.get(service) else { return Err("there is no such service".into()) };
+    let round =
+        Round { view, situation, snapshot, now, placed: Placed::count(snapshot), hot: HotList::default() };
+    let other = |target: &Target| {
+        if Some(&target.node) == source { Err("the source itself".into()) } else { Ok(()) }
+    };
+    migrate::best_target(&round, service, migrate::Burden::default(), other).map(|target| target.node)
 }
 
 /// One round of judgements: everything they share.

@@ -1,1 +1,606 @@
-//! The rules, one by one.
+//! The rules, one by one: a hot replica on a short node with room elsewhere, and what changes when one thing changes.
+
+use serde_json::json;
+use swarmguard_common::{
+    domain::{BasisPoints, Condition, Edge},
+    wire::agent::{NodeLoad, Report, TaskLoad},
+};
+
+use super::*;
+use crate::{
+    action::{Intent, Order, action_name, begin},
+    command::Command,
+    swarm::{Availability, RecordObject},
+    view::testing::*,
+};
+
+/// How hot the world is: CPU, memory, network of the replica, CPU of its node, CPU of the other node.
+#[derive(Clone, Copy)]
+struct Heat {
+    cpu: u16,
+    memory: u16,
+    network: u16,
+    node: u16,
+    other: u16,
+}
+
+const HOT: Heat = Heat { cpu: 90, memory: 10, network: 5, node: 95, other: 10 };
+
+/// `s1` with two replicas on n2 and n3, the one on n2 hot for 5 s.
+fn hot_world(service: Service, heat: Heat) -> World {
+    let mut world = World::new(["n1", "n2", "n3"]);
+    world.service(service).task("t1", "s1", 1, "n2").task("t2", "s1", 2, "n3").read(0);
+    let condition = if heat.cpu >= 75 { Condition::CpuHigh } else { Condition::MemoryHigh };
+    world.alert(1_000, "n2", "t1", condition, Edge::Raise, 300);
+    run(&mut world, 0, 6_000, heat);
+    world
+}
+
+fn run(world: &mut World, from: u64, to: u64, heat: Heat) {
+    for ms in (from..=to).step_by(250) {
+        world.report(ms, "n1", heat.other, &[]);
+        world.report(ms, "n2", heat.node, &[("t1", heat.cpu, heat.memory, heat.network)]);
+        world.report(ms, "n3", 10, &[("t2", 5, 5, 1)]);
+    }
+    world.read(to);
+}
+
+fn situation() -> Situation {
+    Situation { max_actions: 2, max_actions_per_node: 1, ..Situation::default() }
+}
+
+fn judge_at(world: &World, ms: u64, situation: &Situation) -> Verdict {
+    let verdicts = decide(&world.view, situation, at(ms));
+    verdicts.into_iter().find(|verdict| verdict.service.as_str() == "s1").expect("it is enabled")
+}
+
+fn rule(world: &World) -> (Conclusion, &'static str) {
+    let verdict = judge_at(world, 6_100, &situation());
+    assert_eq!(verdict.intent.is_some(), verdict.judgement.conclusion == Conclusion::Act, "{verdict:?}");
+    (verdict.judgement.conclusion, verdict.judgement.rule)
+}
+
+fn scaled(service: Service, min: &str, max: &str) -> Service {
+    with_label(with_label(service, "scale.min", min), "scale.max", max)
+}
+
+#[test]
+fn hot_with_little_network_on_a_short_node_migrates_to_the_emptier_node() {
+    let world = hot_world(replicated("s1", 2), HOT);
+    let verdict = judge_at(&world, 6_100, &situation());
+    assert_eq!(
+        verdict.intent,
+        Some(Intent::Migrate {
+            service: "s1".parse().expect("an ID"),
+            source: "n2".parse().expect("an ID"),
+            target: Some("n1".parse().expect("an ID")),
+        }),
+        "{verdict:?}"
+    );
+    assert_eq!(verdict.judgement.signals["cpu_percent"], 90.0);
+    assert_eq!(verdict.judgement.signals["node_cpu_percent"], 95.0);
+    assert_eq!(verdict.judgement.task, Some("t1".parse().expect("an ID")));
+    assert!(!verdict.judgement.otherwise.is_empty());
+}
+
+#[test]
+fn network_tells_node_from_load() {
+    let table = [
+        (5, replicated("s1", 2), "migrate"),
+        (35, replicated("s1", 2), "migrate"),
+        (50, scaled(replicated("s1", 2), "1", "5"), "migrate"),
+        (65, scaled(replicated("s1", 2), "1", "5"), "scale_out"),
+        (65, replicated("s1", 2), "scaling_off"),
+        (65, scaled(replicated("s1", 2), "1", "2"), "at_max"),
+    ];
+    for (network, service, expected) in table {
+        let world = hot_world(service, Heat { network, ..HOT });
+        assert_eq!(rule(&world).1, expected, "network at {network} %");
+    }
+}
+
+#[test]
+fn between_the_thresholds_most_replicas_hot_means_load() {
+    let mut world = hot_world(scaled(replicated("s1", 2), "1", "5"), Heat { network: 50, ..HOT });
+    world.alert(1_000, "n3", "t2", Condition::CpuHigh, Edge::Raise, 300);
+    world.report(6_050, "n3", 90, &[("t2", 85, 5, 50)]);
+    assert_eq!(rule(&world), (Conclusion::Act, "scale_out"));
+}
+
+#[test]
+fn nothing_is_done_before_its_time() {
+    let world = hot_world(replicated("s1", 2), HOT);
+    // The condition began at 700 ms; 3 s later, and not before, something is done.
+    let mut early = World::new(["n1", "n2", "n3"]);
+    early.service(replicated("s1", 2)).task("t1", "s1", 1, "n2").task("t2", "s1", 2, "n3").read(0);
+    early.alert(1_000, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
+    run(&mut early, 0, 3_500, HOT);
+    assert_eq!(judge_at(&early, 3_600, &situation()).judgement.rule, "holding");
+    let stalled = |world: &mut World| {
+        world.alert(1_100, "n2", "t1", Condition::Stalled, Edge::Raise, 300);
+    };
+    stalled(&mut early);
+    assert_eq!(judge_at(&early, 3_600, &situation()).judgement.rule, "migrate", "stalls shorten it to 1 s");
+    assert_eq!(rule(&world), (Conclusion::Act, "migrate"));
+}
+
+#[test]
+fn what_cooled_down_is_calm_before_the_agent_says_so() {
+    let mut world = hot_world(replicated("s1", 2), HOT);
+    world.report(6_050, "n2", 95, &[("t1", 60, 10, 5)]);
+    assert_eq!(rule(&world).0, Conclusion::Calm);
+    let mut world = hot_world(replicated("s1", 2), HOT);
+    world.alert(6_050, "n2", "t1", Condition::CpuHigh, Edge::Clear, 0);
+    assert_eq!(rule(&world).0, Conclusion::Calm);
+}
+
+#[test]
+fn refusals_by_what_the_service_is() {
+    let spec = |pointer: &str, value: serde_json::Value| {
+        let mut service = replicated("s1", 2);
+        let (parent, key) = pointer.rsplit_once('/').expect("a path");
+        service.spec.pointer_mut(parent).expect("there")[key] = value;
+        service
+    };
+    let table = [
+        (with_label(replicated("s1", 2), "cpu.high", "lots"), "labels"),
+        (with_label(replicated("s1", 2), "role", "balancer"), "own_service"),
+        (with_label(replicated("s1", 2), "migrate", "off"), "migrate_off"),
+        (spec("/TaskTemplate/ContainerSpec/Healthcheck", json!({"Test": ["NONE"]})), "no_healthcheck"),
+        (spec("/TaskTemplate/ContainerSpec/Mounts", json!([{"Type": "bind"}])), "local_volumes"),
+        (spec("/TaskTemplate/ContainerSpec/Env", json!(["A={{.Task.Slot}}"])), "slot_templates"),
+        (spec("/TaskTemplate/Placement", json!({"Constraints": ["node.id==n2"]})), "nowhere_better"),
+        (spec("/TaskTemplate/Placement", json!({"MaxReplicas": 1, "Constraints": ["node.id!=n1"]})), "nowhere_better"),
+    ];
+    for (service, expected) in table {
+        let world = hot_world(service, HOT);
+        assert_eq!(rule(&world), (Conclusion::Refuse, expected));
+    }
+}
+
+#[test]
+fn singletons_move_only_where_their_label_says_so() {
+    for (service, expected) in [
+        (replicated("s1", 1), (Conclusion::Refuse, "singleton")),
+        (with_label(replicated("s1", 1), "migrate", "surge"), (Conclusion::Act, "migrate")),
+    ] {
+        let mut world = World::new(["n1", "n2"]);
+        world.service(service).task("t1", "s1", 1, "n2").read(0);
+        world.alert(1_000, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
+        for ms in (0..=6_000).step_by(250) {
+            world.report(ms, "n1", 10, &[]);
+            world.report(ms, "n2", 95, &[("t1", 90, 10, 5)]);
+        }
+        world.read(6_000);
+        assert_eq!(rule(&world), expected);
+    }
+}
+
+#[test]
+fn a_foreign_rollout_stands_above_everything() {
+    type Change = fn(&mut World);
+    let table: [(&str, Change); 5] = [
+        ("updating", |world| {
+            let mut service = replicated("s1", 2);
+            service.update_state = Some("updating".into());
+            world.service(service);
+        }),
+        ("a slot with two tasks", |world| {
+            world.task("t3", "s1", 1, "n3");
+        }),
+        ("a replica that does not run", |world| {
+            world.swarm.tasks.get_mut(&"t2".parse().expect("an ID")).expect("there").state =
+                crate::swarm::TaskState::Starting;
+        }),
+        ("fewer tasks than replicas", |world| {
+            world.service(replicated("s1", 3));
+        }),
+        ("somebody else's change", |world| {
+            let mut service = replicated("s1", 2);
+            service.version = 11;
+            world.service(service);
+        }),
+    ];
+    for (what, change) in table {
+        let mut world = hot_world(replicated("s1", 2), HOT);
+        change(&mut world);
+        world.read(6_050);
+        assert_eq!(rule(&world), (Conclusion::Refuse, "rollout"), "{what}");
+    }
+}
+
+#[test]
+fn somebody_elses_change_keeps_us_off_for_a_while_only() {
+    let mut world = hot_world(replicated("s1", 2), HOT);
+    let mut service = replicated("s1", 2);
+    service.version = 11;
+    world.service(service).read(6_050);
+    run(&mut world, 6_250, 12_000, HOT);
+    assert_eq!(judge_at(&world, 12_100, &situation()).judgement.rule, "migrate");
+}
+
+#[test]
+fn stale_alerts_name_both_nodes() {
+    let mut world = hot_world(replicated("s1", 2), HOT);
+    let task = world.swarm.tasks.get_mut(&"t1".parse().expect("an ID")).expect("there");
+    task.node = Some("n3".parse().expect("an ID"));
+    world.read(6_050);
+    let verdict = judge_at(&world, 6_100, &situation());
+    assert_eq!(verdict.judgement.rule, "stale_alert");
+    assert!(verdict.judgement.text.contains("host-n2") && verdict.judgement.text.contains("host-n3"), "{verdict:?}");
+}
+
+#[test]
+fn nodes_that_are_silent_or_blind_are_neither_source_nor_target() {
+    let world = hot_world(replicated("s1", 2), HOT);
+    assert_eq!(judge_at(&world, 7_500, &situation()).judgement.rule, "no_lease", "source silent");
+    let mut world = hot_world(replicated("s1", 2), HOT);
+    for ms in (6_250..=9_000).step_by(250) {
+        world.report(ms, "n2", 95, &[("t1", 90, 10, 5)]);
+    }
+    assert_eq!(judge_at(&world, 9_100, &situation()).judgement.rule, "nowhere_better", "all targets silent");
+    let mut world = hot_world(replicated("s1", 2), HOT);
+    for agent in world.view.agents.values_mut() {
+        agent.hello.blind = true;
+    }
+    assert_eq!(rule(&world).1, "no_lease");
+}
+
+#[test]
+fn unknown_is_not_idle() {
+    let mut world = hot_world(replicated("s1", 2), HOT);
+    let forget = |report: &mut Report, world_handle: u32, change: fn(&mut TaskLoad)| {
+        report.node = NodeLoad { cpu: percent(95), memory: percent(20), ..NodeLoad::default() };
+        let mut load = TaskLoad { handle: world_handle, cpu: percent(90), cpu_millis: 3_600, ..TaskLoad::default() };
+        change(&mut load);
+        report.tasks = vec![load];
+    };
+    let handle = world.handle("t1");
+    world.report_with(6_050, "n2", |report| forget(report, handle, |_| {}));
+    assert_eq!(rule(&world), (Conclusion::Refuse, "network_unknown"));
+    world.report_with(6_060, "n2", |report| forget(report, handle, |load| load.cpu = None));
+    assert_eq!(rule(&world), (Conclusion::Refuse, "no_data"));
+}
+
+#[test]
+fn nowhere_better_to_go() {
+    let full = Heat { other: 70, ..HOT };
+    for (service, expected) in [
+        (replicated("s1", 2), (Conclusion::Refuse, "nowhere_better")),
+        (scaled(replicated("s1", 2), "1", "5"), (Conclusion::Act, "nowhere_better")),
+    ] {
+        let mut world = World::new(["n1", "n2", "n3"]);
+        world.service(service).task("t1", "s1", 1, "n2").task("t2", "s1", 2, "n3").read(0);
+        world.alert(1_000, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
+        for ms in (0..=6_000).step_by(250) {
+            world.report(ms, "n1", full.other, &[]);
+            world.report(ms, "n2", 95, &[("t1", 90, 10, 5)]);
+            world.report(ms, "n3", full.other, &[("t2", 60, 5, 1)]);
+        }
+        world.read(6_000);
+        assert_eq!(rule(&world), expected);
+    }
+}
+
+#[test]
+fn drained_and_paused_nodes_are_no_targets() {
+    for availability in [Availability::Pause, Availability::Drain] {
+        let mut world = hot_world(replicated("s1", 2), HOT);
+        for id in ["n1", "n3"] {
+            world.swarm.nodes.get_mut(&id.parse().expect("an ID")).expect("there").availability = availability;
+        }
+        world.read(6_050);
+        assert_eq!(rule(&world), (Conclusion::Refuse, "nowhere_better"));
+    }
+}
+
+#[test]
+fn at_its_own_limit_on_a_node_with_room_moving_would_not_help() {
+    for (service, expected) in [
+        (replicated("s1", 2), (Conclusion::Refuse, "limit_bound")),
+        (scaled(replicated("s1", 2), "1", "5"), (Conclusion::Act, "limit_bound")),
+    ] {
+        let mut world = hot_world(service, Heat { node: 30, ..HOT });
+        let agent = world.view.agents.get_mut(&"n2".parse().expect("an ID")).expect("there");
+        for container in agent.containers.values_mut() {
+            container.intro.cpu_limit_millis = Some(500);
+        }
+        assert_eq!(rule(&world), expected);
+    }
+}
+
+#[test]
+fn memory_at_its_own_limit_likewise_and_on_a_short_node_it_moves() {
+    let memory = Heat { cpu: 10, memory: 90, network: 5, node: 20, other: 10 };
+    let mut world = hot_world(replicated("s1", 2), memory);
+    assert_eq!(rule(&world).1, "limit_bound", "the node has memory left");
+    let handle = world.handle("t1");
+    world.report_with(6_050, "n2", |report| {
+        report.node = NodeLoad { cpu: percent(20), memory: percent(92), ..NodeLoad::default() };
+        report.tasks = vec![TaskLoad {
+            handle,
+            cpu: percent(10),
+            memory: percent(85),
+            network: percent(5),
+            memory_kib: 4_000_000,
+            ..TaskLoad::default()
+        }];
+    });
+    assert_eq!(rule(&world), (Conclusion::Act, "migrate"));
+}
+
+#[test]
+fn the_victim_stays_and_the_culprit_is_named() {
+    // s1 is at 90 % of its small allowance on a short node; s2 uses most of that node.
+    let mut world = hot_world(replicated("s1", 2), HOT);
+    world.service(replicated("s2", 1)).task("t9", "s2", 1, "n2").read(6_000);
+    let (small, large) = (world.handle("t1"), world.handle("t9"));
+    world.report_with(6_050, "n2", |report| {
+        report.node = NodeLoad { cpu: percent(98), memory: percent(20), ..NodeLoad::default() };
+        let load = |handle, cpu, cpu_millis| TaskLoad {
+            handle,
+            cpu: percent(cpu),
+            memory: percent(10),
+            network: percent(1),
+            cpu_millis,
+            ..TaskLoad::default()
+        };
+        report.tasks = vec![load(small, 90, 400), load(large, 80, 3_200)];
+    });
+    let verdict = judge_at(&world, 6_100, &situation());
+    assert_eq!(verdict.judgement.rule, "victim");
+    assert!(verdict.judgement.text.contains("name-s2"), "{}", verdict.judgement.text);
+}
+
+#[test]
+fn of_two_hot_services_on_a_node_the_heavier_moves_and_the_other_waits() {
+    let mut world = hot_world(replicated("s1", 2), HOT);
+    world.service(replicated("s2", 2)).task("t8", "s2", 1, "n2").task("t9", "s2", 2, "n3").read(6_000);
+    // A new service is left alone at first.
+    run(&mut world, 6_250, 12_000, HOT);
+    world.alert(8_000, "n2", "t8", Condition::CpuHigh, Edge::Raise, 300);
+    let (one, two) = (world.handle("t1"), world.handle("t8"));
+    world.report_with(12_050, "n2", |report| {
+        report.node = NodeLoad { cpu: percent(99), memory: percent(20), ..NodeLoad::default() };
+        let load = |handle, cpu_millis| TaskLoad {
+            handle,
+            cpu: percent(90),
+            memory: percent(10),
+            network: percent(1),
+            cpu_millis,
+            ..TaskLoad::default()
+        };
+        report.tasks = vec![load(one, 1_500), load(two, 2_400)];
+    });
+    let verdicts = decide(&world.view, &situation(), at(12_100));
+    let rules: Vec<(&str, &str)> =
+        verdicts.iter().map(|verdict| (verdict.service.as_str(), verdict.judgement.rule)).collect();
+    assert_eq!(rules, [("s2", "migrate"), ("s1", "limit_node")]);
+}
+
+#[test]
+fn limits_pauses_and_running_actions_hold_everything_back() {
+    let world = hot_world(replicated("s1", 2), HOT);
+    let with = |change: &dyn Fn(&mut Situation)| {
+        let mut situation = situation();
+        change(&mut situation);
+        judge_at(&world, 6_100, &situation).judgement.rule
+    };
+    assert_eq!(with(&|situation| situation.under_way = 2), "limit");
+    let n2 = || ("n2".parse().expect("an ID"), 1);
+    assert_eq!(with(&|situation| situation.leaving.extend([n2()])), "limit_node");
+    assert_eq!(with(&|situation| situation.paused_all = true), "paused");
+    assert_eq!(with(&|situation| situation.paused.extend(["s1".parse().expect("an ID")])), "paused");
+    let busy = with(&|situation| situation.busy.extend([("s1".parse().expect("an ID"), "a-1".into())]));
+    assert_eq!(busy, "action_running");
+    let observed = judge_at(&world, 6_100, &Situation { observe: true, ..situation() });
+    assert!(observed.observed && observed.intent.is_some());
+    let labelled = hot_world(with_label(replicated("s1", 2), "observe", "true"), HOT);
+    assert!(judge_at(&labelled, 6_100, &situation()).observed);
+}
+
+/// The tombstone of an action, as it is found in Swarm.
+fn tombstone(world: &World, intent: Intent, version: u64) -> RecordObject {
+    let order = Order {
+        intent,
+        token: format!("past-{version}"),
+        holder: "h".into(),
+        cooldown: Duration::from_secs(600),
+        reason: String::new(),
+    };
+    let step = begin(&order, &world.snapshot()).expect("it can begin");
+    let crate::action::Next::Do(Command::CreateRecord { name, mut labels, data }) = step.next else {
+        panic!("not a lease: {step:?}")
+    };
+    labels.insert("swarmguard.state".into(), "over".into());
+    RecordObject { id: format!("r{version}"), version, name, labels, data }
+}
+
+#[test]
+fn cooldown_then_ten_minutes_where_it_was_moved_in_vain() {
+    let moved_to = |target: &str| {
+        let mut world = World::new(["n1", "n2", "n3"]);
+        world.service(replicated("s1", 2)).task("t1", "s1", 1, "n2").task("t2", "s1", 2, "n3").read(0);
+        let intent = Intent::Migrate {
+            service: "s1".parse().expect("an ID"),
+            source: "n3".parse().expect("an ID"),
+            target: Some(target.parse().expect("an ID")),
+        };
+        let record = tombstone(&world, intent, 7);
+        assert_eq!(record.name, action_name(&"s1".parse().expect("an ID")));
+        world.record(record).read(100);
+        world
+    };
+    let later = |mut world: World, seconds: u64| {
+        let start = seconds * 1_000;
+        world.alert(start, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
+        run(&mut world, start, start + 6_000, HOT);
+        judge_at(&world, start + 6_100, &situation()).judgement.rule
+    };
+    assert_eq!(later(moved_to("n2"), 20), "cooldown");
+    assert_eq!(later(moved_to("n2"), 120), "moved_in_vain");
+    assert_eq!(later(moved_to("n2"), 700), "migrate");
+    assert_eq!(later(moved_to("n1"), 120), "migrate", "another replica of the service, where it always was");
+}
+
+// Scaling.
+
+/// `s1` with three replicas that use this much CPU, memory and network each, reported for `seconds`.
+fn spare_world(service: Service, each: (u16, u16, u16), seconds: u64) -> World {
+    let mut world = World::new(["n1", "n2", "n3"]);
+    world.service(service).task("t1", "s1", 1, "n1").task("t2", "s1", 2, "n2").task("t3", "s1", 3, "n3").read(0);
+    spend(&mut world, each, 0, seconds * 1_000);
+    world
+}
+
+fn spend(world: &mut World, (cpu, memory, network): (u16, u16, u16), from: u64, to: u64) {
+    for ms in (from..=to).step_by(500) {
+        for (node, task, node_cpu) in [("n1", "t1", 10), ("n2", "t2", 60), ("n3", "t3", 20)] {
+            world.report(ms, node, node_cpu, &[(task, cpu, memory, network)]);
+        }
+        note(world, ms);
+    }
+    world.read(to);
+}
+
+fn note(world: &mut World, ms: u64) {
+    let id = "s1".parse().expect("an ID");
+    let service = world.swarm.services[&id].clone();
+    let Mode::Replicated(replicas) = service.mode else { panic!("replicated") };
+    let policy = service.policy.clone().expect("sensible");
+    let is_spare = matches!(spare(&world.view, &service, &policy, at(ms)), Spare::Yes { .. });
+    world.view.history.note_spare(&id, at(ms), replicas, is_spare);
+}
+
+fn scaling() -> Service {
+    with_label(scaled(replicated("s1", 3), "1", "5"), "scale.down.window", "20s")
+}
+
+fn rule_at(world: &World, ms: u64) -> &'static str {
+    judge_at(world, ms, &situation()).judgement.rule
+}
+
+#[test]
+fn spare_for_the_whole_window_loses_the_replica_of_the_fullest_node() {
+    let world = spare_world(scaling(), (20, 50, 5), 10);
+    assert_eq!(rule_at(&world, 10_100), "spare_holding");
+    let world = spare_world(scaling(), (20, 50, 5), 21);
+    let verdict = judge_at(&world, 21_100, &situation());
+    assert_eq!(
+        verdict.intent,
+        Some(Intent::ScaleIn { service: "s1".parse().expect("an ID"), node: "n2".parse().expect("an ID") }),
+        "{verdict:?}"
+    );
+}
+
+#[test]
+fn the_sum_over_all_must_fit_the_others_with_margin() {
+    // Two of three could carry (75 - 10) x 2 = 130 %: 3 x 43 = 129 is spare, 3 x 44 = 132 is not.
+    for (each, expected) in [
+        ((43, 50, 5), "scale_in"),
+        ((44, 50, 5), "calm"),
+        ((20, 95, 5), "scale_in"),
+        ((20, 50, 36), "scale_in"),
+        ((20, 50, 37), "calm"),
+    ] {
+        assert_eq!(rule_at(&spare_world(scaling(), each, 21), 21_100), expected, "{each:?}");
+    }
+    let with_memory = with_label(scaling(), "scale.memory", "true");
+    assert_eq!(rule_at(&spare_world(with_memory, (20, 60, 5), 21), 21_100), "calm");
+}
+
+#[test]
+fn a_figure_that_is_missing_or_a_busy_moment_begins_the_window_anew() {
+    let mut world = spare_world(scaling(), (20, 50, 5), 15);
+    // A second in which t3 says nothing is bridged; four are not.
+    for ms in (15_000..=19_000).step_by(500) {
+        world.report(ms, "n1", 10, &[("t1", 20, 50, 5)]);
+        world.report(ms, "n2", 10, &[("t2", 20, 50, 5)]);
+        world.report(ms, "n3", 10, &[]);
+        note(&mut world, ms);
+    }
+    assert_eq!(rule_at(&world, 19_050), "unknown");
+    spend(&mut world, (20, 50, 5), 19_500, 30_000);
+    assert_eq!(rule_at(&world, 30_100), "spare_holding");
+}
+
+#[test]
+fn bounds_come_first_and_cooldowns_hold() {
+    let at_least = with_label(scaled(replicated("s1", 3), "3", "5"), "scale.down.window", "20s");
+    assert_eq!(rule_at(&spare_world(at_least, (20, 50, 5), 21), 21_100), "at_min");
+    let below = scaled(replicated("s1", 3), "4", "5");
+    assert_eq!(rule_at(&spare_world(below, (20, 50, 5), 5), 5_100), "below_min");
+    let above = scaled(replicated("s1", 3), "1", "2");
+    assert_eq!(rule_at(&spare_world(above, (70, 50, 5), 5), 5_100), "above_max");
+    let mut world = World::new(["n1", "n2", "n3"]);
+    world.service(scaling()).task("t1", "s1", 1, "n1").task("t2", "s1", 2, "n2").task("t3", "s1", 3, "n3").read(0);
+    let intent = Intent::ScaleIn { service: "s1".parse().expect("an ID"), node: "n1".parse().expect("an ID") };
+    let record = tombstone(&world, intent, 3);
+    world.record(record).read(100);
+    spend(&mut world, (20, 50, 5), 500, 25_000);
+    assert_eq!(rule_at(&world, 25_100), "down_cooldown");
+    spend(&mut world, (20, 50, 5), 25_500, 61_000);
+    assert_eq!(rule_at(&world, 61_100), "scale_in");
+}
+
+#[test]
+fn a_spike_of_two_seconds_does_nothing() {
+    let mut world = spare_world(scaled(replicated("s1", 3), "1", "5"), (50, 50, 70), 10);
+    world.alert(10_800, "n2", "t2", Condition::CpuHigh, Edge::Raise, 300);
+    for ms in (10_500..=12_500).step_by(250) {
+        world.report(ms, "n1", 50, &[("t1", 50, 50, 70)]);
+        world.report(ms, "n2", 100, &[("t2", 100, 50, 70)]);
+        world.report(ms, "n3", 50, &[("t3", 50, 50, 70)]);
+        assert_ne!(judge_at(&world, ms, &situation()).judgement.conclusion, Conclusion::Act);
+    }
+    world.alert(12_600, "n2", "t2", Condition::CpuHigh, Edge::Clear, 0);
+    spend(&mut world, (50, 50, 70), 12_750, 16_000);
+    assert_eq!(judge_at(&world, 16_100, &situation()).judgement.conclusion, Conclusion::Calm);
+}
+
+#[test]
+fn several_steps_at_once_only_where_labels_allow_and_all_is_hot() {
+    for (step, expected) in [("1", 3), ("4", 4)] {
+        let service = with_label(scaled(replicated("s1", 2), "1", "9"), "scale.step", step);
+        let mut world = hot_world(service, Heat { cpu: 100, network: 80, ..HOT });
+        world.alert(1_000, "n3", "t2", Condition::CpuHigh, Edge::Raise, 300);
+        world.report(6_050, "n3", 100, &[("t2", 100, 5, 80)]);
+        let verdict = judge_at(&world, 6_100, &situation());
+        let Some(Intent::ScaleOut { replicas, .. }) = verdict.intent else { panic!("{verdict:?}") };
+        assert_eq!(replicas, expected);
+    }
+}
+
+proptest::proptest! {
+    /// Whatever figures are missing, no action rests on one that is not there.
+    #[test]
+    fn no_verdict_acts_on_missing_data(
+        cpu in proptest::option::of(0_u16..=100),
+        memory in proptest::option::of(0_u16..=100),
+        network in proptest::option::of(0_u16..=100),
+        node_cpu in proptest::option::of(0_u16..=100),
+        silent_ms in 0_u64..8_000,
+        scale in proptest::bool::ANY,
+    ) {
+        let service = if scale { scaled(replicated("s1", 2), "1", "5") } else { replicated("s1", 2) };
+        let mut world = hot_world(service, HOT);
+        let handle = world.handle("t1");
+        let share = |value: Option<u16>| value.map(BasisPoints::from_percent);
+        world.report_with(6_050, "n2", |report| {
+            report.node = NodeLoad { cpu: share(node_cpu), memory: percent(20), ..NodeLoad::default() };
+            report.tasks = vec![TaskLoad {
+                handle,
+                cpu: share(cpu),
+                memory: share(memory),
+                network: share(network),
+                cpu_millis: 3_600,
+                ..TaskLoad::default()
+            }];
+        });
+        let verdict = judge_at(&world, 6_100 + silent_ms, &situation());
+        if verdict.intent.is_some() {
+            proptest::prop_assert!(cpu.is_some() && network.is_some() && node_cpu.is_some(), "{verdict:?}");
+            proptest::prop_assert!(silent_ms < 1_000, "acted on figures {silent_ms} ms old: {verdict:?}");
+        }
+    }
+}

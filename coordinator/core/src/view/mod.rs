@@ -227,6 +227,11 @@ impl View {
         self.agents.get(node).map(|agent| agent.lease.state(now))
     }
 
+    /// Whether any alert stands anywhere.
+    pub fn any_alert(&self) -> bool {
+        self.agents.values().any(|agent| agent.containers.values().any(|container| !container.standing.is_empty()))
+    }
+
     /// Figures of a node that may be judged by.
     pub fn node_load(&self, node: &NodeId, now: Time) -> Option<&NodeLoad> {
         self.agents.get(node)?.node_load(now)

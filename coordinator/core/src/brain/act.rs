@@ -1,0 +1,386 @@
+//! Driving actions: orders that are not durable yet, one outstanding command for each record, and steps.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use swarmguard_common::{
+    clock::Time,
+    domain::{NodeId, ServiceId},
+};
+
+use super::Brain;
+use crate::{
+    action::{
+        self, Context, Intent, Kind, Next, Order, Outcome, Record, Refusal, Step, action_name, drain_name, is_record,
+    },
+    command::{Command, CommandError, CommandId, CommandResult},
+};
+
+/// Commands given out that nobody answers are taken for lost after this long.
+const ANSWER_WITHIN: Duration = Duration::from_secs(120);
+/// An order whose record does not appear is given up after this long.
+const DURABLE_WITHIN: Duration = Duration::from_secs(10);
+/// After an order failed, the service is left alone this long.
+const HOLD_OFF: Duration = Duration::from_secs(2);
+
+/// A command given out for a record, until a snapshot that was begun after its answer.
+#[derive(Debug)]
+struct Outstanding {
+    id: CommandId,
+    command: Command,
+    sent: Time,
+    answer: Option<(Time, CommandResult)>,
+}
+
+/// An order that no record of Swarm shows yet.
+#[derive(Debug)]
+struct Pending {
+    order: Order,
+    since: Time,
+}
+
+/// When an action's reason began, and when it was decided; for figures only.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Track {
+    /// First sample over the threshold.
+    pub hot_since: Option<Time>,
+    /// When it was decided.
+    pub decided: Time,
+    /// When the old replica took no new requests any more.
+    pub relieved: Option<Time>,
+}
+
+/// Actions under way and being begun. Only a memory: what matters is in Swarm's records.
+#[derive(Debug)]
+pub(super) struct Actions {
+    token_stem: String,
+    next_token: u64,
+    next_command: u64,
+    outstanding: BTreeMap<String, Outstanding>,
+    last: BTreeMap<String, (Command, CommandResult)>,
+    pending: BTreeMap<String, Pending>,
+    waits: BTreeMap<String, String>,
+    notes: BTreeSet<(String, &'static str)>,
+    tracks: BTreeMap<String, Track>,
+    hold_off: BTreeMap<String, Time>,
+}
+
+impl Actions {
+    pub fn new(holder: &str) -> Self {
+        let plain: Vec<char> = holder.chars().filter(char::is_ascii_alphanumeric).collect();
+        let stem = plain.iter().skip(plain.len().saturating_sub(24)).collect();
+        Self {
+            token_stem: stem,
+            next_token: 1,
+            next_command: 1,
+            outstanding: BTreeMap::new(),
+            last: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            waits: BTreeMap::new(),
+            notes: BTreeSet::new(),
+            tracks: BTreeMap::new(),
+            hold_off: BTreeMap::new(),
+        }
+    }
+
+    /// A token that no other action of this process has.
+    pub fn token(&mut self) -> String {
+        let token = format!("{}-{}", self.token_stem, self.next_token);
+        self.next_token += 1;
+        token
+    }
+
+    pub fn answered(&mut self, now: Time, id: CommandId, result: CommandResult) {
+        if let Some(outstanding) = self.outstanding.values_mut().find(|outstanding| outstanding.id == id) {
+            outstanding.answer.get_or_insert((now, result));
+        }
+    }
+
+    /// Some command was answered, and what it did is not seen yet.
+    pub fn awaits_snapshot(&self) -> bool {
+        self.outstanding.values().any(|outstanding| outstanding.answer.is_some())
+    }
+
+    /// The record that a command is for, and the command.
+    pub fn command(&self, id: CommandId) -> Option<(&str, &Command)> {
+        let (name, outstanding) = self.outstanding.iter().find(|(_, outstanding)| outstanding.id == id)?;
+        Some((name, &outstanding.command))
+    }
+
+    /// What an action waits for.
+    pub fn waits_for(&self, record: &str) -> Option<&str> {
+        self.waits.get(record).map(String::as_str)
+    }
+
+    /// Services and nodes that orders not durable yet are about.
+    pub fn pending(&self) -> impl Iterator<Item = &Order> {
+        self.pending.values().map(|pending| &pending.order)
+    }
+
+    pub fn track(&self, token: &str) -> Option<&Track> {
+        self.tracks.get(token)
+    }
+
+    /// Whether a service is to be left alone for a moment, because an order for it has just failed.
+    pub fn is_held_off(&self, service: &ServiceId, now: Time) -> bool {
+        self.hold_off.get(&action_name(service)).is_some_and(|until| now < *until)
+    }
+
+    fn is_outstanding(&self, record: &str) -> bool {
+        self.outstanding.contains_key(record)
+    }
+
+    /// Forgets answers whose effect a snapshot now shows, and commands that nobody answered.
+    fn settle(&mut self, now: Time, taken: Time) {
+        let settled: Vec<String> = self
+            .outstanding
+            .iter()
+            .filter(|(_, outstanding)| match &outstanding.answer {
+                Some((at, _)) => taken >= *at,
+                None => now - outstanding.sent > ANSWER_WITHIN,
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in settled {
+            if let Some(outstanding) = self.outstanding.remove(&name) {
+                let lost = || Err(CommandError::Unavailable("nobody answered in time".into()));
+                let result = outstanding.answer.map_or_else(lost, |(_, result)| result);
+                self.last.insert(name, (outstanding.command, result));
+            }
+        }
+    }
+}
+
+/// Name of the record that an intent is kept in.
+pub(super) fn record_name(intent: &Intent) -> String {
+    match intent {
+        Intent::Migrate { service, .. } | Intent::ScaleOut { service, .. } | Intent::ScaleIn { service, .. } => {
+            action_name(service)
+        }
+        Intent::Drain { node } => drain_name(node),
+    }
+}
+
+impl Brain {
+    /// Records of ours that are not tombstones.
+    pub(super) fn actions_under_way(&self) -> impl Iterator<Item = Record> {
+        let records = self.view.snapshot.iter().flat_map(|snapshot| snapshot.records.values());
+        let records = records.filter(|object| is_record(&object.name)).filter_map(|object| Record::parse(object).ok());
+        records.filter(|record| !record.is_over())
+    }
+
+    /// Whether an action on a service is under way or being begun.
+    pub(super) fn is_busy(&self, service: &ServiceId) -> bool {
+        self.actions.pending().any(|order| order.intent.service() == Some(service))
+            || self.actions_under_way().any(|record| {
+                record.service.as_ref() == Some(service) && !matches!(record.kind, Kind::Node | Kind::Drain)
+            })
+    }
+
+    /// Forgets what no record needs any more.
+    pub(super) fn forget(&mut self) {
+        let Some(snapshot) = self.view.snapshot.clone() else { return };
+        let actions = &mut self.actions;
+        let exists = |name: &String| snapshot.records.contains_key(name);
+        actions.waits.retain(|name, _| exists(name));
+        let outstanding = &actions.outstanding;
+        actions.last.retain(|name, _| exists(name) || outstanding.contains_key(name));
+        let mut tokens: BTreeSet<String> =
+            snapshot.records.values().filter_map(|object| Some(Record::parse(object).ok()?.token)).collect();
+        tokens.extend(actions.pending.values().map(|pending| pending.order.token.clone()));
+        actions.notes.retain(|(token, _)| tokens.contains(token));
+        actions.tracks.retain(|token, _| tokens.contains(token));
+    }
+
+    /// Takes every record, and every order that is not durable yet, one step further. Called with each new snapshot.
+    pub(super) fn act(&mut self, now: Time) {
+        let Some(snapshot) = self.view.snapshot.clone() else { return };
+        self.actions.settle(now, snapshot.taken);
+        self.actions.hold_off.retain(|_, until| now < *until);
+        if !self.is_acting() {
+            // Another leads: what was not durable was never begun.
+            self.actions.pending.clear();
+            return;
+        }
+        for object in snapshot.records.values().filter(|object| is_record(&object.name)) {
+            if self.actions.is_outstanding(&object.name) {
+                continue;
+            }
+            let last = self.actions.last.get(&object.name).cloned();
+            let context = Context {
+                holder: &self.settings.holder,
+                since: self.view.history.ages.since(object, now),
+                last: last.as_ref().map(|(command, result)| (command, result)),
+                tuning: &self.settings.tuning,
+            };
+            let step = action::step(object, &snapshot, now, &context);
+            let drain = Record::parse(object).ok().filter(|record| record.kind == Kind::Drain);
+            self.follow(now, &object.name, step, drain.as_ref());
+        }
+        self.begin_pending(now);
+        self.write_wishes(now);
+    }
+
+    fn follow(&mut self, now: Time, name: &str, step: Step, drain: Option<&Record>) {
+        for note in &step.notes {
+            self.journal_note(now, note);
+        }
+        match step.next {
+            Next::Do(command) => {
+                self.actions.waits.remove(name);
+                self.issue(now, name, command);
+            }
+            Next::Wait { why, .. } => {
+                self.actions.waits.insert(name.into(), why);
+            }
+            Next::Start { intent, token } => {
+                if let Some(drain) = drain {
+                    self.start_for_drain(now, drain, intent, token);
+                }
+            }
+            Next::Over { outcome, .. } => {
+                let said = match outcome {
+                    Outcome::Done => "over: done".into(),
+                    Outcome::Undone { code, .. } => format!("over: {code}"),
+                };
+                self.actions.waits.insert(name.into(), said);
+            }
+        }
+    }
+
+    /// Gives a command out for a record; one at a time.
+    pub(super) fn issue(&mut self, now: Time, name: &str, command: Command) {
+        let id = CommandId(self.actions.next_command);
+        self.actions.next_command += 1;
+        self.statistics.commands += 1;
+        self.commands.push_back((id, command.clone()));
+        self.actions.outstanding.insert(name.into(), Outstanding { id, command, sent: now, answer: None });
+    }
+
+    /// Whether a command for this record is on its way, or its effect not seen yet.
+    pub(super) fn is_outstanding(&self, record: &str) -> bool {
+        self.actions.is_outstanding(record)
+    }
+
+    /// An order of the policy's, a drain's or an operator's begins: the first command is given out, the rest follows
+    /// with the snapshots.
+    ///
+    /// # Errors
+    /// When it cannot begin now; nothing was done.
+    pub(super) fn begin(&mut self, now: Time, order: Order, hot_since: Option<Time>) -> Result<(), Refusal> {
+        let busy = |text: &str| Refusal {
+            code: "busy",
+            text: text.into(),
+            otherwise: "the end of what is under way".into(),
+        };
+        let name = record_name(&order.intent);
+        if self.actions.pending.contains_key(&name) || self.actions.is_outstanding(&name) {
+            return Err(busy("another action has just begun"));
+        }
+        let Some(snapshot) = self.view.snapshot.clone() else { return Err(busy("Swarm was not read yet")) };
+        let step = action::begin(&order, &snapshot)?;
+        let track = Track { hot_since, decided: now, relieved: None };
+        self.actions.tracks.insert(order.token.clone(), track);
+        self.actions.pending.insert(name.clone(), Pending { order, since: now });
+        self.follow(now, &name, step, None);
+        Ok(())
+    }
+
+    /// Orders whose record is not there yet: those that first had to remove a tombstone go on, those whose lease went
+    /// to somebody else are given up.
+    fn begin_pending(&mut self, now: Time) {
+        let Some(snapshot) = self.view.snapshot.clone() else { return };
+        let names: Vec<String> = self.actions.pending.keys().cloned().collect();
+        for name in names {
+            let Some(pending) = self.actions.pending.get(&name) else { continue };
+            let (order, since) = (pending.order.clone(), pending.since);
+            let record = snapshot.records.get(&name).and_then(|object| Record::parse(object).ok());
+            if record.is_some_and(|record| record.token == order.token) {
+                self.actions.pending.remove(&name);
+                continue;
+            }
+            if self.actions.is_outstanding(&name) {
+                continue;
+            }
+            let created = matches!(self.actions.last.get(&name), Some((Command::CreateRecord { .. }, _)));
+            let refused = if now - since > DURABLE_WITHIN {
+                let text = "its lease could not be taken in time".into();
+                Err(Refusal { code: "lease_not_taken", text, otherwise: "an engine that answers".into() })
+            } else if created && matches!(self.actions.last.get(&name), Some((_, Ok(())))) {
+                // Created, and a manager that lags behind does not show it yet.
+                continue;
+            } else {
+                action::begin(&order, &snapshot)
+            };
+            match refused {
+                Ok(step) => self.follow(now, &name, step, None),
+                Err(refusal) => {
+                    self.actions.pending.remove(&name);
+                    self.actions.hold_off.insert(name, now + HOLD_OFF);
+                    self.journal_refused(now, &order, &refusal);
+                }
+            }
+        }
+    }
+
+    /// A drain wants a service's replica moved.
+    fn start_for_drain(&mut self, now: Time, drain: &Record, intent: Intent, token: String) {
+        let Some(service) = intent.service().cloned() else { return };
+        if self.is_busy(&service) || self.actions.is_held_off(&service, now) || !self.has_room(&intent) {
+            return;
+        }
+        if let Some(finding) = self.stays(&service, now) {
+            let Some(snapshot) = self.view.snapshot.clone() else { return };
+            let name = snapshot.services.get(&service).map_or_else(String::new, |service| service.name.clone());
+            let reason = format!("{name} cannot leave: {}", finding.text);
+            if let Some(object) = snapshot.records.get(&drain.name)
+                && let Some(command) = action::cancel(object, &reason)
+            {
+                self.issue(now, &drain.name, command);
+            }
+            return;
+        }
+        let Intent::Migrate { service, source, .. } = intent else { return };
+        let target = self.room_for(&service, &source, now).ok();
+        let order = Order {
+            intent: Intent::Migrate { service: service.clone(), source, target },
+            token,
+            holder: self.settings.holder.clone(),
+            cooldown: Duration::ZERO,
+            reason: format!("drain {}", drain.token),
+        };
+        if let Err(refusal) = self.begin(now, order.clone(), None) {
+            self.actions.hold_off.insert(action_name(&service), now + HOLD_OFF);
+            self.journal_refused(now, &order, &refusal);
+        }
+    }
+
+    /// A note is journalled once for each action.
+    pub(super) fn is_new_note(&mut self, token: &str, code: &'static str) -> bool {
+        self.actions.notes.insert((token.into(), code))
+    }
+
+    /// When a replica stopped taking requests, for the figures of its action.
+    pub(super) fn note_relieved(&mut self, token: &str, now: Time) {
+        if let Some(track) = self.actions.tracks.get_mut(token) {
+            track.relieved.get_or_insert(now);
+        }
+    }
+
+    /// How many actions leave each node, orders not durable yet included.
+    pub(super) fn leaving(&self) -> BTreeMap<NodeId, usize> {
+        let mut leaving = BTreeMap::new();
+        let pending = self.actions.pending().filter_map(|order| match &order.intent {
+            Intent::Migrate { source, .. } => Some(source.clone()),
+            Intent::ScaleIn { node, .. } | Intent::Drain { node } => Some(node.clone()),
+            Intent::ScaleOut { .. } => None,
+        });
+        let under_way = self.actions_under_way().filter(|record| record.kind != Kind::Node);
+        for node in pending.chain(under_way.filter_map(|record| record.source)) {
+            *leaving.entry(node).or_default() += 1;
+        }
+        leaving
+    }
+}

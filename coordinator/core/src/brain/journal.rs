@@ -1,0 +1,262 @@
+//! What the brain writes down: alert edges, decisions, refusals (when the reason changes, and once a minute while it
+//! stands), leases, and steps of actions.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use swarmguard_common::{
+    clock::Time,
+    domain::{Edge, NodeId, ServiceId, TaskId},
+    journal::{Entry, Kind},
+};
+
+use super::{Brain, MAX_ENTRIES};
+use crate::{
+    action::{Note, Order, Refusal},
+    command::{Command, CommandError, CommandId},
+    explain::Conclusion,
+    lease::LeaseState,
+    policy::Verdict,
+    view::agent::NewEdge,
+};
+
+/// A refusal that stands is said again after this long.
+const AGAIN: Duration = Duration::from_secs(60);
+
+/// What was said lately of each service; bounded by the services that have verdicts.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    refusals: BTreeMap<ServiceId, BTreeMap<&'static str, Time>>,
+}
+
+impl Said {
+    /// Whether a rule is to be said of a service now; if so it counts as said.
+    fn is_due(&mut self, service: &ServiceId, rule: &'static str, now: Time) -> bool {
+        let rules = self.refusals.entry(service.clone()).or_default();
+        // Each rule for itself: two that take turns are not news at every turn.
+        if rules.get(rule).is_some_and(|at| now - *at < AGAIN) {
+            return false;
+        }
+        rules.retain(|_, at| now - *at < AGAIN);
+        rules.insert(rule, now);
+        true
+    }
+
+    /// After an action everything is news again.
+    pub fn forget(&mut self, service: &ServiceId) {
+        self.refusals.remove(service);
+    }
+}
+
+fn entry(kind: Kind, code: impl Into<String>, text: impl Into<String>) -> Entry {
+    Entry {
+        id: 0,
+        at_ms: 0,
+        kind,
+        code: code.into(),
+        service: None,
+        service_name: None,
+        task: None,
+        node: None,
+        target: None,
+        action: None,
+        text: text.into(),
+        figures: BTreeMap::new(),
+        rule: None,
+        otherwise: None,
+    }
+}
+
+impl Brain {
+    fn write(&mut self, mut entry: Entry) {
+        if self.entries.len() >= MAX_ENTRIES {
+            self.statistics.dropped_entries += 1;
+            return;
+        }
+        entry.service_name = entry.service.as_ref().and_then(|id| self.service_name(id));
+        self.entries.push_back(entry);
+    }
+
+    pub(super) fn service_name(&self, service: &ServiceId) -> Option<String> {
+        self.view.snapshot.as_ref()?.services.get(service).map(|service| service.name.clone())
+    }
+
+    pub(super) fn hostname(&self, node: &NodeId) -> String {
+        let snapshot = self.view.snapshot.as_ref();
+        let known = snapshot.and_then(|snapshot| snapshot.nodes.get(node)).map(|node| node.hostname.clone());
+        let said = || self.view.agents.get(node).map(|agent| agent.hello.hostname.clone());
+        known.or_else(said).unwrap_or_else(|| node.to_string())
+    }
+
+    pub(super) fn journal_edge(&mut self, node: &NodeId, edge: &NewEdge) {
+        let word = match edge.edge {
+            Edge::Raise => "raise",
+            Edge::Clear => "clear",
+            // It still stands: nothing new.
+            Edge::Refresh => return,
+        };
+        let container = edge
+            .container
+            .as_ref()
+            .and_then(|id| self.view.agents.get(node)?.containers.get(id));
+        let service = container.and_then(|container| self.view.service_of(container)).map(|found| found.id.clone());
+        let task: Option<TaskId> = container.and_then(|container| {
+            let known = self.view.task_of(&container.intro.container, container.intro.task.as_ref());
+            known.map(|task| task.id.clone()).or_else(|| container.intro.task.clone())
+        });
+        let condition = edge.condition.to_string();
+        let text = format!("{condition} at {:.1} % on {}", edge.percent, self.hostname(node));
+        let mut entry = entry(Kind::Alert, format!("{}_{word}", condition.replace(' ', "_")), text);
+        (entry.service, entry.task, entry.node) = (service, task, Some(node.clone()));
+        entry.figures.insert("value_percent".into(), edge.percent);
+        entry.figures.insert("age_ms".into(), f64::from(edge.age_ms));
+        self.write(entry);
+    }
+
+    pub(super) fn journal_came(&mut self, node: &NodeId, again: bool) {
+        let (code, what) = if again { ("agent_again", "came again") } else { ("agent_came", "came") };
+        let version = self.view.agents.get(node).map_or_else(String::new, |agent| agent.hello.version.clone());
+        let mut entry = entry(Kind::Lease, code, format!("the agent of {} {what}, version {version}", self.hostname(node)));
+        entry.node = Some(node.clone());
+        self.write(entry);
+    }
+
+    pub(super) fn journal_went(&mut self, node: &NodeId) {
+        let text = format!("the connection of the agent of {} ended; its lease runs on", self.hostname(node));
+        let mut entry = entry(Kind::Lease, "agent_went", text);
+        entry.node = Some(node.clone());
+        self.write(entry);
+    }
+
+    pub(super) fn journal_lease(&mut self, now: Time, node: &NodeId, before: Option<LeaseState>, state: LeaseState) {
+        let host = self.hostname(node);
+        let (code, text) = match (before, state) {
+            (None | Some(LeaseState::Live), LeaseState::Live) => ("lease_granted", format!("{host} holds a node lease")),
+            (_, LeaseState::Live) => ("lease_renewed", format!("{host} is heard again")),
+            (_, LeaseState::Suspect) => ("lease_suspect", format!("{host} has been silent for a while")),
+            (_, LeaseState::Lapsed) => ("lease_lapsed", format!("{host} is silent: what it said counts no more")),
+        };
+        let mut entry = entry(Kind::Lease, code, text);
+        entry.node = Some(node.clone());
+        if let Some(agent) = self.view.agents.get(node) {
+            entry.figures.insert("age_ms".into(), agent.lease.age(now).as_secs_f64() * 1_000.0);
+            entry.figures.insert("patience".into(), f64::from(agent.lease.patience()));
+        }
+        self.write(entry);
+    }
+
+    fn from_verdict(kind: Kind, code: &str, verdict: &Verdict) -> Entry {
+        let judgement = &verdict.judgement;
+        let mut entry = entry(kind, code, judgement.text.clone());
+        entry.service = Some(verdict.service.clone());
+        entry.task.clone_from(&judgement.task);
+        entry.node.clone_from(&judgement.node);
+        entry.target.clone_from(&judgement.target);
+        entry.figures = judgement.signals.iter().map(|(name, value)| ((*name).into(), *value)).collect();
+        entry.rule = Some(judgement.rule.into());
+        entry.otherwise = Some(judgement.otherwise.clone());
+        entry
+    }
+
+    /// A refusal, or a decision that is only observed.
+    pub(super) fn journal_verdict(&mut self, now: Time, verdict: &Verdict) {
+        if !self.said.is_due(&verdict.service, verdict.judgement.rule, now) {
+            return;
+        }
+        let entry = match (&verdict.intent, verdict.judgement.conclusion) {
+            (Some(intent), Conclusion::Act) => {
+                self.statistics.decisions += 1;
+                let mut entry = Self::from_verdict(Kind::Decision, kind_word(intent), verdict);
+                entry.text = format!("observed only: {}", entry.text);
+                entry
+            }
+            _ => {
+                self.statistics.refusals += 1;
+                Self::from_verdict(Kind::Refusal, verdict.judgement.rule, verdict)
+            }
+        };
+        self.write(entry);
+    }
+
+    pub(super) fn journal_decision(&mut self, verdict: &Verdict, token: &str) {
+        let Some(intent) = &verdict.intent else { return };
+        let mut entry = Self::from_verdict(Kind::Decision, kind_word(intent), verdict);
+        entry.action = Some(token.into());
+        self.write(entry);
+    }
+
+    /// An order that could not begin after all.
+    pub(super) fn journal_refused(&mut self, now: Time, order: &Order, refusal: &Refusal) {
+        if let Some(service) = order.intent.service()
+            && !self.said.is_due(service, refusal.code, now)
+        {
+            return;
+        }
+        self.statistics.refusals += 1;
+        let mut entry = entry(Kind::Refusal, refusal.code, refusal.text.clone());
+        entry.service = order.intent.service().cloned();
+        entry.action = Some(order.token.clone());
+        entry.rule = Some(refusal.code.into());
+        entry.otherwise = Some(refusal.otherwise.clone());
+        self.write(entry);
+    }
+
+    /// An operator's word.
+    pub(super) fn journal_operator(&mut self, code: &str, text: String, service: Option<ServiceId>, action: Option<String>) {
+        let mut entry = entry(Kind::Decision, code, text);
+        (entry.service, entry.action, entry.rule) = (service, action, Some("operator".into()));
+        self.write(entry);
+    }
+
+    pub(super) fn journal_note(&mut self, now: Time, note: &Note) {
+        if !self.is_new_note(&note.action, note.code) {
+            return;
+        }
+        if matches!(note.code, "balancers_drained" | "removed") {
+            self.note_relieved(&note.action, now);
+        }
+        let mut entry = entry(Kind::Action, note.code, note.text.clone());
+        entry.service.clone_from(&note.service);
+        entry.task.clone_from(&note.task);
+        entry.node.clone_from(&note.node);
+        entry.target.clone_from(&note.target);
+        entry.action = Some(note.action.clone());
+        entry.figures.clone_from(&note.figures);
+        if let Some(track) = self.actions.track(&note.action) {
+            let ms = |from: Time, to: Time| (to - from).as_secs_f64() * 1_000.0;
+            entry.figures.insert("since_decision_ms".into(), ms(track.decided, now));
+            if let Some(hot_since) = track.hot_since {
+                entry.figures.insert("since_hot_ms".into(), ms(hot_since, now));
+                if let Some(relieved) = track.relieved {
+                    entry.figures.insert("mttr_ms".into(), ms(hot_since, relieved));
+                }
+            }
+        }
+        self.write(entry);
+    }
+
+    pub(super) fn journal_failure(&mut self, id: CommandId, error: &CommandError) {
+        let Some((record, command)) = self.actions.command(id) else { return };
+        let what = match command {
+            Command::CreateRecord { .. } => "taking the lease",
+            Command::UpdateRecord { .. } => "noting the state",
+            Command::RemoveRecord { .. } => "removing the record",
+            Command::WriteService { .. } => "writing the service",
+            Command::WriteNode { .. } => "writing the node",
+            Command::DrainBalancers { .. } => "draining at the balancers",
+            Command::ResumeBalancers { .. } => "resuming at the balancers",
+        };
+        let text = format!("{what} for {record} failed, looking again: {error}");
+        self.write(entry(Kind::Notice, "command_failed", text));
+    }
+}
+
+/// The word of an intent in decisions.
+pub(super) fn kind_word(intent: &crate::action::Intent) -> &'static str {
+    use crate::action::Intent;
+    match intent {
+        Intent::Migrate { .. } => "migrate",
+        Intent::ScaleOut { .. } => "scale_out",
+        Intent::ScaleIn { .. } => "scale_in",
+        Intent::Drain { .. } => "drain",
+    }
+}

@@ -1,0 +1,265 @@
+//! Operators' commands: the same leases and the same protection of data as for the policy's own orders, without its
+//! cooldowns and thresholds.
+
+use std::time::Duration;
+
+use swarmguard_common::{
+    clock::Time,
+    domain::{NodeId, ServiceId},
+};
+
+use super::{Accepted, Brain, NotTaken, OperatorCommand, SNAPSHOT_VALID, wishes::Change};
+use crate::{
+    action::{Intent, Order, Refusal},
+    policy,
+    swarm::{Availability, Mode, Service},
+};
+
+fn not_taken(code: &str, text: impl Into<String>, otherwise: impl Into<String>) -> NotTaken {
+    NotTaken { code: code.into(), text: text.into(), otherwise: otherwise.into() }
+}
+
+impl Brain {
+    /// An operator's command, answered at once. `by` names the operator in the journal. Passes through the same leases
+    /// and refusals as everything else; only the coordinator beside the raft leader takes one (`not_leader`).
+    ///
+    /// # Errors
+    /// When the command is not taken; nothing was done then.
+    pub fn operator(&mut self, now: Time, by: &str, command: OperatorCommand) -> Result<Accepted, NotTaken> {
+        self.may_command(now)?;
+        match command {
+            OperatorCommand::Migrate { service, source, target } => self.migrate_by_hand(now, by, &service, source, target),
+            OperatorCommand::Scale { service, replicas, node } => self.scale_by_hand(now, by, &service, replicas, node),
+            OperatorCommand::Drain { node } => self.drain_by_hand(now, by, node),
+            OperatorCommand::Pause { service } => self.pause(now, by, service, true),
+            OperatorCommand::Resume { service } => self.pause(now, by, service, false),
+            OperatorCommand::Observe { on } => {
+                let change = Change::observe(on.then_some(by));
+                let text = if on { "decides and explains only" } else { "acts again" };
+                self.wish(now, change, if on { "observe" } else { "act" }, format!("{by}: {text}"), None)
+            }
+        }
+    }
+
+    fn may_command(&self, now: Time) -> Result<(), NotTaken> {
+        let Some(snapshot) = &self.view.snapshot else {
+            return Err(not_taken("not_ready", "Swarm was not read yet", "a moment later"));
+        };
+        if !self.leads() {
+            let leader = snapshot.leader().map_or_else(|| "unknown".into(), |node| self.hostname(node));
+            let text = format!("this coordinator is not beside the raft leader, which is {leader}");
+            return Err(not_taken("not_leader", text, "ask the coordinator there"));
+        }
+        if self.settings.observe {
+            let otherwise = "a coordinator without --observe";
+            return Err(not_taken("observe", "this coordinator was started to change nothing", otherwise));
+        }
+        if now - snapshot.taken > SNAPSHOT_VALID {
+            return Err(not_taken("not_ready", "Swarm has not answered for a while", "a manager with a quorum"));
+        }
+        Ok(())
+    }
+
+    fn replicated(&self, id: &ServiceId) -> Result<(Service, u64), NotTaken> {
+        let found = self.view.snapshot.as_ref().and_then(|snapshot| snapshot.services.get(id));
+        let Some(service) = found else {
+            return Err(not_taken("unknown_service", format!("there is no service {id}"), "an existing service"));
+        };
+        let Mode::Replicated(replicas) = service.mode else {
+            let text = format!("{} is not a replicated service", service.name);
+            return Err(not_taken("not_replicated", text, "a replicated service"));
+        };
+        let own = service.policy.as_ref().ok().and_then(|policy| policy::preflight::own(service, policy));
+        match own {
+            Some(own) => Err(not_taken(own.code, own.text, own.otherwise)),
+            None => Ok((service.clone(), replicas)),
+        }
+    }
+
+    fn migrate_by_hand(
+        &mut self,
+        now: Time,
+        by: &str,
+        id: &ServiceId,
+        source: Option<NodeId>,
+        target: Option<NodeId>,
+    ) -> Result<Accepted, NotTaken> {
+        let (service, _) = self.replicated(id)?;
+        if let Some(found) = self.stays(id, now) {
+            return Err(not_taken(found.code, found.text, found.otherwise));
+        }
+        let mut hosts: Vec<NodeId> =
+            self.view.replicas(id, now).iter().map(|replica| replica.node.id.clone()).collect();
+        hosts.dedup();
+        hosts.sort();
+        hosts.dedup();
+        let source = match (source, hosts.as_slice()) {
+            (Some(source), _) => source,
+            (None, [only]) => only.clone(),
+            (None, _) => {
+                let text = format!("{} runs on {} nodes", service.name, hosts.len());
+                return Err(not_taken("which_node", text, "name the node to leave"));
+            }
+        };
+        let target = match target {
+            Some(target) => self.fits(&service, &target)?,
+            None => self
+                .room_for(id, &source, now)
+                .map_err(|why| not_taken("no_room", format!("no node can take it: {why}"), "a node with room"))?,
+        };
+        let text = format!("{by}: {} moves from {} to {}", service.name, self.hostname(&source), self.hostname(&target));
+        let intent = Intent::Migrate { service: id.clone(), source, target: Some(target) };
+        self.order_by_hand(now, intent, text)
+    }
+
+    /// Swarm would place the service there.
+    fn fits(&self, service: &Service, target: &NodeId) -> Result<NodeId, NotTaken> {
+        let Some(snapshot) = self.view.snapshot.as_deref() else {
+            return Err(not_taken("not_ready", "Swarm was not read yet", "a moment later"));
+        };
+        let Some(node) = snapshot.nodes.get(target) else {
+            return Err(not_taken("unknown_node", format!("there is no node {target}"), "an existing node"));
+        };
+        match policy::placement::Placed::count(snapshot).obstacle(service, node) {
+            Some(obstacle) => {
+                let text = format!("{} cannot take it: {obstacle}", node.hostname);
+                Err(not_taken("does_not_fit", text, "another node"))
+            }
+            None => Ok(target.clone()),
+        }
+    }
+
+    fn scale_by_hand(
+        &mut self,
+        now: Time,
+        by: &str,
+        id: &ServiceId,
+        wanted: u64,
+        node: Option<NodeId>,
+    ) -> Result<Accepted, NotTaken> {
+        let (service, replicas) = self.replicated(id)?;
+        let bounds = service.policy.as_ref().ok().and_then(|policy| Some((policy.scale_min?, policy.scale_max?)));
+        let (min, max) = bounds.unwrap_or((1, 10_000));
+        if wanted < u64::from(min) || wanted > u64::from(max) {
+            let text = format!("{} may have {min} to {max} replicas", service.name);
+            return Err(not_taken("bounds", text, "a number within its bounds"));
+        }
+        let text = format!("{by}: {} goes from {replicas} to {wanted} replicas", service.name);
+        let intent = match wanted.cmp(&replicas) {
+            std::cmp::Ordering::Equal => {
+                return Ok(Accepted { action: None, text: format!("{} has {replicas} replicas already", service.name) });
+            }
+            std::cmp::Ordering::Greater => {
+                let target = match node {
+                    Some(node) => Some(self.fits(&service, &node)?),
+                    None => policy::most_room(&self.view, &self.situation(), id, None, now).ok(),
+                };
+                Intent::ScaleOut { service: id.clone(), replicas: wanted, target }
+            }
+            std::cmp::Ordering::Less => {
+                if replicas - wanted > 1 {
+                    let text = format!("{} would lose {} replicas", service.name, replicas - wanted);
+                    return Err(not_taken("one_at_a_time", text, "one replica fewer at a time"));
+                }
+                let chosen = node.or_else(|| policy::choose_victim_node(&self.view, id, now));
+                let Some(node) = chosen else {
+                    return Err(not_taken("which_node", "no node's load is known", "name the node whose replica goes"));
+                };
+                Intent::ScaleIn { service: id.clone(), node }
+            }
+        };
+        self.order_by_hand(now, intent, text)
+    }
+
+    fn drain_by_hand(&mut self, now: Time, by: &str, node: NodeId) -> Result<Accepted, NotTaken> {
+        let found = self.view.snapshot.as_ref().and_then(|snapshot| snapshot.nodes.get(&node));
+        let Some(found) = found else {
+            return Err(not_taken("unknown_node", format!("there is no node {node}"), "an existing node"));
+        };
+        if found.availability == Availability::Drain {
+            return Ok(Accepted { action: None, text: format!("{} is drained already", found.hostname) });
+        }
+        let hostname = found.hostname.clone();
+        let mut services: Vec<ServiceId> = self
+            .view
+            .tasks_on(&node)
+            .filter(|task| task.is_wanted())
+            .map(|task| task.service.clone())
+            .filter(|service| self.replicated(service).is_ok())
+            .collect();
+        services.sort();
+        services.dedup();
+        let staying: Vec<String> = services
+            .iter()
+            .filter_map(|service| {
+                let found = self.stays(service, now)?;
+                Some(format!("{}: {}", self.service_name(service).unwrap_or_default(), found.text))
+            })
+            .collect();
+        if !staying.is_empty() {
+            let text = format!("{hostname} cannot be left by all: {}", staying.join("; "));
+            return Err(not_taken("services_stay", text, "their labels, or docker node update --availability drain"));
+        }
+        let text = format!("{by}: {hostname} is drained, {} services leave it first", services.len());
+        self.order_by_hand(now, Intent::Drain { node }, text)
+    }
+
+    fn order_by_hand(&mut self, now: Time, intent: Intent, text: String) -> Result<Accepted, NotTaken> {
+        let node = match &intent {
+            Intent::Migrate { source, .. } => Some(source),
+            Intent::ScaleIn { node, .. } | Intent::Drain { node } => Some(node),
+            Intent::ScaleOut { .. } => None,
+        };
+        let limit = self.settings.max_actions_per_node.max(1);
+        if node.and_then(|node| self.leaving().get(node).copied()).is_some_and(|here| here >= limit) {
+            return Err(not_taken("limit_node", "another action leaves this node", "the end of that action"));
+        }
+        if self.situation().under_way >= self.settings.max_actions.max(1) {
+            return Err(not_taken("limit", "as many actions as allowed are under way", "the end of one of them"));
+        }
+        let (code, service) = (super::journal::kind_word(&intent), intent.service().cloned());
+        let token = self.actions.token();
+        let order = Order {
+            intent,
+            token: token.clone(),
+            holder: self.settings.holder.clone(),
+            cooldown: Duration::ZERO,
+            reason: text.clone(),
+        };
+        self.journal_operator(code, text.clone(), service, Some(token.clone()));
+        if let Err(Refusal { code, text, otherwise }) = self.begin(now, order, None) {
+            self.entries.pop_back();
+            return Err(not_taken(code, text, otherwise));
+        }
+        self.statistics.decisions += 1;
+        Ok(Accepted { action: Some(token), text })
+    }
+
+    fn pause(&mut self, now: Time, by: &str, service: Option<ServiceId>, on: bool) -> Result<Accepted, NotTaken> {
+        let name = match &service {
+            None => "all services".into(),
+            Some(id) => self
+                .service_name(id)
+                .ok_or_else(|| not_taken("unknown_service", format!("there is no service {id}"), "an existing service"))?,
+        };
+        let change = Change::pause(service.as_ref(), on.then_some(by));
+        let (code, what) = if on { ("pause", "paused") } else { ("resume", "resumed") };
+        self.wish(now, change, code, format!("{by}: automation of {name} is {what}"), service)
+    }
+
+    fn wish(
+        &mut self,
+        now: Time,
+        change: Change,
+        code: &str,
+        text: String,
+        service: Option<ServiceId>,
+    ) -> Result<Accepted, NotTaken> {
+        if !self.wishes.ask(change) {
+            return Err(not_taken("too_many", "too many changes wait to be written", "an engine that answers"));
+        }
+        self.write_wishes(now);
+        self.journal_operator(code, text.clone(), service, None);
+        Ok(Accepted { action: None, text })
+    }
+}

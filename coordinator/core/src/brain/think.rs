@@ -1,0 +1,154 @@
+//! A round of judgement: what bears on it is gathered, verdicts are kept and journalled, and orders given.
+
+use swarmguard_common::{
+    clock::Time,
+    domain::{NodeId, ServiceId},
+};
+
+use super::{Brain, SNAPSHOT_VALID};
+use crate::{
+    action::{Intent, Kind, Order},
+    explain::{Conclusion, Finding, Judgement},
+    policy::{self, Situation, Spare, Verdict, preflight},
+    swarm::Mode,
+};
+
+/// The last verdict of a service.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    pub judgement: Judgement,
+    pub at: Time,
+}
+
+impl Brain {
+    pub(super) fn think(&mut self, now: Time) {
+        let Some(snapshot) = self.view.snapshot.clone() else { return };
+        if now - snapshot.taken > SNAPSHOT_VALID {
+            return;
+        }
+        self.note_spare(now);
+        let situation = self.situation();
+        let verdicts = policy::decide(&self.view, &situation, now);
+        let judged: std::collections::BTreeSet<&ServiceId> = verdicts.iter().map(|verdict| &verdict.service).collect();
+        self.verdicts.retain(|service, _| judged.contains(service));
+        for verdict in verdicts {
+            self.conclude(now, verdict);
+        }
+    }
+
+    fn conclude(&mut self, now: Time, mut verdict: Verdict) {
+        let acts = verdict.intent.is_some() && self.is_acting() && !verdict.observed;
+        if acts && let Some(intent) = verdict.intent.clone() {
+            if self.actions.is_held_off(&verdict.service, now) {
+                return;
+            }
+            self.order(now, &mut verdict, intent);
+        } else if self.leads() && verdict.judgement.conclusion != Conclusion::Calm {
+            self.journal_verdict(now, &verdict);
+        }
+        self.verdicts.insert(verdict.service.clone(), Known { judgement: verdict.judgement, at: now });
+    }
+
+    fn order(&mut self, now: Time, verdict: &mut Verdict, intent: Intent) {
+        let stood = verdict.judgement.signals.get("stands_ms").copied();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "milliseconds of an age")]
+        let hot_since = stood.map(|ms| now.before(std::time::Duration::from_millis(ms.max(0.0) as u64)));
+        let order = Order {
+            intent,
+            token: self.actions.token(),
+            holder: self.settings.holder.clone(),
+            cooldown: verdict.keep,
+            reason: verdict.judgement.text.clone(),
+        };
+        // Journalled first, so that the decision stands before the first step.
+        let entries = self.entries.len();
+        self.journal_decision(verdict, &order.token);
+        self.said.forget(&verdict.service);
+        if let Err(refusal) = self.begin(now, order, hot_since) {
+            self.entries.truncate(entries);
+            verdict.intent = None;
+            verdict.judgement.conclusion = Conclusion::Refuse;
+            verdict.judgement.rule = refusal.code;
+            verdict.judgement.text = refusal.text;
+            verdict.judgement.otherwise = refusal.otherwise;
+            self.journal_verdict(now, verdict);
+        } else {
+            self.statistics.decisions += 1;
+        }
+    }
+
+    fn note_spare(&mut self, now: Time) {
+        let Some(snapshot) = self.view.snapshot.clone() else { return };
+        for service in snapshot.services.values() {
+            let Ok(policy) = &service.policy else { continue };
+            if !policy.enabled || policy.scale_min.is_none() {
+                continue;
+            }
+            let Mode::Replicated(replicas) = service.mode else { continue };
+            let spare = matches!(policy::spare(&self.view, service, policy, now), Spare::Yes { .. });
+            self.view.history.note_spare(&service.id, now, replicas, spare);
+        }
+    }
+
+    /// What bears on the rules besides the view.
+    pub(super) fn situation(&self) -> Situation {
+        let mut situation = Situation {
+            max_actions: self.settings.max_actions.max(1),
+            max_actions_per_node: self.settings.max_actions_per_node.max(1),
+            paused_all: self.wishes.paused_all(),
+            paused: self.wishes.paused().cloned().collect(),
+            observe: self.settings.observe || self.wishes.observe(),
+            leaving: self.leaving(),
+            ..Situation::default()
+        };
+        for record in self.actions_under_way() {
+            if matches!(record.kind, Kind::Node | Kind::Drain) {
+                continue;
+            }
+            situation.under_way += 1;
+            if let Some(service) = record.service {
+                situation.busy.insert(service, record.token);
+            }
+        }
+        for order in self.actions.pending() {
+            let Some(service) = order.intent.service() else { continue };
+            if situation.busy.insert(service.clone(), order.token.clone()).is_none() {
+                situation.under_way += 1;
+            }
+        }
+        situation
+    }
+
+    /// Whether the limits leave room for one more action. A drain's own node lease does not count against it.
+    pub(super) fn has_room(&self, intent: &Intent) -> bool {
+        let situation = self.situation();
+        let source = match intent {
+            Intent::Migrate { source, .. } => Some(source),
+            Intent::ScaleIn { node, .. } => Some(node),
+            _ => None,
+        };
+        let draining = |node: &NodeId| {
+            self.actions_under_way().any(|record| record.kind == Kind::Drain && record.source.as_ref() == Some(node))
+        };
+        let here = source.map_or(0, |node| {
+            let all = situation.leaving.get(node).copied().unwrap_or(0);
+            all.saturating_sub(usize::from(draining(node)))
+        });
+        situation.under_way < situation.max_actions && here < situation.max_actions_per_node
+    }
+
+    /// What keeps a service where it is even at an operator's word. That two replicas run for a moment is not: who asks
+    /// for the move accepts it.
+    pub(super) fn stays(&self, service: &ServiceId, now: Time) -> Option<Finding> {
+        let service = self.view.snapshot.as_ref()?.services.get(service)?;
+        let default = swarmguard_common::labels::ServicePolicy::default();
+        let policy = service.policy.as_ref().unwrap_or(&default);
+        let found = preflight::findings(service, policy, self.view.healthcheck(service, now));
+        found.into_iter().find(|finding| finding.refuses && finding.code != "singleton")
+    }
+
+    /// The node with most room for one more replica of a service, other than its source.
+    pub(super) fn room_for(&self, service: &ServiceId, source: &NodeId, now: Time) -> Result<NodeId, String> {
+        policy::most_room(&self.view, &self.situation(), service, Some(source), now)
+    }
+}
