@@ -9,6 +9,7 @@
 mod events;
 mod groups;
 mod net;
+mod requests;
 mod run_queue;
 mod structs;
 

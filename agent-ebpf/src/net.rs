@@ -22,6 +22,8 @@ use aya_ebpf::maps::PerCpuHashMap;
 use aya_ebpf::programs::SkBuffContext;
 use swarmguard_common::kernel::{GroupCounters, MAX_GROUPS, MAX_LEVEL, NetCounters};
 
+use crate::requests::follow;
+
 /// `BPF_F_NO_PREALLOC`: 4,096 entries for each possible CPU would be memory that most nodes never use.
 const NO_PREALLOC: u32 = 1;
 /// What a `cgroup_skb` program answers to let a packet pass.
@@ -40,7 +42,7 @@ static ROOT_COUNTERS: PerCpuHashMap<u64, GroupCounters> =
 /// Not aya's `PerCpuCgroupStorage`: its key holds the attach type, which gives the two directions a value each.
 /// With the cgroup id alone as key (5.9 and later) all programs attached to one cgroup share one value.
 #[repr(transparent)]
-struct GroupStorage(UnsafeCell<bpf_map_def>);
+pub struct GroupStorage(UnsafeCell<bpf_map_def>);
 
 // SAFETY: the definition is read by the loader only; the value is of the running CPU.
 unsafe impl Sync for GroupStorage {}
@@ -60,7 +62,7 @@ impl GroupStorage {
     }
 
     #[inline(always)]
-    fn get(&self) -> &mut GroupCounters {
+    pub fn get(&self) -> &mut GroupCounters {
         // SAFETY: the helper always answers with this CPU's value, which no other program uses meanwhile.
         unsafe { &mut *bpf_get_local_storage(self.0.get().cast::<c_void>(), 0).cast::<GroupCounters>() }
     }
@@ -68,10 +70,10 @@ impl GroupStorage {
 
 /// Containers counted at their own cgroup.
 #[map]
-static GROUP_COUNTERS: GroupStorage = GroupStorage::new();
+pub static GROUP_COUNTERS: GroupStorage = GroupStorage::new();
 
 #[derive(Clone, Copy)]
-enum Direction {
+pub enum Direction {
     Received,
     Sent,
 }
@@ -95,6 +97,30 @@ fn count_here(skb: *mut __sk_buff, direction: Direction) {
     // SAFETY: the context is valid for the whole program.
     if unsafe { (*skb).ifindex } != LOOPBACK {
         add(&mut GROUP_COUNTERS.get().net, skb, direction);
+    }
+}
+
+/// As `group_ingress`, and follows requests.
+#[cgroup_skb(ingress)]
+pub fn group_ingress_requests(ctx: SkBuffContext) -> i32 {
+    count_and_follow(ctx.skb.skb, Direction::Received);
+    PASS
+}
+
+/// As `group_egress`, and follows requests.
+#[cgroup_skb(egress)]
+pub fn group_egress_requests(ctx: SkBuffContext) -> i32 {
+    count_and_follow(ctx.skb.skb, Direction::Sent);
+    PASS
+}
+
+#[inline(always)]
+fn count_and_follow(skb: *mut __sk_buff, direction: Direction) {
+    // SAFETY: the context is valid for the whole program.
+    if unsafe { (*skb).ifindex } != LOOPBACK {
+        let counters = GROUP_COUNTERS.get();
+        add(&mut counters.net, skb, direction);
+        follow(counters, skb, direction);
     }
 }
 
@@ -178,7 +204,7 @@ fn on_the_wire(skb: *mut __sk_buff) -> (u64, u64) {
 /// Length of network and transport header, bytes; of the network header alone where the transport is none
 /// that is ever split.
 #[inline(always)]
-fn header_len(skb: *mut __sk_buff) -> u32 {
+pub fn header_len(skb: *mut __sk_buff) -> u32 {
     const TCP: u8 = 6;
     const UDP: u8 = 17;
     let first = byte(skb, 0);

@@ -23,9 +23,9 @@ fn send() -> io::Result<()> {
 }
 
 /// ns per run of the program that counts what is sent, the best of some rounds.
-fn cost(mode: NetworkMode, name: &str) -> Option<f64> {
+fn cost(mode: NetworkMode, requests: bool, name: &str) -> Option<f64> {
     let (facts, root) = kernel::facts_or_skip("bpf_cost")?;
-    let options = Options { network: mode, ..Options::default() };
+    let options = Options { network: mode, requests, ..Options::default() };
     let mut programs = Programs::load(&root, &facts, options).expect("this kernel takes the programs");
     let wire = Wire::new();
     let groups = Group::new(&root);
@@ -49,6 +49,7 @@ fn cost(mode: NetworkMode, name: &str) -> Option<f64> {
         before = now;
     }
     drop(measuring);
+    assert!(best.is_finite(), "no program {name}");
     for cost in programs.costs().iter().filter(|cost| cost.runs > 0) {
         println!("{mode:?} {}: {} runs, {} ns each", cost.name, cost.runs, cost.total_ns / cost.runs);
     }
@@ -62,11 +63,15 @@ fn counting_at_the_container_costs_no_more_than_looking_it_up() {
     if !kernel::ip_or_skip("bpf_cost") {
         return;
     }
-    let (Some(attached), Some(root)) =
-        (cost(NetworkMode::Attached, "group_egress"), cost(NetworkMode::Root, "root_egress"))
-    else {
+    let (Some(attached), Some(requests), Some(root)) = (
+        cost(NetworkMode::Attached, false, "group_egress"),
+        cost(NetworkMode::Attached, true, "group_egress_requests"),
+        cost(NetworkMode::Root, false, "root_egress"),
+    ) else {
         return;
     };
-    println!("per packet: {attached:.0} ns at the container, {root:.0} ns at the root");
+    println!(
+        "ns per packet: {attached:.0} at the container, {requests:.0} with requests, {root:.0} at the root"
+    );
     assert!(attached <= root, "{attached} ns against {root} ns");
 }

@@ -76,7 +76,8 @@ impl Coordinator {
         let accept = async {
             let connection = self.endpoint.accept().await.expect("open").await.expect("a handshake");
             let (mut send, mut receive) = connection.accept_bi().await.expect("a control stream");
-            let hello = frame::read::<ToCoordinator>(&mut receive).await.expect("a frame").expect("not the end");
+            let hello =
+                frame::read::<ToCoordinator>(&mut receive).await.expect("a frame").expect("not the end");
             let ToCoordinator::Hello(hello) = hello else { panic!("hello comes first, not {hello:?}") };
             frame::write(&mut send, &ToAgent::Welcome { version: "test".into() }).await.expect("written");
             Peer { connection, send, receive, hello }
@@ -113,7 +114,8 @@ impl Peer {
     }
 
     async fn report(&self) -> Report {
-        let datagram = timeout(PATIENCE, self.connection.read_datagram()).await.expect("in time").expect("connected");
+        let datagram =
+            timeout(PATIENCE, self.connection.read_datagram()).await.expect("in time").expect("connected");
         codec::decode(&datagram).expect("a report")
     }
 }
@@ -208,7 +210,11 @@ async fn alerts_arrive_are_acknowledged_and_sent_again_after_a_reconnect() {
     assert_eq!((repeated.seq, repeated.condition, repeated.edge), (raise.seq, raise.condition, raise.edge));
     assert!(repeated.age_ms >= raise.age_ms, "its age goes on: {repeated:?}");
     let standing = peer.next_alert().await;
-    assert_eq!(standing.parts(), Some((Condition::CpuHigh, Edge::Refresh)), "what stands is told to a new connection");
+    assert_eq!(
+        standing.parts(),
+        Some((Condition::CpuHigh, Edge::Refresh)),
+        "what stands is told to a new connection"
+    );
 
     // Acknowledged: it is forgotten and does not come a third time.
     peer.say(ToAgent::Acknowledge { seq: standing.seq }).await;
@@ -236,8 +242,10 @@ async fn alerts_arrive_are_acknowledged_and_sent_again_after_a_reconnect() {
 #[tokio::test]
 async fn an_alert_of_a_container_that_ended_is_still_told_after_a_reconnect() {
     let certificates = Certificates::new();
-    let coordinator =
-        Coordinator::listen(&certificates.issue("manager1", Unit::Manager), "127.0.0.1:0".parse().expect("an address"));
+    let coordinator = Coordinator::listen(
+        &certificates.issue("manager1", Unit::Manager),
+        "127.0.0.1:0".parse().expect("an address"),
+    );
     let shared = shared();
     let mut load = Workload::new(&shared);
     load.run(1.0, 8);
@@ -245,7 +253,8 @@ async fn an_alert_of_a_container_that_ended_is_still_told_after_a_reconnect() {
     let uplink = start(&shared, &certificates.issue("node1", Unit::Worker), &[coordinator.address()]);
     let mut peer = coordinator.accept().await;
     let messages = [peer.next().await, peer.next().await, peer.next().await];
-    let [ToCoordinator::Task(intro), ToCoordinator::Alert(alert), ToCoordinator::Gone { handle }] = messages else {
+    let [ToCoordinator::Task(intro), ToCoordinator::Alert(alert), ToCoordinator::Gone { handle }] = messages
+    else {
         panic!("introduction, alert and end, not {messages:?}");
     };
     assert_eq!((alert.handle, handle), (intro.handle, intro.handle));
@@ -255,8 +264,10 @@ async fn an_alert_of_a_container_that_ended_is_still_told_after_a_reconnect() {
 #[tokio::test]
 async fn reports_renew_the_lease_and_thresholds_are_obeyed() {
     let certificates = Certificates::new();
-    let coordinator =
-        Coordinator::listen(&certificates.issue("manager1", Unit::Manager), "127.0.0.1:0".parse().expect("an address"));
+    let coordinator = Coordinator::listen(
+        &certificates.issue("manager1", Unit::Manager),
+        "127.0.0.1:0".parse().expect("an address"),
+    );
     let shared = shared();
     let uplink = start(&shared, &certificates.issue("node1", Unit::Worker), &[coordinator.address()]);
     let mut peer = coordinator.accept().await;
@@ -269,7 +280,12 @@ async fn reports_renew_the_lease_and_thresholds_are_obeyed() {
     load.handle = shared.lock().describe(&container(), description).expect("known");
     let low = Thresholds { cpu_high: BasisPoints::from_percent(20), ..Thresholds::default() };
     let services = [("svc1".parse().expect("an ID"), low)].into_iter().collect();
-    peer.say(ToAgent::Thresholds { default: Thresholds::default(), services, containers: Default::default() }).await;
+    peer.say(ToAgent::Thresholds {
+        default: Thresholds::default(),
+        services,
+        containers: Default::default(),
+    })
+    .await;
     // Thresholds travel; a load of 30 % is an alert as soon as they are there, and never before.
     let raised = async {
         loop {
@@ -307,7 +323,8 @@ async fn foreign_certificates_are_refused_on_both_sides() {
         let impostor = Coordinator::listen(&identity, any);
         let shared = shared();
         let uplink = start(&shared, &ours.issue("node1", Unit::Worker), &[impostor.address()]);
-        let incoming = timeout(PATIENCE, impostor.endpoint.accept()).await.expect("the agent tries").expect("open");
+        let incoming =
+            timeout(PATIENCE, impostor.endpoint.accept()).await.expect("the agent tries").expect("open");
         let refused = match incoming.await {
             Err(_) => true,
             // The handshake may be over on this side before the agent's refusal arrives.
@@ -328,7 +345,8 @@ async fn foreign_certificates_are_refused_on_both_sides() {
     let coordinator = Coordinator::listen(&ours.issue("manager1", Unit::Manager), any);
     let shared = shared();
     let uplink = start(&shared, &foreign.issue("node1", Unit::Worker), &[coordinator.address()]);
-    let incoming = timeout(PATIENCE, coordinator.endpoint.accept()).await.expect("the agent tries").expect("open");
+    let incoming =
+        timeout(PATIENCE, coordinator.endpoint.accept()).await.expect("the agent tries").expect("open");
     assert!(incoming.await.is_err(), "its certificate is not of this cluster");
     uplink.abort();
 }
@@ -366,8 +384,10 @@ async fn every_coordinator_is_told_and_alerts_wait_for_the_slowest() {
 #[tokio::test]
 async fn a_renewed_certificate_is_used() {
     let certificates = Certificates::new();
-    let coordinator =
-        Coordinator::listen(&certificates.issue("manager1", Unit::Manager), "127.0.0.1:0".parse().expect("an address"));
+    let coordinator = Coordinator::listen(
+        &certificates.issue("manager1", Unit::Manager),
+        "127.0.0.1:0".parse().expect("an address"),
+    );
     let source = certificates.issue("node1", Unit::Worker);
     let Source::Files(dir) = &source else { panic!("files") };
     let shared = shared();

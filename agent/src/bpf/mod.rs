@@ -94,6 +94,9 @@ pub enum NetworkMode {
 pub struct Options {
     /// How traffic is counted.
     pub network: NetworkMode,
+    /// Requests in flight and time to answer; see [`GroupCounters::requests_started`]. Only where traffic is
+    /// counted by attachment. Costs some ns for each TCP packet.
+    pub requests: bool,
     /// The pass over all containers; see [`Programs::sample`].
     pub pass: bool,
     /// Run-queue latency; see [`Programs::run_queue`]. Costs some hundred ns for each switch between tasks.
@@ -106,7 +109,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { network: NetworkMode::Best, pass: true, run_queue: true, events: true, debug: false }
+        Self {
+            network: NetworkMode::Best,
+            requests: true,
+            pass: true,
+            run_queue: true,
+            events: true,
+            debug: false,
+        }
     }
 }
 
@@ -164,7 +174,7 @@ impl Programs {
         let mut ebpf = read_object(options, &table)?;
         let mut findings = Vec::new();
         let log = if options.debug { ProgramLog::open(&mut ebpf) } else { None };
-        let counting = Counting::start(&mut ebpf, &root, options.network, &mut findings);
+        let counting = Counting::start(&mut ebpf, &root, options, &mut findings);
         let kernel = types.as_ref().zip(info.as_ref());
         let known = kernel.map(|(types, _)| (types, &table));
         let groups = Groups::start(&mut ebpf, cgroup_root, &root, known, options, &mut findings);
@@ -236,6 +246,12 @@ impl Programs {
     #[must_use]
     pub fn has_pass(&self) -> bool {
         self.groups.has_pass()
+    }
+
+    /// Whether [`Self::counters`] has the figures about requests.
+    #[must_use]
+    pub fn follows_requests(&self) -> bool {
+        self.counting.as_ref().is_some_and(Counting::follows_requests)
     }
 
     /// How long tasks of a watched container, nested cgroups included, waited for a CPU since [`Self::watch`]. The

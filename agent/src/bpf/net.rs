@@ -2,7 +2,7 @@
 //!
 //! The way of choice attaches to each container's cgroup ([`NetworkMode::Attached`]): the counters hang on the
 //! attachment, so a packet costs no look-up, packets of nobody's container cost nothing at all, and nested
-//! cgroups are covered because they inherit programs. Two descriptors per container. Where the kernel refuses
+//! cgroups are covered because they inherit programs. Three descriptors per container. Where the kernel refuses
 //! that, the programs at the root look the container up by cgroup id and the ids above it.
 //!
 //! Traffic before [`Counting::watch`] is not counted. Nothing is lost by that: rates are differences, and an
@@ -11,19 +11,21 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use aya::maps::{Map, MapData};
-use aya::programs::{CgroupSkb, ProgramError};
+use aya::programs::{CgroupSkb, ProgramError, SockOps};
 use aya::{Ebpf, util::nr_cpus};
 use swarmguard_common::kernel::{GroupCounters, MAX_GROUPS};
 
 use super::sys::{self, AttachType};
-use super::{BpfError, Finding, NetworkMode, chain};
+use super::{BpfError, Finding, NetworkMode, Options, chain};
 
 const WHAT: &str = "network per container";
 const INSTEAD: &str = "/proc/<pid>/net/dev, which cannot tell host-network containers apart";
+const REQUESTS: &str = "requests in flight per container";
+const REQUESTS_INSTEAD: &str = "nothing: balancers know their own requests only";
 
 /// The loaded counting programs and what they hold per container.
 pub(super) struct Counting {
@@ -33,8 +35,11 @@ pub(super) struct Counting {
     values: Vec<GroupCounters>,
 }
 
+/// Programs with where each is attached.
+type Attachments = Vec<(AttachType, OwnedFd)>;
+
 enum How {
-    Attached { ingress: OwnedFd, egress: OwnedFd, links: HashMap<u64, [OwnedFd; 2]> },
+    Attached { programs: Attachments, links: HashMap<u64, Vec<OwnedFd>> },
     Root { groups: usize, _links: [OwnedFd; 2] },
 }
 
@@ -43,29 +48,72 @@ impl Counting {
     pub(super) fn start(
         ebpf: &mut Ebpf,
         root: &OwnedFd,
-        mode: NetworkMode,
+        options: Options,
         findings: &mut Vec<Finding>,
     ) -> Option<Self> {
+        let mode = options.network;
+        let mut requests = Ok(());
         let attached = match mode {
             NetworkMode::Root => Err("not wanted".to_owned()),
-            NetworkMode::Best | NetworkMode::Attached => Self::attached(ebpf),
+            NetworkMode::Best | NetworkMode::Attached => {
+                let following = if options.requests {
+                    Self::following_requests(ebpf)
+                } else {
+                    Err("switched off".to_owned())
+                };
+                following.or_else(|why| {
+                    requests = Err(why);
+                    Self::only_counting(ebpf)
+                })
+            }
         };
-        let result = match attached {
+        let result = attached.and_then(|programs| {
+            Self::with_map(ebpf, "GROUP_COUNTERS", How::Attached { programs, links: HashMap::new() })
+        });
+        let result = match result {
             Err(why) if mode != NetworkMode::Attached => {
                 Self::at_root(ebpf, root).map_err(|root_why| format!("{why}; at the root: {root_why}"))
             }
             other => other,
         };
+        if !result.as_ref().is_ok_and(Self::follows_requests) {
+            requests = requests.and(Err("only where traffic is counted at each container".to_owned()));
+        }
         let how = result.as_ref().map_or("", Self::describe);
         findings.push(Finding::of(WHAT, &result, how, INSTEAD));
+        findings.push(Finding::of(
+            REQUESTS,
+            &requests,
+            "BPF programs at each container's sockets",
+            REQUESTS_INSTEAD,
+        ));
         result.ok()
     }
 
-    fn attached(ebpf: &mut Ebpf) -> Result<Self, String> {
-        let ingress = program(ebpf, "group_ingress")?;
-        let egress = program(ebpf, "group_egress")?;
-        let how = How::Attached { ingress, egress, links: HashMap::new() };
-        Self::with_map(ebpf, "GROUP_COUNTERS", how)
+    fn following_requests(ebpf: &mut Ebpf) -> Result<Attachments, String> {
+        let mut programs = vec![
+            (AttachType::Ingress, program(ebpf, "group_ingress_requests")?),
+            (AttachType::Egress, program(ebpf, "group_egress_requests")?),
+        ];
+        let name = "group_connections";
+        let program: &mut SockOps = ebpf
+            .program_mut(name)
+            .ok_or_else(|| missing(name))?
+            .try_into()
+            .map_err(|error| refused(name, &error))?;
+        let mut load = || -> Result<OwnedFd, ProgramError> {
+            program.load()?;
+            Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+        };
+        programs.push((AttachType::SockOps, load().map_err(|error| refused(name, &error))?));
+        Ok(programs)
+    }
+
+    fn only_counting(ebpf: &mut Ebpf) -> Result<Attachments, String> {
+        Ok(vec![
+            (AttachType::Ingress, program(ebpf, "group_ingress")?),
+            (AttachType::Egress, program(ebpf, "group_egress")?),
+        ])
     }
 
     fn at_root(ebpf: &mut Ebpf, root: &OwnedFd) -> Result<Self, String> {
@@ -103,7 +151,7 @@ impl Counting {
     pub(super) fn watch(&mut self, cgroup_id: u64, dir: &Path) -> Result<(), BpfError> {
         let failed = |what, source| BpfError::Group { what, cgroup_id, source };
         match &mut self.how {
-            How::Attached { ingress, egress, links } => {
+            How::Attached { programs, links } => {
                 if links.contains_key(&cgroup_id) {
                     return Ok(());
                 }
@@ -112,16 +160,19 @@ impl Counting {
                 }
                 let dir =
                     File::open(dir).map_err(|source| BpfError::Open { path: dir.to_owned(), source })?;
-                let attach = |program: &OwnedFd, kind| {
-                    sys::attach_cgroup(program.as_fd(), dir.as_fd(), kind)
-                        .map_err(|source| failed("attach a program to", source))
-                };
-                let pair = [attach(ingress, AttachType::Ingress)?, attach(egress, AttachType::Egress)?];
+                let attached: Result<Vec<OwnedFd>, BpfError> = programs
+                    .iter()
+                    .map(|(kind, program)| {
+                        sys::attach_cgroup(program.as_fd(), dir.as_fd(), *kind)
+                            .map_err(|source| failed("attach a program to", source))
+                    })
+                    .collect();
+                let attached = attached?;
                 // The storage outlives its attachments: a cgroup that was forgotten once still has old counts.
                 self.values.fill(GroupCounters::default());
                 sys::update(self.map.fd().as_fd(), cgroup_id, &self.values)
                     .map_err(|source| failed("reset the counters of", source))?;
-                links.insert(cgroup_id, pair);
+                links.insert(cgroup_id, attached);
             }
             How::Root { groups, .. } => {
                 if sys::lookup(self.map.fd().as_fd(), cgroup_id, &mut self.values)
@@ -170,6 +221,10 @@ impl Counting {
         Some(sum)
     }
 
+    pub(super) fn follows_requests(&self) -> bool {
+        matches!(&self.how, How::Attached { programs, .. } if programs.iter().any(|(kind, _)| *kind == AttachType::SockOps))
+    }
+
     pub(super) fn watched(&self) -> usize {
         match &self.how {
             How::Attached { links, .. } => links.len(),
@@ -180,22 +235,24 @@ impl Counting {
 
 /// Loads a program and keeps a descriptor of it.
 fn program(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd, String> {
-    let missing = || format!("the BPF object has no program {name}: build it again");
-    let load = |program: &mut CgroupSkb| -> Result<OwnedFd, ProgramError> {
-        program.load()?;
-        Ok(own(program.fd()?.as_fd())?)
-    };
     let program: &mut CgroupSkb = ebpf
         .program_mut(name)
-        .ok_or_else(missing)?
+        .ok_or_else(|| missing(name))?
         .try_into()
-        .map_err(|error: ProgramError| chain(&error))?;
-    load(program).map_err(|error| {
-        tracing::debug!("{name}: {error:?}");
-        format!("{name}: {}", chain(&error))
-    })
+        .map_err(|error| refused(name, &error))?;
+    let mut load = || -> Result<OwnedFd, ProgramError> {
+        program.load()?;
+        Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+    };
+    load().map_err(|error| refused(name, &error))
 }
 
-fn own(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    fd.try_clone_to_owned()
+fn missing(name: &str) -> String {
+    format!("the BPF object has no program {name}: build it again")
+}
+
+fn refused(name: &str, error: &ProgramError) -> String {
+    // The verifier's listing, too long for anything but a debug log.
+    tracing::debug!("{name}: {error:?}");
+    format!("{name}: {}", chain(error))
 }

@@ -23,6 +23,7 @@ const DESCENDANTS: u32 = 2;
 pub(super) enum AttachType {
     Ingress = 0,
     Egress = 1,
+    SockOps = 3,
 }
 
 /// `union bpf_attr` for calls on one element of a map.
