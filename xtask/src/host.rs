@@ -86,6 +86,19 @@ pub fn ensure(packages: &[Package], install: bool) -> Result<()> {
     install_packages(&missing)
 }
 
+/// Installs the newest version of a package, also where an older one is there.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn upgrade(package: Package, install: bool) -> Result<()> {
+    let list = describe(&[package]);
+    if !install || !rustix::process::geteuid().is_root() {
+        bail!("this package is too old:\n{list}upgrade it as root with: {}", apt_line(&[package]));
+    }
+    eprint!("upgrading from Debian:\n{list}");
+    install_packages(&[package])
+}
+
 fn missing(packages: &[Package]) -> Result<Vec<Package>> {
     if packages.is_empty() {
         return Ok(Vec::new());
@@ -170,6 +183,9 @@ mod tests {
         let error = ensure(&absent, false).expect_err("a package that does not exist cannot be installed");
         let text = error.to_string();
         assert!(text.contains("swarmguard-no-such-package for a test"), "{text}");
-        assert!(text.contains("apt-get install --no-install-recommends swarmguard-no-such-package"), "{text}");
+        assert!(
+            text.contains("apt-get install --no-install-recommends swarmguard-no-such-package"),
+            "{text}"
+        );
     }
 }

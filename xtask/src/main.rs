@@ -8,10 +8,19 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod cache;
 mod clock;
+mod cluster;
+mod cpio;
 mod ebpf;
+mod guest;
 mod host;
 mod image;
+mod interrupt;
+mod modules;
+mod process;
+mod progress;
+mod rootfs;
 mod test;
 
 /// Build, run, test and measure SwarmGuard
@@ -30,6 +39,8 @@ enum Command {
     BuildEbpf(ebpf::Args),
     /// Build the container images from static binaries, without a base image
     Image(image::Args),
+    /// A real Swarm of several nodes on this machine
+    Cluster(cluster::Args),
     /// Run every test tier
     Test(test::Args),
 }
@@ -40,6 +51,7 @@ fn main() -> ExitCode {
         Command::Setup(args) => host::run(&args),
         Command::BuildEbpf(args) => ebpf::run(&args),
         Command::Image(args) => image::run(&args),
+        Command::Cluster(args) => cluster::run(&args),
         Command::Test(args) => test::run(&args),
     };
     result.unwrap_or_else(|error| {

@@ -175,7 +175,11 @@ fn run(peer: &mut Peer, words: &[String]) -> Result<()> {
     context(write_frame(&mut *out, Kind::Exit, code.to_string().as_bytes()), || "cannot answer".to_owned())
 }
 
-fn pump(mut from: impl Read + Send + 'static, kind: Kind, to: Arc<Mutex<Peer>>) -> std::thread::JoinHandle<()> {
+fn pump(
+    mut from: impl Read + Send + 'static,
+    kind: Kind,
+    to: Arc<Mutex<Peer>>,
+) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
         let mut buffer = vec![0; 64 << 10];
         while let Ok(count @ 1..) = from.read(&mut buffer) {

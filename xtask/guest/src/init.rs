@@ -98,10 +98,12 @@ fn change_root() -> Result<()> {
     }
     context(fs::copy("/init", "/rw/upper/sg/guest"), || "cannot copy the guest program".to_owned())?;
     if fs::metadata("/payload").is_ok() {
-        for name in ["program", "arguments"] {
-            let (from, to) = (format!("/payload/{name}"), format!("/rw/upper/sg/{name}"));
-            context(fs::copy(&from, &to), || format!("cannot copy {from}"))?;
-            let _ = fs::remove_file(&from);
+        take("/payload/arguments", "/rw/upper/sg/arguments")?;
+        let entries = context(fs::read_dir("/payload/files"), || "cannot list the payload".to_owned())?;
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            take(&format!("/payload/files/{name}"), &format!("/rw/upper/sg/{name}"))?;
         }
     }
     mount("root", "/new", "overlay", 0, "lowerdir=/lower,upperdir=/rw/upper,workdir=/rw/work")?;
@@ -109,6 +111,12 @@ fn change_root() -> Result<()> {
         mount(&format!("/{directory}"), &format!("/new/{directory}"), "", libc::MS_MOVE, "")?;
     }
     sys::move_root("/new")
+}
+
+/// Moves a file out of the initramfs, whose memory it would otherwise keep.
+fn take(from: &str, to: &str) -> Result<()> {
+    context(fs::copy(from, to), || format!("cannot copy {from}"))?;
+    context(fs::remove_file(from), || format!("cannot remove {from}"))
 }
 
 fn wait_for(path: &str) -> Result<()> {
@@ -131,7 +139,8 @@ fn hosts(name: &str) -> Result<()> {
 }
 
 fn node(address: &str, gateway: &str) -> Result<()> {
-    let (ip, prefix) = address.split_once('/').ok_or_else(|| format!("sg.ip={address} has no prefix length"))?;
+    let (ip, prefix) =
+        address.split_once('/').ok_or_else(|| format!("sg.ip={address} has no prefix length"))?;
     let ip: Ipv4Addr = context(ip.parse(), || format!("bad sg.ip={address}"))?;
     let prefix: u8 = context(prefix.parse(), || format!("bad sg.ip={address}"))?;
     let gateway: Ipv4Addr = context(gateway.parse(), || format!("bad sg.gw={gateway}"))?;
@@ -215,17 +224,18 @@ fn run_program() -> Result<()> {
 }
 
 fn program_status(out: &Arc<Mutex<File>>) -> Result<i32> {
-    let arguments = context(fs::read("/sg/arguments"), || "cannot read the arguments".to_owned())?;
+    let words = split(&context(fs::read("/sg/arguments"), || "cannot read the arguments".to_owned())?);
+    let [program, arguments @ ..] = words.as_slice() else { return Err("no program to run".to_owned()) };
     let mut child = context(
-        Command::new("/sg/program")
-            .args(split(&arguments))
+        Command::new(program)
+            .args(arguments)
             .env("PATH", PATH)
             .env("HOME", "/root")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn(),
-        || "cannot run the program (is it linked statically or against the image's glibc?)".to_owned(),
+        || format!("cannot run {program} (is it linked statically or against the image's glibc?)"),
     )?;
     let pumps = [
         child.stdout.take().map(|from| forward(from, Kind::Stdout, Arc::clone(out))),

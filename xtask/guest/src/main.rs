@@ -16,13 +16,14 @@ use swarmguard_guest::FAILED;
 
 fn main() -> ExitCode {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
-    let mode = if std::process::id() == 1 && std::env::args().next().is_some_and(|name| name.ends_with("init")) {
-        "init".to_owned()
-    } else if arguments.is_empty() {
-        String::new()
-    } else {
-        arguments.remove(0)
-    };
+    let mode =
+        if std::process::id() == 1 && std::env::args().next().is_some_and(|name| name.ends_with("init")) {
+            "init".to_owned()
+        } else if arguments.is_empty() {
+            String::new()
+        } else {
+            arguments.remove(0)
+        };
     let result = match (mode.as_str(), arguments.as_slice()) {
         ("init", _) => init::run(),
         ("agent", [address]) => agent::serve(address),

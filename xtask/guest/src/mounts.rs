@@ -63,7 +63,10 @@ pub fn cgroups() -> Result<()> {
     for controller in controllers.split_whitespace() {
         // One at a time: a controller that cannot be delegated must not keep the others back.
         if let Err(error) = fs::write(format!("{ROOT}/cgroup.subtree_control"), format!("+{controller}")) {
-            eprintln!("{} cgroup controller {controller} cannot be delegated: {error}", swarmguard_guest::MARK);
+            eprintln!(
+                "{} cgroup controller {controller} cannot be delegated: {error}",
+                swarmguard_guest::MARK
+            );
         }
     }
     Ok(())

@@ -73,13 +73,17 @@ pub fn read_frame(input: &mut impl Read) -> io::Result<Option<(Kind, Vec<u8>)>> 
     if read_some(input, &mut first)? == 0 {
         return Ok(None);
     }
-    let kind = Kind::from_code(first[0])
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("unknown frame kind {}", first[0])))?;
+    let kind = Kind::from_code(first[0]).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("unknown frame kind {}", first[0]))
+    })?;
     let mut length = [0_u8; 4];
     input.read_exact(&mut length)?;
     let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
     if length > MAX_PAYLOAD {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("frame of {length} bytes, over 1 MiB")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("frame of {length} bytes, over 1 MiB"),
+        ));
     }
     let mut payload = vec![0; length];
     input.read_exact(&mut payload)?;

@@ -61,7 +61,9 @@ pub fn pivot_root(directory: &str) -> Result<()> {
     let status = unsafe { libc::syscall(libc::SYS_pivot_root, dot.as_ptr(), dot.as_ptr()) };
     check(if status < 0 { -1 } else { 0 }, || format!("cannot pivot_root to {directory}"))?;
     // SAFETY: a NUL-terminated string that outlives the call.
-    check(unsafe { libc::umount2(dot.as_ptr(), libc::MNT_DETACH) }, || "cannot detach the old root".to_owned())?;
+    check(unsafe { libc::umount2(dot.as_ptr(), libc::MNT_DETACH) }, || {
+        "cannot detach the old root".to_owned()
+    })?;
     context(std::env::set_current_dir("/"), || "cannot enter /".to_owned())
 }
 
@@ -80,7 +82,9 @@ pub fn load_module(path: &str) -> Result<()> {
 /// sethostname(2).
 pub fn set_hostname(name: &str) -> Result<()> {
     // SAFETY: pointer and length describe `name`.
-    check(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) }, || format!("cannot set hostname {name}"))
+    check(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) }, || {
+        format!("cannot set hostname {name}")
+    })
 }
 
 /// Sets the wall clock, in seconds since 1970, where it is more than two seconds off. The emulated RTC is
@@ -95,7 +99,9 @@ pub fn correct_clock(seconds: i64) -> Result<()> {
     }
     let wanted = libc::timespec { tv_sec: seconds + 3, tv_nsec: 0 };
     // SAFETY: `wanted` is a valid timespec.
-    check(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &raw const wanted) }, || "cannot set clock".to_owned())
+    check(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &raw const wanted) }, || {
+        "cannot set clock".to_owned()
+    })
 }
 
 /// unshare(2).
@@ -115,7 +121,9 @@ pub fn fork() -> Result<libc::pid_t> {
 /// Has the kernel kill this process when its parent ends.
 pub fn die_with_parent() -> Result<()> {
     // SAFETY: takes no pointers.
-    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) }, || "cannot set the death signal".to_owned())
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) }, || {
+        "cannot set the death signal".to_owned()
+    })
 }
 
 /// A child that ended, with its exit status (128 + signal where a signal ended it).
@@ -133,8 +141,11 @@ pub fn wait_any() -> Option<Ended> {
         // SAFETY: `status` is valid to write to.
         let pid = unsafe { libc::waitpid(-1, &raw mut status, 0) };
         if pid > 0 {
-            let code =
-                if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 128 + libc::WTERMSIG(status) };
+            let code = if libc::WIFEXITED(status) {
+                libc::WEXITSTATUS(status)
+            } else {
+                128 + libc::WTERMSIG(status)
+            };
             return Some(Ended { pid, status: code });
         }
         if io::Error::last_os_error().raw_os_error() != Some(libc::EINTR) {
