@@ -56,7 +56,7 @@ pub async fn examine(settings: &Settings) -> Vec<Check> {
     let shown = settings.cgroup_root.display();
     match &root {
         Some(root) => {
-            add("cgroup v2", true, root.display().to_string(), "containers are found and measured here")
+            add("cgroup v2", true, root.display().to_string(), "containers are found and measured here");
         }
         None => add("cgroup v2", false, format!("none at {shown}"), "the node reports itself blind"),
     }

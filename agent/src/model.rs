@@ -6,7 +6,11 @@
 
 use std::time::Duration;
 
-use swarmguard_common::{clock::Time, domain::BasisPoints};
+use swarmguard_common::{
+    clock::Time,
+    domain::BasisPoints,
+    kernel::{GroupCounters, WAIT_SLOTS, Waits},
+};
 
 use crate::sources::{
     group::{FastReading, SlowReading},
@@ -70,6 +74,9 @@ pub struct SlowRates {
     pub psi_io: Option<f64>,
     /// Processes killed for want of memory in between.
     pub oom_kills: u64,
+    /// Time that its tasks together waited for a CPU while they could have run, as a share of the time; more than 1
+    /// where several waited at once.
+    pub run_queue: Option<f64>,
 }
 
 /// A counter's growth in a second. `None` when no time passed, or when the counter was reset: a value that fell is a
@@ -121,8 +128,45 @@ pub fn slow_rates(before: &SlowReading, after: &SlowReading, elapsed: Duration) 
         psi_memory: stalled(before.psi_memory, after.psi_memory, elapsed),
         psi_io: stalled(before.psi_io, after.psi_io, elapsed),
         oom_kills: before.oom_kills.zip(after.oom_kills).and_then(|(a, b)| grown(a, b)).unwrap_or(0),
+        run_queue: before
+            .run_queue
+            .zip(after.run_queue)
+            .and_then(|(a, b)| rate(a.total_ns, b.total_ns, elapsed).map(|ns_per_s| ns_per_s / 1e9)),
     }
 }
+
+/// Requests in flight: begun, and neither answered nor dropped.
+pub fn in_flight(counters: &GroupCounters) -> u32 {
+    let ended = counters.answers.count.wrapping_add(counters.requests_dropped);
+    // The counters of different CPUs are not read at one instant; an end can be seen before its beginning.
+    let open = grown(ended, counters.requests_started).unwrap_or(0);
+    u32::try_from(open).unwrap_or(u32::MAX)
+}
+
+/// Median of the durations that were added between two readings, in microseconds; `None` where there was none. Within
+/// a slot of the histogram durations are taken as evenly spread, so it is right within the factor of two of a slot.
+pub fn median_us(before: &Waits, after: &Waits) -> Option<u32> {
+    let added: [u32; WAIT_SLOTS] =
+        std::array::from_fn(|slot| after.slots[slot].wrapping_sub(before.slots[slot]));
+    let all: u64 = added.iter().map(|count| u64::from(*count)).sum();
+    let wanted = all.div_ceil(2);
+    let mut below = 0_u64;
+    for (slot, count) in (0_u32..).zip(added) {
+        let count = u64::from(count);
+        if count > 0 && below + count >= wanted {
+            // Slot n ends at 65,536 ns x 2^n and begins at half of that; the first begins at nothing.
+            let end = SLOT_NS << slot;
+            let begin = if slot == 0 { 0 } else { end / 2 };
+            let ns = begin + (end - begin) * (wanted - below) / count;
+            return Some(u32::try_from(ns / 1_000).unwrap_or(u32::MAX));
+        }
+        below += count;
+    }
+    None
+}
+
+/// The end of the first slot of [`Waits`].
+const SLOT_NS: u64 = 65_536;
 
 /// Share of the time between two readings in which at least one task stalled, 0 to 1.
 pub fn stalled(before: Option<Pressure>, after: Option<Pressure>, elapsed: Duration) -> Option<f64> {
@@ -264,6 +308,25 @@ mod tests {
         assert_eq!(network_share(&rates, Some(100)), Some(0.5));
         assert_eq!(network_share(&rates, None), None);
         assert_eq!(network_share(&FastRates { tx_bytes_per_s: None, ..rates }, Some(100)), None);
+    }
+
+    #[test]
+    fn requests_in_flight_and_their_median() {
+        let mut counters =
+            GroupCounters { requests_started: 10, requests_dropped: 1, ..GroupCounters::default() };
+        counters.answers.count = 6;
+        assert_eq!(in_flight(&counters), 3);
+        counters.answers.count = 20;
+        assert_eq!(in_flight(&counters), 0, "ends that were seen before their beginnings");
+        let before = Waits::default();
+        assert_eq!(median_us(&before, &before), None);
+        let mut after = before;
+        after.slots[0] = 1;
+        after.slots[4] = 8;
+        after.slots[15] = 1;
+        // Slot 4 is 524 to 1,049 us; the median is the fourth of eight in it.
+        assert_eq!(median_us(&before, &after), Some(786));
+        assert_eq!(median_us(&after, &after), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -10,18 +11,19 @@ use std::{
 use anyhow::{Context as _, bail};
 use futures_util::StreamExt as _;
 use swarmguard_common::{
-    clock,
+    clock::{self, Time},
     domain::{ContainerId, NodeId},
     wire::agent::{ContainerChange, Hello},
 };
 use tokio::{
+    io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
     sync::mpsc,
     time::{Instant, sleep, sleep_until},
 };
 
 use crate::{
-    bpf::is_cgroup2,
+    bpf::{EventSource, GroupEvent, is_cgroup2},
     config::{Link, Settings},
     discovery::{
         engine::{Engine, EngineError, Happening, What},
@@ -220,10 +222,12 @@ enum Told {
 
 struct Loop {
     root: Option<PathBuf>,
+    proc_root: PathBuf,
     sampler: Sampler,
     shared: Shared,
     served: Served,
     watch: Option<Watch>,
+    kernel: Option<KernelEvents>,
     told: mpsc::Receiver<Told>,
     births: mpsc::Sender<ContainerId>,
 }
@@ -253,9 +257,11 @@ impl Loop {
         let watch = Watch::new()
             .map_err(|error| tracing::warn!("no inotify ({error}): looking every second instead"))
             .ok();
-        let sampler =
+        let mut sampler =
             Sampler::new(shared.clone(), networks, &settings.proc_root, settings.budget, settings.interval);
-        Self { root, sampler, shared, served, watch, told, births }
+        let kernel = sampler.kernel_events().and_then(KernelEvents::new);
+        let proc_root = settings.proc_root.clone();
+        Self { root, proc_root, sampler, shared, served, watch, kernel, told, births }
     }
 
     async fn run(mut self) {
@@ -279,6 +285,11 @@ impl Loop {
                 () = sleep_until(walk_at) => {
                     self.walk().await;
                     walk_at = Instant::now() + WALK_INTERVAL;
+                }
+                () = kernel_told(self.kernel.as_mut()) => {
+                    if self.hear_kernel() {
+                        walk_at = Instant::now();
+                    }
                 }
                 changed = changed(self.watch.as_ref()) => {
                     if let Err(error) = changed {
@@ -325,6 +336,54 @@ impl Loop {
         false
     }
 
+    /// Takes what the kernel told. Answers whether something may have been missed, so that a walk is wanted.
+    fn hear_kernel(&mut self) -> bool {
+        let Some(root) = self.root.clone() else { return false };
+        let Some((events, missed)) = self.kernel.as_mut().map(KernelEvents::take) else { return false };
+        let now = clock::now();
+        let mut born = BTreeMap::new();
+        for event in events {
+            match event {
+                GroupEvent::Birth { path, .. } => {
+                    let dir = root.join(path.trim_start_matches('/'));
+                    if let Some(id) = container_at(&dir) {
+                        born.insert(id, dir);
+                    }
+                }
+                GroupEvent::Death { path, .. } => {
+                    if let Some(id) = container_at(Path::new(&path)) {
+                        born.remove(&id);
+                        self.sampler.ended(&id);
+                    }
+                }
+                GroupEvent::OutOfMemory { cgroup_id, pid, .. } => self.killed(now, cgroup_id, pid),
+            }
+        }
+        let new = self.sampler.found(now, &born, false);
+        if !new.is_empty() {
+            self.after_births(new);
+        }
+        missed
+    }
+
+    /// A process was killed for want of memory, in a container's cgroup or somewhere below it.
+    fn killed(&mut self, now: Time, cgroup_id: u64, pid: u32) {
+        let below = || {
+            let text = std::fs::read_to_string(self.proc_root.join(pid.to_string()).join("cgroup")).ok()?;
+            let id = text.split(['/', '\n']).find_map(scan::container_of)?;
+            self.sampler.knows(&id).then_some(id)
+        };
+        if let Some(id) = self.sampler.container_of(cgroup_id).cloned().or_else(below) {
+            tracing::info!(container = %id, pid, "the kernel kills a process for want of memory");
+            let mut agent = self.shared.lock();
+            if let Some(handle) = agent.handle_of(&id) {
+                agent.oom(now, handle);
+            }
+            drop(agent);
+            self.shared.wake();
+        }
+    }
+
     async fn walk(&mut self) {
         let Some(root) = self.root.clone() else { return };
         // In a thread of its own: a large hierarchy takes longer than a sampling interval.
@@ -362,6 +421,65 @@ impl Loop {
             );
         }
         parents
+    }
+}
+
+/// The container whose cgroup is at `path`, unless it lies within another one's.
+fn container_at(path: &Path) -> Option<ContainerId> {
+    let mut names = path.components().filter_map(|part| part.as_os_str().to_str());
+    let id = scan::container_of(names.next_back()?)?;
+    names.all(|above| scan::container_of(above).is_none()).then_some(id)
+}
+
+/// The kernel's events as the loop waits for them.
+struct KernelEvents {
+    source: EventSource,
+    ready: AsyncFd<OwnedFd>,
+    lost: u64,
+}
+
+/// Most events taken at once; the rest waits in the kernel's ring.
+const EVENTS_AT_ONCE: usize = 1_024;
+
+impl KernelEvents {
+    fn new(source: EventSource) -> Option<Self> {
+        let ready = source.as_fd().try_clone_to_owned().and_then(|copy| {
+            // SAFETY: an `OwnedFd` is the same open descriptor for as long as it lives.
+            Ok(unsafe { AsyncFd::register_with_interest(copy, Interest::READABLE) }?)
+        });
+        match ready {
+            Ok(ready) => Some(Self { lost: source.lost(), source, ready }),
+            Err(error) => {
+                tracing::warn!("the kernel's events cannot be waited for: {error}");
+                None
+            }
+        }
+    }
+
+    /// All events that are there, and whether some were lost.
+    fn take(&mut self) -> (Vec<GroupEvent>, bool) {
+        let mut events = Vec::new();
+        while events.len() < EVENTS_AT_ONCE {
+            let Some(event) = self.source.next_event() else { break };
+            events.push(event);
+        }
+        let lost = self.source.lost();
+        // With some left behind, no further word may come for them.
+        let missed = events.len() >= EVENTS_AT_ONCE || self.lost != lost;
+        self.lost = lost;
+        (events, missed)
+    }
+}
+
+async fn kernel_told(events: Option<&mut KernelEvents>) {
+    let Some(events) = events else { return std::future::pending().await };
+    match events.ready.readable().await {
+        // Cleared before the ring is read: what comes in between wakes again.
+        Ok(mut ready) => ready.clear_ready(),
+        Err(error) => {
+            tracing::warn!("the kernel's events broke off: {error}");
+            std::future::pending::<()>().await;
+        }
     }
 }
 

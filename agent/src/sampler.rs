@@ -2,7 +2,7 @@
 //! All IO of the hot path is here, and none of the judgement.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -10,6 +10,7 @@ use std::{
 use swarmguard_common::{
     clock::{self, Time},
     domain::{BasisPoints, ContainerId},
+    kernel::GroupSample,
 };
 
 use crate::{
@@ -43,6 +44,10 @@ const OWN_INTERVAL: Duration = Duration::from_secs(1);
 const LATE: Duration = Duration::from_millis(100);
 const STARVED_FOR: Duration = Duration::from_secs(5);
 
+/// Limits and files of a container this young are looked at anew with every slow reading: an engine makes the cgroup
+/// first and sets it up afterwards.
+const YOUNG: Duration = Duration::from_secs(5);
+
 /// A container that an engine does not know after this long belongs to another engine on this kernel.
 const FOREIGN_AFTER: Duration = Duration::from_secs(3);
 
@@ -60,6 +65,44 @@ struct Watched {
     since: Time,
     slow_at: Option<Time>,
     limits_at: Time,
+}
+
+impl Watched {
+    /// Reads what is due of the things that move slowly, and the limits.
+    fn slow(
+        &mut self,
+        now: Time,
+        hot: bool,
+        agent: &mut Agent,
+        networks: &mut Networks,
+        buffer: &mut [u8],
+    ) -> Result<(), Gone> {
+        let interval = if hot { SLOW_INTERVAL_HOT } else { SLOW_INTERVAL };
+        let first = self.slow_at.is_none();
+        if self.slow_at.is_some_and(|at| now.since(at) < interval) {
+            return Ok(());
+        }
+        let mut reading = self.group.read_slow(buffer)?;
+        reading.run_queue = networks.programs().and_then(|programs| programs.run_queue(self.group.id()));
+        agent.sample_slow(now, self.handle, reading);
+        // The first ones of many are spread over the interval, so that not all fall into one tick.
+        let spread = Duration::from_millis(u64::from(self.handle % 10) * 100);
+        self.slow_at = Some(if first { now.before(spread) } else { now });
+        let young = now.since(self.since) < YOUNG;
+        if young || now.since(self.limits_at) >= LIMITS_INTERVAL {
+            self.limits_at = now;
+            if young
+                && self.group.missing().next().is_some()
+                && let Ok(group) = Group::open(self.group.dir())
+            {
+                self.group = group;
+            }
+            if let Some(handle) = agent.limit(self.handle, self.group.limits()) {
+                self.handle = handle;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What sampling costs and how it goes, for `/metrics` and `/healthz`.
@@ -96,6 +139,9 @@ pub struct Sampler {
     sums: Option<Vec<(PathBuf, KeptFile)>>,
     buffer: Vec<u8>,
     gone: Vec<ContainerId>,
+    /// What the kernel's own pass handed over, by cgroup.
+    handed: HashMap<u64, GroupSample>,
+    pass_failed: bool,
     pace: Pace,
     budget: Budget,
     vitals: Vitals,
@@ -123,6 +169,8 @@ impl Sampler {
             sums: None,
             buffer: vec![0; BUFFER_BYTES],
             gone: Vec::new(),
+            handed: HashMap::new(),
+            pass_failed: false,
             pace: Pace::default(),
             budget: Budget::new(allowed, fastest),
             vitals: Vitals { interval: fastest, ..Vitals::default() },
@@ -199,11 +247,6 @@ impl Sampler {
                 return false;
             }
         };
-        for missing in group.missing() {
-            if self.reported.insert(missing) {
-                tracing::warn!(container = %id, "the kernel offers no {missing} here: {}", what_is_lost(missing));
-            }
-        }
         let limits = group.limits();
         let Some(handle) = self.shared.lock().born(now, id, limits) else {
             if self.reported.insert("too many") {
@@ -248,6 +291,16 @@ impl Sampler {
         self.bury();
     }
 
+    /// The container with this cgroup.
+    pub fn container_of(&self, cgroup_id: u64) -> Option<&ContainerId> {
+        self.watched.iter().find(|(_, it)| it.group.id() == cgroup_id).map(|(id, _)| id)
+    }
+
+    /// Where the kernel tells births, deaths and kills, if it does.
+    pub fn kernel_events(&mut self) -> Option<crate::bpf::EventSource> {
+        self.networks.programs()?.events()
+    }
+
     /// A container ended.
     pub fn ended(&mut self, id: &ContainerId) {
         self.gone.push(id.clone());
@@ -261,7 +314,7 @@ impl Sampler {
         let mut agent = self.shared.lock();
         for id in self.gone.drain(..) {
             if let Some(watched) = self.watched.remove(&id) {
-                self.networks.forget(&watched.tap);
+                self.networks.forget(watched.group.id());
                 agent.died(watched.handle);
             }
         }
@@ -302,36 +355,45 @@ impl Sampler {
 
     /// Reads every container once.
     fn pass(&mut self, agent: &mut Agent) {
+        let handed_at = clock::now();
+        self.kernel_pass();
         for (id, watched) in &mut self.watched {
-            // Each has its own time: a pass over many containers takes milliseconds.
+            // Each has its own time: reading files of many containers takes milliseconds.
             let now = clock::now();
             let hot = agent.containers().get(&watched.handle).is_some_and(|it| it.conditions.hot());
-            let slow_interval = if hot { SLOW_INTERVAL_HOT } else { SLOW_INTERVAL };
-            if watched.slow_at.is_none_or(|at| now.since(at) >= slow_interval) {
-                match watched.group.read_slow(&mut self.buffer) {
-                    Ok(reading) => agent.sample_slow(now, watched.handle, reading),
-                    Err(Gone) => {
-                        self.gone.push(id.clone());
-                        continue;
-                    }
-                }
-                // The first ones of many are spread over the interval, so that not all fall into one tick.
-                let spread = Duration::from_millis(u64::from(watched.handle % 10) * 100);
-                watched.slow_at = Some(if watched.slow_at.is_none() { now.before(spread) } else { now });
-            }
-            if now.since(watched.limits_at) >= LIMITS_INTERVAL {
-                watched.limits_at = now;
-                if let Some(handle) = agent.limit(watched.handle, watched.group.limits()) {
-                    watched.handle = handle;
-                }
-            }
-            match watched.group.read_fast(&mut self.buffer) {
-                Ok(reading) => {
+            let read =
+                watched.slow(now, hot, agent, &mut self.networks, &mut self.buffer).and_then(|()| match self
+                    .handed
+                    .get(&watched.group.id())
+                {
+                    Some(sample) => Ok((handed_at, watched.group.from_pass(sample, &mut self.buffer)?)),
+                    None => Ok((now, watched.group.read_fast(&mut self.buffer)?)),
+                });
+            match read {
+                Ok((at, reading)) => {
                     let network = self.networks.read(&watched.tap, &mut self.buffer);
-                    agent.sample(now, watched.handle, reading, network);
+                    agent.sample(at, watched.handle, reading, network);
                 }
                 Err(Gone) => self.gone.push(id.clone()),
             }
+        }
+    }
+
+    /// Lets the kernel walk over all containers, where it can.
+    fn kernel_pass(&mut self) {
+        self.handed.clear();
+        if self.pass_failed {
+            return;
+        }
+        let Some(programs) = self.networks.programs() else { return };
+        let handed = &mut self.handed;
+        let result = programs.sample(&mut |sample| {
+            handed.insert(sample.cgroup_id, *sample);
+        });
+        if let Err(error) = result {
+            tracing::warn!("{error}: reading the files of each container instead");
+            self.pass_failed = true;
+            self.handed.clear();
         }
     }
 
@@ -353,6 +415,18 @@ impl Sampler {
         Some(total)
     }
 
+    /// Says once what this kernel does not offer, after engines had time to set a container up.
+    fn report_missing(&mut self, now: Time) {
+        for (id, watched) in self.watched.iter().filter(|(_, it)| now.since(it.since) >= YOUNG) {
+            for missing in watched.group.missing() {
+                if self.reported.insert(missing) {
+                    let lost = what_is_lost(missing);
+                    tracing::warn!(container = %id, "the kernel offers no {missing} here: {lost}");
+                }
+            }
+        }
+    }
+
     fn read_node(&mut self, now: Time) {
         if self.node_at.is_some_and(|at| now.since(at) < NODE_INTERVAL) {
             return;
@@ -368,6 +442,7 @@ impl Sampler {
             return;
         }
         self.own_at = Some(now);
+        self.report_missing(now);
         self.vitals.own = self.own.read();
         self.budget.measure(now, self.vitals.own.cpu_usec);
         self.vitals.own_share = self.budget.share();

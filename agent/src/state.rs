@@ -9,6 +9,7 @@ use std::{
 use swarmguard_common::{
     clock::Time,
     domain::{BasisPoints, Condition, ContainerId, Edge, ServiceId, TaskId},
+    kernel::GroupCounters,
     labels::Thresholds,
     wire::agent::{
         Alert, ContainerChange, ContainerEvent, Hello, NodeLoad, Report, TaskIntro, TaskLoad, ToAgent,
@@ -19,8 +20,8 @@ use swarmguard_common::{
 use crate::{
     conditions::{Change, Conditions, Values},
     model::{
-        Capacity, Ewma, FastRates, Limits, NodeRates, SlowRates, fast_rates, network_share, node_rates,
-        ratio, slow_rates, working_set,
+        Capacity, Ewma, FastRates, Limits, NodeRates, SlowRates, fast_rates, in_flight, median_us,
+        network_share, node_rates, ratio, slow_rates, working_set,
     },
     sources::{
         group::{FastReading, SlowReading},
@@ -85,6 +86,7 @@ pub struct Container {
     born: Time,
     fast: Option<(Time, FastReading, Option<NetworkReading>)>,
     slow: Option<(Time, SlowReading)>,
+    requests: Option<GroupCounters>,
     smooth_cpu: Ewma,
     smooth_rx: Ewma,
     smooth_tx: Ewma,
@@ -236,6 +238,7 @@ impl Agent {
             born: now,
             fast: None,
             slow: None,
+            requests: None,
             smooth_cpu: Ewma::new(REPORT_SMOOTHING),
             smooth_rx: Ewma::new(REPORT_SMOOTHING),
             smooth_tx: Ewma::new(REPORT_SMOOTHING),
@@ -317,6 +320,7 @@ impl Agent {
         let before = container.slow.replace((now, reading));
         let Some((at, before)) = before else { return };
         container.figures.slow = slow_rates(&before, &reading, now.since(at));
+        container.take_requests();
         if container.figures.slow.oom_kills > 0 {
             self.oom(now, handle);
         }
@@ -577,7 +581,8 @@ impl Container {
             cpu: cpu_of(rates.cpu_millis),
             memory,
             network: network_share(&rates, mbps),
-            psi_cpu: self.figures.slow.psi_cpu,
+            // Waiting on the run queue is what PSI sums up; where PSI is off it stands in.
+            psi_cpu: self.figures.slow.psi_cpu.or(self.figures.slow.run_queue.map(|share| share.min(1.0))),
             psi_memory: self.figures.slow.psi_memory,
             span,
         };
@@ -599,6 +604,16 @@ impl Container {
             ..self.figures
         };
         values
+    }
+
+    /// Latency over the time since the last slow sample; requests in flight now.
+    fn take_requests(&mut self) {
+        let counters = self
+            .fast
+            .and_then(|(_, _, network)| network?.counters.filter(|_| network.is_some_and(|it| it.requests)));
+        let before = std::mem::replace(&mut self.requests, counters);
+        self.figures.in_flight = counters.as_ref().map(in_flight);
+        self.figures.latency_us = before.zip(counters).and_then(|(a, b)| median_us(&a.answers, &b.answers));
     }
 
     fn load(&self, handle: u32) -> TaskLoad {

@@ -151,7 +151,7 @@ fn start(shared: &Shared, identity: &Source, coordinators: &[SocketAddr]) -> tok
     tokio::spawn(uplink.run())
 }
 
-/// A container that uses `share` of the node, sampled as fast as the test goes, at times ten a second apart.
+/// A container that uses a share of the node, sampled as fast as the test goes, at times ten a second apart.
 struct Workload {
     shared: Shared,
     handle: u32,
@@ -167,10 +167,11 @@ impl Workload {
         Self { shared: shared.clone(), handle, used_usec: 0, now }
     }
 
-    fn run(&mut self, share: f64, samples: u32) {
+    fn run(&mut self, percent: u64, samples: u32) {
         for _ in 0..samples {
             self.now = self.now + Duration::from_millis(100);
-            self.used_usec += (share * 2.0 * 100_000.0) as u64;
+            // Of two CPUs, over a tenth of a second.
+            self.used_usec += percent * 2_000;
             let cpu = Some(CpuStat { usage_usec: self.used_usec, periods: None });
             let reading = FastReading { cpu, memory_bytes: Some(1 << 20) };
             self.shared.lock().sample(self.now, self.handle, reading, None);
@@ -192,10 +193,10 @@ async fn alerts_arrive_are_acknowledged_and_sent_again_after_a_reconnect() {
     assert_eq!((peer.hello.epoch, peer.hello.hostname.as_str()), (77, "worker-1"));
 
     let mut load = Workload::new(&shared);
-    load.run(0.1, 3);
+    load.run(10, 3);
     let ToCoordinator::Task(intro) = peer.next().await else { panic!("the container is introduced") };
     assert_eq!((intro.handle, intro.container), (1, container()));
-    load.run(0.95, 6);
+    load.run(95, 6);
     let raise = peer.next_alert().await;
     assert_eq!(raise.parts(), Some((Condition::CpuHigh, Edge::Raise)));
     assert_eq!((raise.epoch, raise.handle), (77, intro.handle));
@@ -229,7 +230,7 @@ async fn alerts_arrive_are_acknowledged_and_sent_again_after_a_reconnect() {
     let next = peer.next_alert().await;
     assert!(next.seq > standing.seq, "{next:?} was acknowledged");
 
-    load.run(0.1, 6);
+    load.run(10, 6);
     let clear = peer.alert_of(Condition::CpuHigh, Edge::Clear).await;
     assert!(clear.seq > next.seq);
     shared.lock().died(load.handle);
@@ -248,7 +249,7 @@ async fn an_alert_of_a_container_that_ended_is_still_told_after_a_reconnect() {
     );
     let shared = shared();
     let mut load = Workload::new(&shared);
-    load.run(1.0, 8);
+    load.run(100, 8);
     shared.lock().died(load.handle);
     let uplink = start(&shared, &certificates.issue("node1", Unit::Worker), &[coordinator.address()]);
     let mut peer = coordinator.accept().await;
@@ -289,7 +290,7 @@ async fn reports_renew_the_lease_and_thresholds_are_obeyed() {
     // Thresholds travel; a load of 30 % is an alert as soon as they are there, and never before.
     let raised = async {
         loop {
-            load.run(0.3, 1);
+            load.run(30, 1);
             if shared.lock().outbox().last_seq() > 0 {
                 break;
             }
@@ -360,7 +361,7 @@ async fn every_coordinator_is_told_and_alerts_wait_for_the_slowest() {
     let shared = shared();
     let uplink = start(&shared, &certificates.issue("node1", Unit::Worker), &[one.address(), two.address()]);
     let (mut first, mut second) = (one.accept().await, two.accept().await);
-    Workload::new(&shared).run(1.0, 6);
+    Workload::new(&shared).run(100, 6);
     let (a, b) = (first.next_alert().await, second.next_alert().await);
     assert_eq!((a.seq, a.condition, a.edge), (b.seq, b.condition, b.edge), "numbered alike");
     first.say(ToAgent::Acknowledge { seq: a.seq }).await;

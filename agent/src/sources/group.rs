@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use swarmguard_common::kernel::{GroupSample, HAS_CPU, HAS_MEMORY, HAS_THROTTLING, Waits};
+
 use super::{KeptFile, cpu, is_gone, memory, pressure};
 use crate::model::Limits;
 
@@ -31,6 +33,8 @@ pub struct SlowReading {
     pub psi_io: Option<pressure::Pressure>,
     /// Processes killed for want of memory so far.
     pub oom_kills: Option<u64>,
+    /// How long its tasks waited for a CPU, where the programs tell.
+    pub run_queue: Option<Waits>,
 }
 
 /// The cgroup is no more: its container ended.
@@ -88,6 +92,27 @@ impl Group {
         self.id
     }
 
+    /// What moves fast, out of the kernel's own pass over all containers; the file fills in what that lacks.
+    ///
+    /// # Errors
+    /// When the container has ended.
+    pub fn from_pass(&self, sample: &GroupSample, buffer: &mut [u8]) -> Result<FastReading, Gone> {
+        let has = |bit| sample.fields & bit != 0;
+        if !has(HAS_CPU) {
+            return self.read_fast(buffer);
+        }
+        let periods = has(HAS_THROTTLING).then_some((sample.periods, sample.throttled));
+        let memory_bytes = if has(HAS_MEMORY) {
+            Some(sample.memory_bytes)
+        } else {
+            read(self.memory_current.as_ref(), buffer, memory::current)?
+        };
+        Ok(FastReading {
+            cpu: Some(cpu::CpuStat { usage_usec: sample.cpu_ns / 1_000, periods }),
+            memory_bytes,
+        })
+    }
+
     /// Reads what moves fast.
     ///
     /// # Errors
@@ -110,6 +135,7 @@ impl Group {
             psi_memory: read(self.memory_pressure.as_ref(), buffer, pressure::pressure)?,
             psi_io: read(self.io_pressure.as_ref(), buffer, pressure::pressure)?,
             oom_kills: read(self.memory_events.as_ref(), buffer, memory::oom_kills)?,
+            run_queue: None,
         })
     }
 

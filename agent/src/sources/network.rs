@@ -67,6 +67,8 @@ pub struct NetworkReading {
     pub traffic: Traffic,
     /// All that the programs count, where they do.
     pub counters: Option<GroupCounters>,
+    /// Whether the counters tell of requests.
+    pub requests: bool,
 }
 
 /// How one container's network is read.
@@ -104,11 +106,6 @@ impl Networks {
         (Self { programs, proc_root: proc_root.into(), node_namespace }, findings)
     }
 
-    /// Whether the programs count.
-    pub fn by_programs(&self) -> bool {
-        self.programs.is_some()
-    }
-
     /// The loaded programs.
     pub fn programs(&mut self) -> Option<&mut Programs> {
         self.programs.as_mut()
@@ -126,7 +123,9 @@ impl Networks {
     ) -> Tap {
         if let Some(programs) = &mut self.programs {
             match programs.watch(cgroup_id, dir) {
-                Ok(()) => return Tap::Programs(cgroup_id),
+                Ok(()) if programs.counters(cgroup_id).is_some() => return Tap::Programs(cgroup_id),
+                // Loaded, but none that counts traffic: the findings said so.
+                Ok(()) => {}
                 Err(error) => tracing::warn!(container, "network from /proc instead of BPF: {error}"),
             }
         }
@@ -146,21 +145,28 @@ impl Networks {
     pub fn read(&mut self, tap: &Tap, buffer: &mut [u8]) -> Option<NetworkReading> {
         match tap {
             Tap::Programs(id) => {
-                let counters = self.programs.as_mut()?.counters(*id)?;
+                let programs = self.programs.as_mut()?;
+                let counters = programs.counters(*id)?;
                 let traffic = Traffic { rx_bytes: counters.net.rx_bytes, tx_bytes: counters.net.tx_bytes };
-                Some(NetworkReading { traffic, counters: Some(counters) })
+                Some(NetworkReading {
+                    traffic,
+                    counters: Some(counters),
+                    requests: programs.follows_requests(),
+                })
             }
-            Tap::File(file) => {
-                Some(NetworkReading { traffic: total(file.read(buffer).ok()?)?, counters: None })
-            }
+            Tap::File(file) => Some(NetworkReading {
+                traffic: total(file.read(buffer).ok()?)?,
+                counters: None,
+                requests: false,
+            }),
             Tap::Unknown => None,
         }
     }
 
     /// Ends reading a container.
-    pub fn forget(&mut self, tap: &Tap) {
-        if let (Tap::Programs(id), Some(programs)) = (tap, &mut self.programs) {
-            programs.forget(*id);
+    pub fn forget(&mut self, cgroup_id: u64) {
+        if let Some(programs) = &mut self.programs {
+            programs.forget(cgroup_id);
         }
     }
 }
