@@ -13,6 +13,7 @@ use swarmguard_core::brain::{AgentEvent, AgentOrder, ConnectionId};
 
 use super::{
     World,
+    coordinator::Coordinator,
     load::{NODE_CPU_MILLIS, NODE_MEMORY_BYTES},
     network::Parcel,
 };
@@ -68,12 +69,7 @@ impl Agent {
     /// The program starts anew: nothing is remembered but that the epoch is later.
     pub fn restart(&mut self) {
         let epoch = self.epoch + 1;
-        let connections: BTreeMap<NodeId, u64> =
-            self.links.iter().map(|(node, link)| (node.clone(), link.connection.0)).collect();
         *self = Self { epoch, ..Self::new(self.node.clone()) };
-        for (coordinator, number) in connections {
-            self.links.insert(coordinator, Link::new(number + 1, Time::ZERO));
-        }
     }
 
     pub fn receive(&mut self, coordinator: &NodeId, connection: ConnectionId, what: AgentOrder, now: Time) {
@@ -163,9 +159,9 @@ impl Agent {
 }
 
 impl Link {
-    fn new(number: u64, retry_at: Time) -> Self {
+    fn new(retry_at: Time) -> Self {
         Self {
-            connection: ConnectionId(number),
+            connection: ConnectionId(0),
             established: false,
             retry_at,
             handles: BTreeMap::new(),
@@ -176,7 +172,7 @@ impl Link {
 
     /// The connection is lost: a later one follows, and brings what was not acknowledged.
     fn again(old: &mut Self, now: Time) -> Self {
-        let mut new = Self::new(old.connection.0 + 1, now + RECONNECT_AFTER);
+        let mut new = Self::new(now + RECONNECT_AFTER);
         new.unacknowledged = std::mem::take(&mut old.unacknowledged);
         new
     }
@@ -231,7 +227,7 @@ impl World {
         let now = self.now;
         let agent = self.agents.get_mut(node).expect("every node has an agent");
         let epoch = agent.epoch;
-        let link = agent.links.entry(coordinator.clone()).or_insert_with(|| Link::new(1, Time::ZERO));
+        let link = agent.links.entry(coordinator.clone()).or_insert_with(|| Link::new(Time::ZERO));
         let incarnation = self.coordinators[coordinator].incarnation;
         if link.established && (!reachable || link.connection.0 >> 32 != incarnation) {
             *link = Link::again(link, now);
@@ -239,9 +235,9 @@ impl World {
         if link.established || !reachable || now < link.retry_at {
             return link.established;
         }
+        let Some(number) = self.coordinators.get_mut(coordinator).map(Coordinator::accept) else { return false };
         link.established = true;
-        // The coordinator numbers connections; each of its lives starts a range of its own.
-        link.connection = ConnectionId((incarnation << 32) | ((link.connection.0 & 0xffff_ffff) + 1));
+        link.connection = number;
         let hello = Hello {
             node: node.clone(),
             epoch,

@@ -191,6 +191,16 @@ impl Checks {
             self.fail(now, format!("{alerts} alerts stand though the load is low"));
         }
         let begun: u64 = self.begun.values().sum();
+        // Undisturbed, what the load calls for must be done.
+        let undisturbed = scenario.trouble_every.is_none() && scenario.workload.failing_starts == 0;
+        let called_for = match scenario.pattern {
+            Pattern::HotNode => true,
+            Pattern::Demand => scenario.replicas[0] == 1 && scenario.scale_max[0].is_some(),
+            Pattern::Noise => false,
+        };
+        if undisturbed && called_for && begun == 0 {
+            self.fail(now, "nothing was done about the load".into());
+        }
         if scenario.pattern == Pattern::Noise && begun > NOISE_ACTIONS {
             self.fail(now, format!("a noisy load provoked {begun} actions"));
         }

@@ -19,6 +19,7 @@ pub(super) struct Coordinator {
     /// Counts its lives.
     pub incarnation: u64,
     starts_at: Time,
+    connections: u64,
     /// A reading that is on its way, with the time of its arrival.
     reading: Option<(Time, Arc<Snapshot>)>,
     read_at: Time,
@@ -41,10 +42,17 @@ impl Coordinator {
             brain: None,
             incarnation: 0,
             starts_at: Time::ZERO,
+            connections: 0,
             reading: None,
             read_at: Time::ZERO,
             calls: VecDeque::new(),
         }
+    }
+
+    /// Numbers a new connection; each life has a range of its own.
+    pub fn accept(&mut self) -> ConnectionId {
+        self.connections += 1;
+        ConnectionId((self.incarnation << 32) | self.connections)
     }
 
     /// Dies; commands that were sent may or may not still arrive.

@@ -23,6 +23,7 @@ pub(super) struct Load {
     ends: Time,
     /// Which replica runs hot, by its node, chosen when it begins.
     hot: Option<(ServiceId, NodeId)>,
+    first: Option<ServiceId>,
     quiet: bool,
 }
 
@@ -34,6 +35,7 @@ impl Load {
             begins,
             ends: begins + Duration::from_secs(rng.u64(20..100)),
             hot: None,
+            first: None,
             quiet: false,
         }
     }
@@ -48,6 +50,7 @@ impl Load {
 
     /// Chooses the hot replica once the time has come.
     pub fn choose(&mut self, now: Time, swarm: &SwarmModel, services: &[ServiceId]) {
+        self.first = services.first().cloned();
         if self.pattern == Pattern::HotNode && self.stands(now) && self.hot.is_none() {
             let service = services.first();
             let node = service.and_then(|service| swarm.serving(service).find_map(|task| task.node.clone()));
@@ -68,11 +71,12 @@ impl Load {
                 });
                 if hot { (940 + jitter, 5) } else { (60 + jitter, 5) }
             }
-            // All replicas of every service share a fixed demand.
-            Pattern::Demand => {
+            // The replicas of the first service share a fixed demand.
+            Pattern::Demand if self.first.as_ref() == Some(&task.service) => {
                 let share = |all: u32| all / u32::try_from(replicas.max(1)).unwrap_or(1);
                 (share(1_900) + jitter, share(190))
             }
+            Pattern::Demand => (60 + jitter, 2),
             Pattern::Noise => (rng.u32(300..1_000), rng.u32(0..100)),
         }
     }

@@ -101,7 +101,7 @@ impl World {
         Self {
             now: start,
             network: Network::new(&scenario),
-            story: Story { start, wanted: verbose, lines: vec![format!("seed {seed}: {scenario:?}")] },
+            story: Story { start, wanted: verbose, lines: Vec::new() },
             rng,
             scenario,
             swarm,
