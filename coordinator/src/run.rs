@@ -44,6 +44,8 @@ const COMMAND_DEADLINE: Duration = Duration::from_secs(20);
 const BATCH: usize = 256;
 /// Questions of the API that wait.
 const REQUESTS: usize = 256;
+/// Shortest time between two ticks of the brain's own deadline.
+const SHORTEST_WAIT: Duration = Duration::from_millis(1);
 /// Rhythm of gauges and of loads for the balancers.
 const RHYTHM: Duration = Duration::from_secs(1);
 
@@ -188,6 +190,8 @@ impl<S: SwarmApi> Runner<S> {
         rhythm.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let wait = self.parts.brain.poll_timeout().map_or(RHYTHM, |at| at.since(clock::now()));
+            // Were the brain ever to ask for the past again and again, this would still be no busy loop.
+            let wait = wait.max(SHORTEST_WAIT);
             tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => break,
                 Some((id, result)) = self.answers.1.recv() => self.answered(id, result),
@@ -200,6 +204,7 @@ impl<S: SwarmApi> Runner<S> {
                 () = tokio::time::sleep(wait) => self.input(Input::Tick),
             }
             self.outputs();
+            self.settle();
         }
         reader.abort();
         self.parts.journal.flush().await;
@@ -208,6 +213,7 @@ impl<S: SwarmApi> Runner<S> {
     fn input(&mut self, input: Input) {
         self.facts.now = clock::now();
         self.parts.brain.handle(self.facts.now, input);
+        self.outputs();
     }
 
     fn answered(&mut self, id: CommandId, result: CommandResult) {
@@ -280,7 +286,7 @@ impl<S: SwarmApi> Runner<S> {
         }
     }
 
-    /// Everything that the brain has to say.
+    /// Everything that the brain has to say; after each input, because what it holds ready is bounded.
     fn outputs(&mut self) {
         while let Some(output) = self.parts.brain.poll_agent() {
             let Some(outbox) = self.connections.get(&output.connection) else { continue };
@@ -302,6 +308,10 @@ impl<S: SwarmApi> Runner<S> {
         while let Some((id, command)) = self.parts.brain.poll_command() {
             self.carry_out(id, command);
         }
+    }
+
+    /// Between two batches: how eagerly Swarm is read, and whether we are the one to act.
+    fn settle(&mut self) {
         let wish = self.parts.brain.snapshot_wish();
         self.wish.send_if_modified(|now| std::mem::replace(now, wish) != wish);
         let acting = self.parts.brain.is_acting();
@@ -313,6 +323,10 @@ impl<S: SwarmApi> Runner<S> {
                 if acting { "is" } else { "is not" }
             );
             self.parts.metrics.leader.set(acting.into());
+            if !acting {
+                // Whoever acts now says what drains; our marks would stay in the routes for ever.
+                self.parts.hub.forget_drains();
+            }
         }
     }
 
@@ -328,16 +342,15 @@ impl<S: SwarmApi> Runner<S> {
                 let reason = self.words.admit(entry.rule.as_deref().unwrap_or(&entry.code));
                 metrics.refusals.get_or_create(&ReasonLabel { reason }).inc();
             }
-            Kind::Action => {
-                if let Some(mttr_ms) = entry.figures.get("mttr_ms") {
+            Kind::Action if matches!(entry.code.as_str(), "done" | "undone") => {
+                let what = entry.action.as_ref().and_then(|action| self.parts.journal.what_of(action));
+                let kind = self.words.admit(what.as_deref().unwrap_or("unknown"));
+                metrics.actions.get_or_create(&OutcomeLabel { kind, outcome: entry.code.clone() }).inc();
+                if let Some(mttr_ms) = entry.figures.get("mttr_ms").filter(|_| entry.code == "done") {
                     metrics.mttr.observe(mttr_ms / 1_000.0);
                 }
-                if matches!(entry.code.as_str(), "done" | "undone") {
-                    let kind = self.words.admit(entry.rule.as_deref().unwrap_or("action"));
-                    metrics.actions.get_or_create(&OutcomeLabel { kind, outcome: entry.code.clone() }).inc();
-                }
             }
-            Kind::Alert | Kind::Lease | Kind::Notice => {}
+            Kind::Action | Kind::Alert | Kind::Lease | Kind::Notice => {}
         }
         let entry = self.parts.journal.append(entry);
         let (service, node) = (entry.service_name.as_deref(), entry.node.as_ref().map(|node| node.as_str()));

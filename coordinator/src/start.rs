@@ -1,6 +1,6 @@
 //! Puts the parts of a coordinator together, keeps its certificate fresh, and ends it in order.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use quinn::Endpoint;
@@ -15,15 +15,17 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::watch,
+    task::JoinHandle,
 };
 
 use crate::{
-    api::{self, Api, server},
+    api::{self, Api, Plain, server},
     config::{Settings, TokenFile},
     ingest::{self, Ingest, hub::Hub, token::Token},
-    journal,
+    journal::{self, Journal},
     metrics::Metrics,
-    run::{Parts, Runner},
+    run::{Handle, Parts, Runner},
+    seam::SwarmApi,
     swarm::Client,
 };
 
@@ -31,6 +33,120 @@ use crate::{
 const CERTIFICATE_RHYTHM: Duration = Duration::from_secs(15);
 /// Longest that the end may take.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// What a coordinator is made of, apart from the settings' texts: so that tests and measurements can put one together
+/// around a swarm that is not there.
+pub struct Assembly<S> {
+    /// Who we are.
+    pub identity: Identity,
+    /// Swarm.
+    pub swarm: Arc<S>,
+    /// How the judgement is set up.
+    pub brain: brain::Settings,
+    /// The journal.
+    pub journal: journal::Settings,
+    /// What peers may cost.
+    pub limits: ingest::Limits,
+    /// Lets balancers in.
+    pub balancer_token: Option<Token>,
+    /// Lets commands in.
+    pub operator_token: Option<Token>,
+    /// What plain HTTP may be used for.
+    pub plain: Plain,
+    /// Address for agents and balancers.
+    pub quic: SocketAddr,
+    /// Address of the API.
+    pub api: SocketAddr,
+}
+
+/// A coordinator at work.
+pub struct Running {
+    /// Where agents and balancers find it.
+    pub quic: SocketAddr,
+    /// Where the API is.
+    pub api: SocketAddr,
+    /// Its figures.
+    pub metrics: Arc<Metrics>,
+    /// The way to its loop.
+    pub handle: Handle,
+    /// Its journal.
+    pub journal: Journal,
+    endpoint: Endpoint,
+    tls: watch::Sender<Arc<rustls::ServerConfig>>,
+    stop: watch::Sender<bool>,
+    running: JoinHandle<()>,
+    serving: JoinHandle<()>,
+    answering: JoinHandle<()>,
+}
+
+impl<S: SwarmApi> Assembly<S> {
+    /// Binds the addresses and starts everything.
+    ///
+    /// # Errors
+    /// When the certificate or an address cannot be used.
+    pub async fn start(self) -> anyhow::Result<Running> {
+        let metrics = Metrics::new();
+        let quic_config = transport::server_config(self.identity.server_config()?)?;
+        let endpoint = transport::bind(self.quic, Some(quic_config))?;
+        let bound = TcpListener::bind(self.api).await;
+        let listener = bound.with_context(|| format!("cannot listen on TCP {}", self.api))?;
+        let (quic, api_addr) = (endpoint.local_addr()?, listener.local_addr()?);
+        let (tls, tls_now) = watch::channel(server::tls_config(self.identity.server_config()?));
+
+        let (journal, notices) = journal::open(&self.journal, Arc::clone(&metrics));
+        let hub = Arc::new(Hub::default());
+        let cluster = self.identity.own.cluster.clone();
+        let (ingest, inputs) =
+            Ingest::new(self.limits, cluster, self.balancer_token, Arc::clone(&hub), Arc::clone(&metrics));
+        let (runner, handle) = Runner::new(Parts {
+            brain: Brain::new(self.brain),
+            swarm: self.swarm,
+            inputs,
+            hub,
+            journal: journal.clone(),
+            notices,
+            metrics: Arc::clone(&metrics),
+        });
+        let api =
+            Api::new(handle.clone(), journal.clone(), Arc::clone(&metrics), self.operator_token, self.plain);
+        let (stop, stopped) = watch::channel(false);
+        Ok(Running {
+            quic,
+            api: api_addr,
+            metrics,
+            handle,
+            journal,
+            tls,
+            stop,
+            serving: tokio::spawn(ingest.serve(endpoint.clone())),
+            answering: tokio::spawn(server::serve(listener, api::router(api), tls_now, stopped.clone())),
+            running: tokio::spawn(runner.run(stopped)),
+            endpoint,
+        })
+    }
+}
+
+impl Running {
+    /// Runs until `asked`, then ends in order. What is under way is left to its records in Swarm.
+    ///
+    /// # Errors
+    /// When the loop broke: then only a restart helps.
+    pub async fn until(mut self, asked: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let broke = tokio::select! {
+            ended = &mut self.running => Some(ended),
+            () = asked => None,
+        };
+        // Nothing listens only when everything has ended already.
+        let _ = self.stop.send(true);
+        match broke {
+            Some(ended) => ended.context("the loop broke")?,
+            None => drop(tokio::time::timeout(FAREWELL, self.running).await),
+        }
+        let _ = tokio::time::timeout(FAREWELL, ingest::close(&self.endpoint)).await;
+        let _ = tokio::time::timeout(FAREWELL, async { tokio::join!(self.serving, self.answering) }).await;
+        Ok(())
+    }
+}
 
 /// Runs until SIGTERM or SIGINT.
 ///
@@ -45,77 +161,40 @@ pub async fn coordinate(settings: Settings) -> anyhow::Result<()> {
             settings.identity
         );
     }
-    let balancer_token = token_of(settings.balancer_token_file.as_ref())?;
-    let operator_token = token_of(settings.operator_token_file.as_ref())?;
-    let client = Client::new(&settings.docker).context("--docker")?;
-    client.watch();
-
-    let metrics = Metrics::new();
-    let journal_settings = journal::Settings {
-        dir: settings.journal_dir(),
-        max_bytes: settings.journal_mib * 1024 * 1024,
-        ..journal::Settings::default()
+    let swarm = Client::new(&settings.docker).context("--docker")?;
+    swarm.watch();
+    let asked = asked_to_stop()?;
+    let assembly = Assembly {
+        swarm,
+        brain: brain_settings(&settings, &identity.own.name),
+        journal: journal::Settings {
+            dir: settings.journal_dir(),
+            max_bytes: settings.journal_mib * 1024 * 1024,
+            ..journal::Settings::default()
+        },
+        limits: ingest::Limits::default(),
+        balancer_token: token_of(settings.balancer_token_file.as_ref())?,
+        operator_token: token_of(settings.operator_token_file.as_ref())?,
+        plain: settings.api_plain,
+        quic: settings.quic_addr,
+        api: settings.api_addr,
+        identity,
     };
-    let (journal, notices) = journal::open(&journal_settings, Arc::clone(&metrics));
-    let hub = Arc::new(Hub::default());
-    let limits = ingest::Limits::default();
-    let cluster = identity.own.cluster.clone();
-    let (ingest, inputs) =
-        Ingest::new(limits, cluster, balancer_token, Arc::clone(&hub), Arc::clone(&metrics));
-
-    let endpoint =
-        transport::bind(settings.quic_addr, Some(transport::server_config(identity.server_config()?)?))?;
-    let listener = TcpListener::bind(settings.api_addr)
-        .await
-        .with_context(|| format!("cannot listen on TCP {}", settings.api_addr))?;
-    let (tls, tls_now) = watch::channel(server::tls_config(identity.server_config()?));
-
-    let brain = Brain::new(brain_settings(&settings, &identity.own.name));
-    let parts = Parts {
-        brain,
-        swarm: client,
-        inputs,
-        hub,
-        journal: journal.clone(),
-        notices,
-        metrics: Arc::clone(&metrics),
+    let (node, observe) = (assembly.identity.own.name.clone(), settings.observe);
+    let running = assembly.start().await?;
+    tracing::info!(node, quic = %running.quic, api = %running.api, observe, "the coordinator starts");
+    let freshness = Freshness {
+        identity: Identity::load(&settings.identity).context("no identity")?,
+        source: settings.identity,
+        endpoint: running.endpoint.clone(),
+        tls: running.tls.clone(),
+        metrics: Arc::clone(&running.metrics),
     };
-    let (runner, handle) = Runner::new(parts);
-    let api = Api::new(handle, journal, Arc::clone(&metrics), operator_token, settings.api_plain);
-
-    let (stop, stopped) = watch::channel(false);
-    tracing::info!(
-        node = identity.own.name,
-        quic = %settings.quic_addr,
-        api = %settings.api_addr,
-        observe = settings.observe,
-        "the coordinator starts"
-    );
-    let serving = tokio::spawn(ingest.serve(endpoint.clone()));
-    let answering = tokio::spawn(server::serve(listener, api::router(api), tls_now, stopped.clone()));
-    let freshness =
-        Freshness { source: settings.identity, identity, endpoint: endpoint.clone(), tls, metrics };
     let renewing = tokio::spawn(freshness.keep());
-    let mut running = tokio::spawn(runner.run(stopped));
-
-    let ended = tokio::select! {
-        ended = &mut running => Some(ended),
-        () = asked_to_stop()? => None,
-    };
+    let ended = running.until(asked).await;
     renewing.abort();
-    // Nothing listens only when everything has ended already.
-    let _ = stop.send(true);
-    match ended {
-        // The loop ends only when told to: whatever this is, a restart is the way out.
-        Some(ended) => ended.context("the loop broke")?,
-        None => {
-            tracing::info!("asked to stop: what is under way is left to its records in Swarm");
-            let _ = tokio::time::timeout(FAREWELL, running).await;
-        }
-    }
-    let _ = tokio::time::timeout(FAREWELL, ingest::close(&endpoint)).await;
-    let _ = tokio::time::timeout(FAREWELL, async { tokio::join!(serving, answering) }).await;
-    Ok(())
+    tracing::info!("the coordinator ends; what is under way is left to its records in Swarm");
+    ended
 }
 
 fn brain_settings(settings: &Settings, node: &str) -> brain::Settings {

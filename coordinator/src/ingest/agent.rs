@@ -49,7 +49,12 @@ impl Ingest {
                 return self.refuse(&connection, from, Reason::Unexpected, "the first message is a hello");
             }
             Ok(None) => {
-                return self.refuse(&connection, from, Reason::Truncated, "the stream ended before the hello");
+                return self.refuse(
+                    &connection,
+                    from,
+                    Reason::Truncated,
+                    "the stream ended before the hello",
+                );
             }
             Err(error) => {
                 let reason = reason_of(&error)?;

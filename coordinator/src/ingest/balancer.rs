@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Ingest, Streams, hub::Seat, rate::Bucket, reason_of, refusal::Reason};
+use super::{Ingest, Streams, hub::Seat, rate::Bucket, reason_of, refusal::Reason, token::Token};
 use quinn::{RecvStream, SendStream};
 use swarmguard_common::{
     clock,
@@ -22,19 +22,20 @@ pub(super) struct Guest {
 }
 
 impl Ingest {
-    pub(super) async fn greet_balancer(&self, mut streams: Streams) -> Option<Guest> {
+    pub(super) async fn greet_balancer(&self, mut streams: Streams, expected: &Token) -> Option<Guest> {
         let (connection, from) = (streams.connection.clone(), streams.from);
-        let Some(expected) = &self.token else {
-            let why = "balancers are not let in: no token is configured (--balancer-token-file)";
-            return self.refuse(&connection, from, Reason::NoToken, why);
-        };
         let (token, name) = match frame::read::<ToRouteSource>(&mut streams.receive).await {
             Ok(Some(ToRouteSource::Hello { token, name })) => (token, name),
             Ok(Some(_)) => {
                 return self.refuse(&connection, from, Reason::Unexpected, "the first message is a hello");
             }
             Ok(None) => {
-                return self.refuse(&connection, from, Reason::Truncated, "the stream ended before the hello");
+                return self.refuse(
+                    &connection,
+                    from,
+                    Reason::Truncated,
+                    "the stream ended before the hello",
+                );
             }
             Err(error) => {
                 let reason = reason_of(&error)?;

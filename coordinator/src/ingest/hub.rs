@@ -152,6 +152,11 @@ impl Hub {
         state.tell(&FromRouteSource::Resume { tasks: tasks.into() });
     }
 
+    /// Marks nothing as draining any more, without a word to the balancers: another coordinator acts now.
+    pub fn forget_drains(&self) {
+        self.state().draining.clear();
+    }
+
     /// Publishes routes; replicas that are being drained are marked, and those that are gone are forgotten.
     ///
     /// # Errors

@@ -234,6 +234,10 @@ impl Ingest {
             Ok(peer) => peer,
             Err(reason) => return self.refuse(&connection, from, Reason::Certificate, &reason),
         };
+        if peer.is_none() && self.token.is_none() {
+            let why = "balancers are not let in: no token is configured (--balancer-token-file)";
+            return self.refuse(&connection, from, Reason::NoToken, why);
+        }
         let (send, receive) = match connection.accept_bi().await {
             Ok(streams) => streams,
             Err(error) => {
@@ -242,14 +246,18 @@ impl Ingest {
             }
         };
         let guest = Streams { connection, from, send, receive };
-        match peer {
-            None => self.greet_balancer(guest).await.map(Guest::Balancer),
-            Some(peer) if peer.cluster != self.cluster => {
+        match (peer, &self.token) {
+            (None, Some(token)) => self.greet_balancer(guest, token).await.map(Guest::Balancer),
+            // Refused above, before it could keep us waiting for its stream.
+            (None, None) => None,
+            (Some(peer), _) if peer.cluster != self.cluster => {
                 let why = format!("the certificate is of cluster {}, this is {}", peer.cluster, self.cluster);
                 self.refuse(&guest.connection, from, Reason::Certificate, &why)
             }
-            Some(peer) if peer.may(Role::Agent) => self.greet_agent(guest, &peer).await.map(Guest::Agent),
-            Some(_) => self.refuse(
+            (Some(peer), _) if peer.may(Role::Agent) => {
+                self.greet_agent(guest, &peer).await.map(Guest::Agent)
+            }
+            (Some(_), _) => self.refuse(
                 &guest.connection,
                 from,
                 Reason::Certificate,

@@ -93,6 +93,12 @@ impl History {
         Some(row.clone())
     }
 
+    /// What was decided when this action began; `None` where that was not seen.
+    pub fn what_of(&self, action: &str) -> Option<String> {
+        let row = self.0.iter().rev().find(|row| row.action == action)?;
+        Some(row.what.clone()).filter(|what| !what.is_empty())
+    }
+
     /// The newest first, at most `limit`.
     pub fn newest(&self, limit: usize) -> Vec<ActionRow> {
         self.0.iter().rev().take(limit).cloned().collect()

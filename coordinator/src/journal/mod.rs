@@ -214,6 +214,11 @@ impl Journal {
         self.shared.memory().history.newest(limit)
     }
 
+    /// What was decided when this action began.
+    pub fn what_of(&self, action: &str) -> Option<String> {
+        self.shared.memory().history.what_of(action)
+    }
+
     /// Waits until everything appended so far was handed to the disk.
     pub async fn flush(&self) {
         let Some(disk) = &self.shared.disk else { return };
