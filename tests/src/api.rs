@@ -45,15 +45,13 @@ impl Coordinator {
         self.endpoint.get_json(path).await
     }
 
-    /// Journal entries later than `since` (0: all that are kept), oldest first.
+    /// Journal entries later than `since`, oldest first, as many as the coordinator gives at once.
     ///
     /// # Errors
     /// Where it does not answer, or not with entries.
     pub async fn journal(&self, since: u64) -> Result<Vec<Entry>> {
-        let mut answer = self.get(&format!("/api/v1/journal?since={since}")).await?;
-        // A bare list, or a page of one.
-        let list = if answer.is_array() { answer } else { answer["entries"].take() };
-        serde_json::from_value(list).context("the journal's answer holds no entries")
+        let answer = self.get(&format!("/api/v1/journal?since={since}")).await?;
+        serde_json::from_value(answer).context("the journal's answer holds no entries")
     }
 }
 
@@ -79,7 +77,10 @@ impl Journal {
     /// # Errors
     /// Where the coordinator does not answer.
     pub async fn follow(coordinator: Coordinator) -> Result<Self> {
-        let mut since = coordinator.journal(0).await?.iter().map(|entry| entry.id).max().unwrap_or_default();
+        let mut since = 0;
+        while let Some(last) = coordinator.journal(since).await?.iter().map(|entry| entry.id).max() {
+            since = last;
+        }
         let heard = Arc::new(Mutex::new(Vec::new()));
         let shared = Arc::clone(&heard);
         let poll = tokio::spawn(async move {

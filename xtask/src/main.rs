@@ -12,6 +12,7 @@ mod cache;
 mod clock;
 mod cluster;
 mod cpio;
+mod demo;
 mod ebpf;
 mod guest;
 mod host;
@@ -22,6 +23,7 @@ mod process;
 mod progress;
 mod rootfs;
 mod test;
+mod vm;
 
 /// Build, run, test and measure SwarmGuard
 #[derive(Parser)]
@@ -41,6 +43,10 @@ enum Command {
     Image(image::Args),
     /// A real Swarm of several nodes on this machine
     Cluster(cluster::Args),
+    /// A program on a real kernel of its own
+    Vm(vm::Args),
+    /// See a hot replica leave its node, and no request lost
+    Demo(demo::Args),
     /// Run every test tier
     Test(test::Args),
 }
@@ -52,6 +58,8 @@ fn main() -> ExitCode {
         Command::BuildEbpf(args) => ebpf::run(&args),
         Command::Image(args) => image::run(&args),
         Command::Cluster(args) => cluster::run(&args),
+        Command::Vm(args) => vm::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
     };
     result.unwrap_or_else(|error| {

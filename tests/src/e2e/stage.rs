@@ -147,13 +147,10 @@ impl Stage {
     }
 }
 
-/// Does the coordinator's list of nodes hold a lease of this one?
+/// Does the coordinator's list of nodes hold a live lease of this one?
 fn hears(answer: &Value, id: &str) -> bool {
-    let list = answer.as_array().or_else(|| answer["nodes"].as_array());
-    list.into_iter().flatten().any(|node| {
-        let lease = node["lease"]["state"].as_str().or_else(|| node["lease"].as_str()).unwrap_or_default();
-        node["id"] == id && matches!(lease, "held" | "valid" | "healthy" | "good" | "live" | "fresh")
-    })
+    let mut nodes = answer.as_array().into_iter().flatten();
+    nodes.any(|node| node["node"] == id && node["lease"]["state"] == "live" && node["lease"]["connected"] == true)
 }
 
 /// Waits until `holds`, asking ten times a second.

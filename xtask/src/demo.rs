@@ -1,0 +1,186 @@
+//! `cargo xtask demo`: from nothing to a hot replica that leaves its node, in one command.
+//!
+//! The cluster, the deployment and the end are here; what happens on the cluster is played by `swarmguard-e2e`, inside the
+//! cluster's network.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::clock::Stopwatch;
+use crate::cluster::{self, Cluster};
+use crate::host::InstallArgs;
+use crate::image::{self, Image, root};
+use crate::interrupt;
+use crate::progress::Progress;
+use crate::rootfs::Engine;
+
+/// `cargo xtask demo`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Docker Engine's version
+    #[arg(long, value_enum, default_value_t = Engine::V20_10)]
+    engine: Engine,
+    /// Number of nodes, 3 to 9
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=9))]
+    nodes: u8,
+    /// Leave everything running, and say how to look around
+    #[arg(long)]
+    keep: bool,
+    /// Namespaces on this kernel instead of virtual machines; needs a kernel with IPVS
+    #[arg(long)]
+    native: bool,
+    /// Name of the cluster
+    #[arg(long, default_value = "demo")]
+    name: String,
+    /// What the replica is told once traffic flows
+    #[arg(long, default_value = "/stress/cpu?target=90&duration=600&ramp=2")]
+    heat: String,
+    /// Where the report goes
+    #[arg(long, default_value = "target/demo/report.json")]
+    report: PathBuf,
+    #[command(flatten)]
+    install: InstallArgs,
+}
+
+/// Plays the demo. Success only where the replica moved, no request failed, and spec and availability are as before.
+///
+/// # Errors
+/// Where something it needs cannot be had; what was made is removed, unless `--keep`.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let watch = Stopwatch::start();
+    let progress = Progress::start("demo");
+    let images = image::build_default(&[], args.install.allowed())?;
+    progress.done("images built");
+    let options = cluster::Options {
+        name: args.name.clone(),
+        nodes: usize::from(args.nodes),
+        engine: args.engine,
+        native: args.native,
+        install: args.install.allowed(),
+        ..cluster::Options::default()
+    };
+    let cluster = cluster::up(&options, &progress)?;
+    let played = play(args, &cluster, &images, progress);
+    if args.keep {
+        explain(&cluster);
+    } else {
+        cluster.down()?;
+    }
+    let passed = played?;
+    let verdict = if passed { "passed: moved, nothing lost, nothing left behind" } else { "FAILED" };
+    println!("demo: {verdict} (in {watch})");
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn play(args: &Args, cluster: &Cluster, images: &[Image], progress: Progress) -> Result<bool> {
+    load(cluster, images, &progress)?;
+    deploy(cluster, "deploy/stack.yml", "swarmguard", images)?;
+    progress.done("SwarmGuard deployed: docker stack deploy -c stack.yml swarmguard");
+    deploy(cluster, "deploy/web-stress.yml", "demo", images)?;
+    progress.done("workload deployed: docker stack deploy -c web-stress.yml demo");
+    drop(progress);
+    let mut e2e = e2e(cluster)?;
+    e2e.arg("demo").arg("--heat").arg(&args.heat).arg("--report").arg(root().join(&args.report));
+    wait(&mut e2e)
+}
+
+/// Loads the images on every node.
+///
+/// # Errors
+/// Where an engine refuses one.
+pub fn load(cluster: &Cluster, images: &[Image], progress: &Progress) -> Result<()> {
+    for image in images.iter().filter(|image| image.name != "balancer") {
+        progress.doing(format!("loading {} on every node", image.name));
+        cluster.load_image(&image.archive)?;
+        interrupt::check()?;
+    }
+    progress.done("images loaded on every node");
+    Ok(())
+}
+
+/// Deploys a stack file inside a manager node, the way a user does.
+///
+/// # Errors
+/// Where the file cannot be copied, or `docker stack deploy` fails; with its words.
+pub fn deploy(cluster: &Cluster, file: &str, stack: &str, images: &[Image]) -> Result<()> {
+    let node = &cluster.state().nodes.first().context("a cluster without nodes")?.name;
+    let there = format!("/root/{stack}.yml");
+    cluster.copy(&root().join(file), node, &there)?;
+    let mut words = vec!["env".to_owned()];
+    for image in images {
+        let variable = match image.name.as_str() {
+            "web-stress" => "WEB_STRESS_IMAGE".to_owned(),
+            name => format!("SWARMGUARD_{}_IMAGE", name.to_uppercase()),
+        };
+        words.push(format!("{variable}={}", image.id));
+    }
+    words.extend(SETTINGS.map(str::to_owned));
+    words.extend(
+        ["docker", "stack", "deploy", "--resolve-image", "never", "-c", &there, stack].map(str::to_owned),
+    );
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    let output = cluster.exec(node, &words)?;
+    ensure!(
+        output.status == 0,
+        "docker stack deploy -c {file} {stack} on {node} ended with {}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
+}
+
+/// What differs from the defaults on a cluster whose processors are emulated: ten readings a second cost several times
+/// as much there.
+const SETTINGS: [&str; 1] = ["SWARMGUARD_BUDGET=5"];
+
+/// The end-to-end program, to be run inside the cluster's network.
+///
+/// # Errors
+/// Where the network is gone.
+pub fn e2e(cluster: &Cluster) -> Result<Command> {
+    let mut command = cluster.netns_command(image::program("swarmguard-e2e"))?;
+    command.current_dir(root()).arg("--state").arg(absolute(&cluster.state_file()));
+    command.arg("--images").arg(root().join("target/images/images.json"));
+    Ok(command)
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Runs a command to its end; true where that was a success. A signal to this process ends the command.
+///
+/// # Errors
+/// Where it cannot be started, or the user asked to stop.
+pub fn wait(command: &mut Command) -> Result<bool> {
+    let mut child =
+        command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    loop {
+        if let Some(status) = child.try_wait().context("cannot wait for a program")? {
+            interrupt::check()?;
+            return Ok(status.success());
+        }
+        if interrupt::pause(Duration::from_millis(50)).is_err() {
+            let _ = child.kill();
+            let _ = child.wait();
+            bail!("interrupted");
+        }
+    }
+}
+
+fn explain(cluster: &Cluster) {
+    let name = &cluster.state().name;
+    let manager = cluster.state().nodes.first().map(|node| node.ip.to_string()).unwrap_or_default();
+    println!("The cluster {name} goes on running. To look around:");
+    println!("  cargo xtask cluster status --name {name}");
+    println!("  cargo xtask cluster docker --name {name} 1 -- service ps demo_web");
+    println!("  cargo xtask cluster netns --name {name} -- curl -s http://{manager}:7480/api/v1/journal");
+    println!("  cargo xtask cluster netns --name {name} -- curl -s http://{manager}:8082/metrics/containers");
+    println!(
+        "  cargo xtask cluster netns --name {name} -- curl 'http://{manager}:8080/stress/cpu?target=90&duration=120'"
+    );
+    println!("  cargo xtask cluster down --name {name}");
+}
