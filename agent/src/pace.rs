@@ -17,8 +17,9 @@ pub const IDLE_INTERVAL: Duration = Duration::from_millis(300);
 /// should be seen approaching.
 const IDLE_SHARE: f64 = 0.5;
 
-/// Slowest sampling that the budget may force.
-pub const SLOWEST: Duration = Duration::from_secs(2);
+/// Slowest sampling that the budget may force. Below that the agent would be of no use, so a budget that is too small
+/// even for this is exceeded, and the alert says by how much.
+pub const SLOWEST: Duration = Duration::from_secs(1);
 
 /// Whether a full pass is due at a fast tick.
 #[derive(Clone, Copy, Debug, Default)]
@@ -92,7 +93,9 @@ impl Budget {
             return;
         };
         let weight = (elapsed.as_secs_f64() / WINDOW.as_secs_f64()).min(1.0);
-        let share = self.share.map_or(used, |mean| mean + (used - mean) * weight);
+        // From nothing: what starting up takes is not what running takes.
+        let mean = self.share.unwrap_or(0.0);
+        let share = mean + (used - mean) * weight;
         self.share = Some(share);
         let of_budget = share / self.allowed.ratio().max(1e-6);
         if of_budget >= SLOW_FROM {

@@ -148,6 +148,7 @@ pub struct Sampler {
     node_at: Option<Time>,
     own_at: Option<Time>,
     reported: BTreeSet<&'static str>,
+    clock: fn() -> Time,
 }
 
 impl Sampler {
@@ -177,7 +178,14 @@ impl Sampler {
             node_at: None,
             own_at: None,
             reported: BTreeSet::new(),
+            clock: clock::now,
         }
+    }
+
+    /// Tells the time of each sample by another clock.
+    #[must_use]
+    pub fn with_clock(self, clock: fn() -> Time) -> Self {
+        Self { clock, ..self }
     }
 
     /// How it goes.
@@ -355,11 +363,11 @@ impl Sampler {
 
     /// Reads every container once.
     fn pass(&mut self, agent: &mut Agent) {
-        let handed_at = clock::now();
+        let handed_at = (self.clock)();
         self.kernel_pass();
         for (id, watched) in &mut self.watched {
             // Each has its own time: reading files of many containers takes milliseconds.
-            let now = clock::now();
+            let now = (self.clock)();
             let hot = agent.containers().get(&watched.handle).is_some_and(|it| it.conditions.hot());
             let read =
                 watched.slow(now, hot, agent, &mut self.networks, &mut self.buffer).and_then(|()| match self
