@@ -2,7 +2,6 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use anyhow::Context as _;
 use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand, builder::RangedU64ValueParser};
 use swarmguard_common::{config::file_as_arguments, domain::BasisPoints, identity::Source};
 
@@ -126,7 +125,11 @@ impl Cli {
         let from_file = file_as_arguments(file, &known)?;
         let mut all = arguments;
         all.splice(1..1, from_file);
-        Self::try_parse_from(all).with_context(|| format!("the settings file {} is refused", file.display()))
+        Self::try_parse_from(all).map_err(|error| {
+            let text = error.to_string();
+            let why = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            anyhow::anyhow!("the settings file {} is refused: {why}", file.display())
+        })
     }
 }
 

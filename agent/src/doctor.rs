@@ -1,6 +1,6 @@
 //! `swarmguard-agent doctor`: what this kernel and this node offer, what is used of it, and why.
 
-use std::process::ExitCode;
+use std::{io::Write as _, process::ExitCode};
 
 use serde::Serialize;
 use swarmguard_common::identity::Identity;
@@ -33,13 +33,14 @@ pub struct Check {
 /// When the report cannot be written.
 pub async fn run(settings: &Settings, json: bool) -> anyhow::Result<ExitCode> {
     let checks = examine(settings).await;
+    // Not println: whoever reads may stop early, which is no reason to panic.
+    let mut out = std::io::stdout().lock();
     if json {
-        println!("{}", serde_json::to_string_pretty(&checks)?);
+        writeln!(out, "{}", serde_json::to_string_pretty(&checks)?)?;
     } else {
         for check in &checks {
             let mark = if check.ok { "ok     " } else { "missing" };
-            println!("{mark} {}: {}", check.what, check.found);
-            println!("        {}", check.chosen);
+            writeln!(out, "{mark} {}: {}\n        {}", check.what, check.found, check.chosen)?;
         }
     }
     let works = checks.iter().any(|check| check.what == "cgroup v2" && check.ok);

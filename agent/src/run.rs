@@ -188,6 +188,9 @@ async fn agent(
     let most = usize::try_from(settings.max_containers).unwrap_or(usize::MAX);
     let mut agent = Agent::new(hello, capacity, most);
     agent.expect_names(engine);
+    if settings.coordinators == Wanted::None {
+        agent.tell_nobody();
+    }
     Ok(agent)
 }
 

@@ -35,6 +35,9 @@ use crate::{
 /// wants the last second, not the last tenth of one.
 pub const REPORT_SMOOTHING: Duration = Duration::from_millis(500);
 
+/// Smoothing of the node's pressure figures, which are told as of the last second.
+const PRESSURE_SMOOTHING: Duration = Duration::from_secs(1);
+
 /// How long a new container waits to be named by the engine before it is introduced without names.
 pub const NAME_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -159,6 +162,8 @@ pub struct Agent {
     last_event: u64,
     expects_names: bool,
     node_reading: Option<(Time, NodeReading)>,
+    /// CPU, network, and the three pressures.
+    smooth_node: [Ewma; 5],
     over_budget: Option<(Time, Time)>,
 }
 
@@ -210,8 +215,20 @@ impl Agent {
             last_event: 0,
             expects_names: false,
             node_reading: None,
+            smooth_node: [
+                Ewma::new(REPORT_SMOOTHING),
+                Ewma::new(REPORT_SMOOTHING),
+                Ewma::new(PRESSURE_SMOOTHING),
+                Ewma::new(PRESSURE_SMOOTHING),
+                Ewma::new(PRESSURE_SMOOTHING),
+            ],
             over_budget: None,
         }
+    }
+
+    /// There are no coordinators: alerts show in figures only.
+    pub fn tell_nobody(&mut self) {
+        self.outbox.for_nobody();
     }
 
     /// Says whether an engine will name containers: their introduction then waits for it, up to [`NAME_PATIENCE`].
@@ -340,15 +357,14 @@ impl Agent {
             node_rates(&before, &reading, now.since(at), self.capacity.network_mbps)
         });
         let points = |ratio: Option<f64>| ratio.map(BasisPoints::from_ratio);
-        self.node = NodeLoad {
-            cpu: points(rates.cpu),
-            memory: points(rates.memory),
-            network: points(rates.network),
-            psi_cpu: points(rates.psi[0]),
-            psi_memory: points(rates.psi[1]),
-            psi_io: points(rates.psi[2]),
-            starved,
-        };
+        let moving = [rates.cpu, rates.network, rates.psi[0], rates.psi[1], rates.psi[2]];
+        let mut means = [None; 5];
+        for ((mean, smooth), value) in means.iter_mut().zip(&mut self.smooth_node).zip(moving) {
+            *mean = points(smooth.update(now, value));
+        }
+        let [cpu, network, psi_cpu, psi_memory, psi_io] = means;
+        self.node =
+            NodeLoad { cpu, memory: points(rates.memory), network, psi_cpu, psi_memory, psi_io, starved };
     }
 
     /// The agent slowed its sampling to stay within its budget, or is back at its full rate.

@@ -33,9 +33,15 @@ pub struct Outbox {
     last_seq: u64,
     kept: VecDeque<Kept>,
     dropped: u64,
+    nobody: bool,
 }
 
 impl Outbox {
+    /// There is nobody to tell, and never will be: alerts are numbered, and not kept.
+    pub fn for_nobody(&mut self) {
+        self.nobody = true;
+    }
+
     /// Numbers an alert and keeps it. A refresh replaces an earlier refresh of the same condition, of which it says
     /// all; numbers may therefore be missing when alerts are sent again, never out of order.
     pub fn push(
@@ -57,6 +63,9 @@ impl Outbox {
             self.dropped += 1;
         }
         self.last_seq += 1;
+        if self.nobody {
+            return self.last_seq;
+        }
         self.kept.push_back(Kept { seq: self.last_seq, handle, condition, edge, value, since });
         self.last_seq
     }
