@@ -128,6 +128,11 @@ impl Actions {
         self.hold_off.get(&action_name(service)).is_some_and(|until| now < *until)
     }
 
+    /// Leaves a service alone for a moment.
+    pub fn hold_off(&mut self, service: &ServiceId, now: Time) {
+        self.hold_off.insert(action_name(service), now + HOLD_OFF);
+    }
+
     fn is_outstanding(&self, record: &str) -> bool {
         self.outstanding.contains_key(record)
     }
@@ -220,6 +225,8 @@ impl Brain {
             self.follow(now, &object.name, step, drain.as_ref());
         }
         self.begin_pending(now);
+        self.follow_scales(now);
+        self.run_jobs(now);
         self.write_wishes(now);
     }
 
@@ -352,7 +359,7 @@ impl Brain {
             reason: format!("drain {}", drain.token),
         };
         if let Err(refusal) = self.begin(now, order.clone(), None) {
-            self.actions.hold_off.insert(action_name(&service), now + HOLD_OFF);
+            self.actions.hold_off(&service, now);
             self.journal_refused(now, &order, &refusal);
         }
     }

@@ -13,9 +13,10 @@ use super::{Brain, MAX_ENTRIES};
 use crate::{
     action::{Note, Order, Refusal},
     command::{Command, CommandError, CommandId},
-    explain::Conclusion,
+    explain::{Conclusion, Judgement},
     lease::LeaseState,
     policy::Verdict,
+    swarm::Service,
     view::agent::NewEdge,
 };
 
@@ -197,6 +198,39 @@ impl Brain {
         entry.action = Some(order.token.clone());
         entry.rule = Some(refusal.code.into());
         entry.otherwise = Some(refusal.otherwise.clone());
+        self.write(entry);
+    }
+
+    /// A verdict about a job. `held` is one that is paused or only observed.
+    pub(super) fn journal_job(&mut self, now: Time, service: &Service, judgement: &Judgement, held: bool) {
+        if !self.said.is_due(&service.id, judgement.rule, now) {
+            return;
+        }
+        let acts = judgement.conclusion == Conclusion::Act;
+        let (kind, counter) = if acts {
+            (Kind::Decision, &mut self.statistics.decisions)
+        } else {
+            (Kind::Refusal, &mut self.statistics.refusals)
+        };
+        *counter += 1;
+        let prefix = if held && acts { "paused or observed only: " } else { "" };
+        let mut entry = entry(kind, judgement.rule, format!("{prefix}{}", judgement.text));
+        entry.service = Some(service.id.clone());
+        entry.node.clone_from(&judgement.node);
+        entry.figures = judgement.signals.iter().map(|(name, value)| ((*name).into(), *value)).collect();
+        entry.rule = Some(judgement.rule.into());
+        entry.otherwise = Some(judgement.otherwise.clone());
+        self.write(entry);
+    }
+
+    /// A job is being run again.
+    pub(super) fn journal_job_step(&mut self, now: Time, service: &Service, attempt: u32) {
+        if !self.said.is_due(&service.id, "job_again_step", now) {
+            return;
+        }
+        let mut entry = entry(Kind::Action, "job_again", format!("run again, attempt {attempt}"));
+        entry.service = Some(service.id.clone());
+        entry.figures.insert("attempt".into(), f64::from(attempt));
         self.write(entry);
     }
 

@@ -3,6 +3,7 @@
 
 mod act;
 mod input;
+mod jobs;
 mod journal;
 mod operator;
 mod report;

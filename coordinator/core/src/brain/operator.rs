@@ -157,9 +157,9 @@ impl Brain {
                 Intent::ScaleOut { service: id.clone(), replicas: wanted, target }
             }
             std::cmp::Ordering::Less => {
-                if replicas - wanted > 1 {
+                if replicas - wanted > 1 && node.is_some() {
                     let text = format!("{} would lose {} replicas", service.name, replicas - wanted);
-                    return Err(not_taken("one_at_a_time", text, "one replica fewer at a time"));
+                    return Err(not_taken("one_at_a_time", text, "one replica fewer where a node is named"));
                 }
                 let chosen = node.or_else(|| policy::choose_victim_node(&self.view, id, now));
                 let Some(node) = chosen else {
@@ -168,7 +168,34 @@ impl Brain {
                 Intent::ScaleIn { service: id.clone(), node }
             }
         };
-        self.order_by_hand(now, intent, text)
+        let accepted = self.order_by_hand(now, intent, text)?;
+        // Further steps down follow one another; whatever was wished before is superseded.
+        let steps = (wanted + 1 < replicas).then_some((replicas, wanted));
+        if steps.is_some() || self.wishes.scales().iter().any(|(service, ..)| service == id) {
+            self.wishes.ask(Change::scale(id, steps));
+            self.write_wishes(now);
+        }
+        Ok(accepted)
+    }
+
+    /// The next step of each service that an operator scales in by several.
+    pub(super) fn follow_scales(&mut self, now: Time) {
+        for (id, from, to) in self.wishes.scales() {
+            let found = self.replicated(&id).ok();
+            let Some((service, replicas)) = found.filter(|(_, replicas)| (to + 1..=from).contains(replicas)) else {
+                // Done, gone, or raised by somebody else meanwhile.
+                self.wishes.ask(Change::scale(&id, None));
+                continue;
+            };
+            if self.is_busy(&id) || self.actions.is_held_off(&id, now) {
+                continue;
+            }
+            let Some(node) = policy::choose_victim_node(&self.view, &id, now) else { continue };
+            let text = format!("{} goes from {replicas} towards {to} replicas, as ordered", service.name);
+            if self.order_by_hand(now, Intent::ScaleIn { service: id.clone(), node }, text).is_err() {
+                self.actions.hold_off(&id, now);
+            }
+        }
     }
 
     fn drain_by_hand(&mut self, now: Time, by: &str, node: NodeId) -> Result<Accepted, NotTaken> {

@@ -338,3 +338,68 @@ fn an_old_reading_of_swarm_is_not_acted_on() {
         assert_eq!(!stage.commands.is_empty(), acts, "readings: {readings}");
     }
 }
+
+#[test]
+fn a_lost_job_is_noted_then_run_again_and_counted() {
+    let mut job = replicated("s1", 1);
+    job.mode = crate::swarm::Mode::ReplicatedJob { concurrent: 1, completions: 1 };
+    job.job_iteration = Some(0);
+    let mut stage = Stage::new(with_label(job, "job.retries", "2"), settings());
+    let (id, lost): (ServiceId, NodeId) = ("s1".parse().expect("an ID"), "n2".parse().expect("an ID"));
+    stage.world.swarm.tasks.retain(|task, _| task.as_str() == "t1");
+    for iteration in 0..3 {
+        stage.world.swarm.services.get_mut(&id).expect("there").job_iteration = Some(iteration);
+        let task = stage.world.swarm.tasks.values_mut().next().expect("t1");
+        (task.desired, task.job_iteration) = (crate::swarm::TaskState::Complete, Some(iteration));
+        stage.world.swarm.nodes.get_mut(&lost).expect("there").ready = false;
+        for _ in 0..20 {
+            stage.ms += 1_000;
+            stage.snapshot();
+        }
+        if iteration == 0 {
+            // A successor goes on with what it finds.
+            stage.brain = Brain::new(settings());
+        }
+        let writes = stage.commands.iter().filter(|command| matches!(command, Command::WriteService { .. })).count();
+        let record = &stage.world.swarm.records["swarmguard-job-s1"];
+        assert_eq!(record.labels["swarmguard.attempts"], (iteration + 1).min(2).to_string());
+        assert!(record.labels["swarmguard.attempt.1"].contains("host-n2"), "{:?}", record.labels);
+        assert_eq!(writes > 0, iteration < 2, "iteration {iteration}: {writes} writes");
+        stage.commands.clear();
+    }
+    assert!(stage.codes(Kind::Refusal).contains(&"job_retries"));
+}
+
+#[test]
+fn scaling_in_by_several_goes_on_step_by_step_unless_somebody_raises_it() {
+    let mut stage = Stage::new(replicated("s1", 4), settings());
+    stage.world.task("t3", "s1", 3, "n1").task("t4", "s1", 4, "n1");
+    stage.ms += 1_000;
+    stage.snapshot();
+    stage.pass(6_000, 20);
+    let service: ServiceId = "s1".parse().expect("an ID");
+    let scale = OperatorCommand::Scale { service: service.clone(), replicas: 2, node: None };
+    let accepted = stage.brain.operator(at(stage.ms), "ops", scale).expect("taken");
+    assert!(accepted.action.is_some());
+    stage.drain();
+    stage.pass(1_000, 20);
+    let wish = |stage: &Stage| {
+        let settings = stage.world.swarm.records.get("swarmguard-settings");
+        settings.and_then(|settings| settings.labels.get("swarmguard.scale.s1").cloned())
+    };
+    assert_eq!(wish(&stage).as_deref(), Some("4-2"));
+    // The first step is over, as Swarm shows it.
+    let finish = |stage: &mut Stage, task: &str, replicas: u64| {
+        stage.world.swarm.records.remove("swarmguard-act-s1");
+        stage.world.swarm.tasks.remove(&task.parse().expect("an ID"));
+        let mut service = replicated("s1", replicas);
+        service.version += replicas;
+        stage.world.service(service);
+        stage.pass(5_000, 20);
+    };
+    finish(&mut stage, "t4", 3);
+    assert!(stage.world.swarm.records.contains_key("swarmguard-act-s1"), "the second step follows");
+    finish(&mut stage, "t3", 2);
+    assert_eq!(wish(&stage), None);
+    assert!(!stage.world.swarm.records.contains_key("swarmguard-act-s1"));
+}

@@ -46,6 +46,10 @@ impl Brain {
         } else if self.leads() && verdict.judgement.conclusion != Conclusion::Calm {
             self.journal_verdict(now, &verdict);
         }
+        // Jobs are judged with each snapshot, elsewhere.
+        if verdict.judgement.rule == "not_replicated" && self.verdicts.contains_key(&verdict.service) {
+            return;
+        }
         self.verdicts.insert(verdict.service.clone(), Known { judgement: verdict.judgement, at: now });
     }
 

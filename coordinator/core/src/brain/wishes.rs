@@ -1,4 +1,4 @@
-//! What operators asked for that must outlive a coordinator: pauses and observing. Kept in one config object of ours,
+//! What operators asked for that must outlive a coordinator: pauses, observing, and scaling in by several steps. Kept in one config object of ours,
 //! whose labels are the wishes; every change is a compare-and-swap, so that two coordinators cannot undo each other's.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +12,7 @@ use crate::{command::Command, swarm::RecordObject};
 pub(super) const NAME: &str = "swarmguard-settings";
 const PAUSE_ALL: &str = "swarmguard.pause-all";
 const PAUSE: &str = "swarmguard.pause.";
+const SCALE: &str = "swarmguard.scale.";
 const OBSERVE: &str = "swarmguard.observe";
 /// Most changes that wait to be written.
 const MAX_CHANGES: usize = 256;
@@ -29,6 +30,12 @@ impl Change {
     pub fn pause(service: Option<&ServiceId>, by: Option<&str>) -> Self {
         let key = service.map_or_else(|| PAUSE_ALL.into(), |service| format!("{PAUSE}{service}"));
         Self { key, value: by.map(|by| by.chars().take(MAX_BY).collect()) }
+    }
+
+    /// A service is to come down to `to` replicas, one step at a time, as long as nobody raises it over `from`.
+    pub fn scale(service: &ServiceId, steps: Option<(u64, u64)>) -> Self {
+        let value = steps.map(|(from, to)| format!("{from}-{to}"));
+        Self { key: format!("{SCALE}{service}"), value }
     }
 
     pub fn observe(by: Option<&str>) -> Self {
@@ -60,6 +67,15 @@ impl Wishes {
 
     pub fn observe(&self) -> bool {
         self.labels.contains_key(OBSERVE)
+    }
+
+    /// Services that are to come down: from and to how many replicas.
+    pub fn scales(&self) -> Vec<(ServiceId, u64, u64)> {
+        let scales = self.labels.iter().filter_map(|(key, value)| {
+            let (from, to) = value.split_once('-')?;
+            Some((key.strip_prefix(SCALE)?.parse().ok()?, from.parse().ok()?, to.parse().ok()?))
+        });
+        scales.collect()
     }
 
     fn read(&mut self, record: Option<&RecordObject>) {
@@ -112,7 +128,8 @@ impl Brain {
         }
         let mut labels = self.wishes.labels.clone();
         labels.retain(|key, _| {
-            let named = key.strip_prefix(PAUSE).and_then(|id| id.parse::<ServiceId>().ok());
+            let id = key.strip_prefix(PAUSE).or_else(|| key.strip_prefix(SCALE));
+            let named = id.and_then(|id| id.parse::<ServiceId>().ok());
             named.is_none_or(|service| snapshot.services.contains_key(&service))
         });
         let command = match snapshot.records.get(NAME) {

@@ -6,9 +6,11 @@
 
 mod constraint;
 mod hot;
+pub mod jobs;
 mod migrate;
 pub mod placement;
 pub mod preflight;
+mod rebalance;
 mod scale;
 
 use std::{
@@ -80,6 +82,7 @@ pub struct Verdict {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Precedence {
+    Rebalance,
     ScaleIn,
     Migrate,
     ScaleOut,
@@ -201,7 +204,11 @@ impl Round<'_> {
         if !hot.is_empty() {
             return self.judge_hot(service, policy, replicas, hot);
         }
-        self.judge_spare(service, policy, replicas)
+        let spare = self.judge_spare(service, policy, replicas);
+        match spare.judgement.conclusion {
+            Conclusion::Calm => self.rebalance(service, policy).unwrap_or(spare),
+            _ => spare,
+        }
     }
 
     /// Somebody else changes the service, as far as can be seen: what is seen and what would end it.

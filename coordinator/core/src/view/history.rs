@@ -10,7 +10,7 @@ use swarmguard_common::{
 
 use crate::{
     action::{Ages, Kind, Record, action_name},
-    swarm::Snapshot,
+    swarm::{Availability, Node, Snapshot},
 };
 
 /// A change of a service's version by somebody else keeps us off it this long: what follows from it (an updater that
@@ -40,6 +40,7 @@ pub struct History {
     changed: BTreeMap<ServiceId, Time>,
     spare_since: BTreeMap<ServiceId, (Time, u64)>,
     returned: BTreeMap<NodeId, Time>,
+    down: BTreeMap<NodeId, Time>,
 }
 
 impl History {
@@ -60,6 +61,10 @@ impl History {
         self.changed.retain(|service, _| snapshot.services.contains_key(service));
         self.spare_since.retain(|service, _| snapshot.services.contains_key(service));
         self.returned.retain(|node, _| snapshot.nodes.contains_key(node));
+        self.down.retain(|node, _| snapshot.nodes.get(node).is_some_and(|node| !node.ready));
+        for node in snapshot.nodes.values().filter(|node| !node.ready) {
+            self.down.entry(node.id.clone()).or_insert(now);
+        }
     }
 
     fn note_past(&mut self, service: &ServiceId, record: &Record, ended: Time) {
@@ -89,7 +94,10 @@ impl History {
             }
         }
         for (id, node) in &snapshot.nodes {
-            if node.ready && before.nodes.get(id).is_none_or(|old| !old.ready) {
+            // Not from `pause`: that is what our own migrations do.
+            let away = |old: &Node| !old.ready || old.availability == Availability::Drain;
+            let here = node.ready && node.availability != Availability::Drain;
+            if here && before.nodes.get(id).is_none_or(away) {
                 self.returned.insert(id.clone(), now);
             }
         }
@@ -127,7 +135,12 @@ impl History {
         moves.map(|((service, _), past)| (service, past.ended)).max_by_key(|(_, ended)| *ended)
     }
 
-    /// When a node became ready while this process watched.
+    /// Since when Swarm has said that a node is not ready.
+    pub fn down_since(&self, node: &NodeId) -> Option<Time> {
+        self.down.get(node).copied()
+    }
+
+    /// When a node joined, became ready, or was taken out of `drain` while this process watched.
     pub fn returned(&self, node: &NodeId) -> Option<Time> {
         self.returned.get(node).copied()
     }

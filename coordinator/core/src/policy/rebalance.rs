@@ -1,0 +1,111 @@
+//! Opt-in: a node that came back empty gets one replica of a service that meanwhile crowds elsewhere.
+//!
+//! Only after a return, never as a standing rule: replicas are placed by load, and evening out their numbers for its own
+//! sake would undo that.
+
+use std::time::Duration;
+
+use swarmguard_common::{
+    domain::NodeId,
+    labels::{MigrateMode, ServicePolicy},
+};
+
+use super::{
+    Precedence, Round, Verdict, constant,
+    migrate::{Burden, Target, best_target},
+    ms, name, preflight,
+};
+use crate::{
+    action::{Intent, Kind},
+    explain::Conclusion,
+    swarm::Service,
+};
+
+/// A node must have been back for this long, so that one that flaps gets nothing.
+const STEADY: Duration = Duration::from_secs(30);
+/// And not longer than this: later it is a node like any other.
+const RECENT: Duration = Duration::from_secs(1_800);
+
+impl Round<'_> {
+    /// Whether a replica should go to a node that returned; `None` where the label is not set or no node did.
+    pub(super) fn rebalance(&self, service: &Service, policy: &ServicePolicy) -> Option<Verdict> {
+        if !policy.rebalance || policy.migrate == MigrateMode::Off {
+            return None;
+        }
+        let copies = |node: &NodeId| self.placed.replicas(node, &service.id);
+        let back = |node: &NodeId| {
+            let since = self.view.history.returned(node).map(|at| self.now - at);
+            since.is_some_and(|since| (STEADY..RECENT).contains(&since))
+        };
+        let crowded = self.snapshot.nodes.keys().max_by_key(|node| (copies(node), std::cmp::Reverse(*node)))?;
+        let most = copies(crowded);
+        if !self.snapshot.nodes.keys().any(|node| back(node) && copies(node) + 2 <= most) {
+            return None;
+        }
+        let healthcheck = self.view.healthcheck(service, self.now);
+        let found = preflight::findings(service, policy, healthcheck);
+        if let Some(found) = found.into_iter().find(|finding| finding.refuses) {
+            return Some(self.refuse(service, found.code, found.text, found.otherwise));
+        }
+        if let Some(past) = self.view.history.past(&service.id, Kind::Migrate) {
+            let since = self.now - past.ended;
+            if since < policy.cooldown {
+                return Some(self.cooling(service, "cooldown", "migration", policy.cooldown, policy.cooldown - since));
+            }
+        }
+        let Some(burden) = self.burden_on(service, crowded) else {
+            return Some(self.refuse(service, "no_data", "no fresh figures of its replicas", "fresh figures"));
+        };
+        let fits = |target: &Target| {
+            if !back(&target.node) {
+                return Err("did not return lately".into());
+            }
+            if copies(&target.node) + 2 > most {
+                return Err("has its share".into());
+            }
+            let high = policy.thresholds.cpu_high.ratio();
+            if target.predicted_cpu >= high || target.predicted_memory >= policy.thresholds.memory_high.ratio() {
+                return Err(format!("CPU would be at {:.0} %", target.predicted_cpu * 100.0));
+            }
+            Ok(())
+        };
+        Some(match best_target(self, service, burden, fits) {
+            Err(obstacles) => {
+                let text = format!("no node that returned can take a replica: {obstacles}");
+                self.refuse(service, "no_room", text, "room on the node that returned")
+            }
+            Ok(target) => {
+                let (from, to) = (name(self.snapshot, crowded), name(self.snapshot, &target.node));
+                let text = format!("{to} is back and empty of it, {from} has {most} replicas: one moves");
+                let mut verdict = self.verdict(service, Conclusion::Act, "rebalance", text);
+                verdict.judgement.otherwise = "swarmguard.rebalance=false".into();
+                verdict.judgement.node = Some(crowded.clone());
+                verdict.judgement.target = Some(target.node.clone());
+                if let Some(at) = self.view.history.returned(&target.node) {
+                    verdict.judgement.signals.insert("returned_ms", ms(self.now - at));
+                }
+                verdict.intent = Some(Intent::Migrate {
+                    service: service.id.clone(),
+                    source: crowded.clone(),
+                    target: Some(target.node),
+                });
+                verdict.keep = policy.cooldown.max(constant::MOVED_IN_VAIN);
+                verdict.rank = (Precedence::Rebalance, 0);
+                verdict
+            }
+        })
+    }
+
+    /// The heaviest of a service's replicas on a node, where all of them are known.
+    fn burden_on(&self, service: &Service, node: &NodeId) -> Option<Burden> {
+        let mut burden = Burden::default();
+        for replica in self.view.replicas(&service.id, self.now) {
+            if replica.node.id == *node {
+                let load = replica.load?;
+                burden.cpu_millis = burden.cpu_millis.max(f64::from(load.cpu_millis));
+                burden.memory_bytes = burden.memory_bytes.max(f64::from(load.memory_kib) * 1_024.0);
+            }
+        }
+        Some(burden)
+    }
+}
