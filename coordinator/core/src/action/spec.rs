@@ -14,13 +14,22 @@ use crate::swarm::Availability;
 /// The operating system that no node has.
 const NOWHERE: &str = "none";
 
-/// The spec without what means nothing: nulls, empty objects and empty lists, at any depth.
+/// Numbers of `UpdateConfig` and `RollbackConfig` that the engine adds as 0 where they were not sent. `Parallelism` is
+/// none of them: 0 means unlimited there.
+const ZERO_IS_ABSENT: [&str; 3] = ["Delay", "MaxFailureRatio", "Monitor"];
+
+/// The spec without what means nothing: nulls, empty objects and empty lists at any depth, and zeros that the engine
+/// adds to update settings.
 pub fn normalised(spec: &Value) -> Value {
     match spec {
         Value::Object(fields) => {
+            let settings = |key: &str| matches!(key, "UpdateConfig" | "RollbackConfig");
             let kept: Map<String, Value> = fields
                 .iter()
-                .map(|(key, value)| (key.clone(), normalised(value)))
+                .map(|(key, value)| {
+                    let value = normalised(value);
+                    (key.clone(), if settings(key) { without_zeros(value) } else { value })
+                })
                 .filter(|(_, value)| !is_nothing(value))
                 .collect();
             Value::Object(kept)
@@ -29,6 +38,13 @@ pub fn normalised(spec: &Value) -> Value {
         Value::Array(items) => Value::Array(items.iter().map(normalised).collect()),
         other => other.clone(),
     }
+}
+
+fn without_zeros(mut settings: Value) -> Value {
+    if let Some(fields) = settings.as_object_mut() {
+        fields.retain(|key, value| !(ZERO_IS_ABSENT.contains(&key.as_str()) && value.as_f64() == Some(0.0)));
+    }
+    settings
 }
 
 fn is_nothing(value: &Value) -> bool {
@@ -246,7 +262,8 @@ fn with_update_config_of(mut spec: Value, before: &Value) -> Value {
     let was = before.get("UpdateConfig").cloned();
     let carefully = careful(json!({ "UpdateConfig": was.clone().unwrap_or_else(|| json!({})) }));
     let Some(fields) = spec.as_object_mut() else { return spec };
-    if fields.get("UpdateConfig").is_some_and(|now| same(now, &carefully["UpdateConfig"])) {
+    let now = json!({ "UpdateConfig": fields.get("UpdateConfig") });
+    if same(&now, &carefully) {
         match was {
             Some(was) => fields.insert("UpdateConfig".into(), was),
             None => fields.remove("UpdateConfig"),
