@@ -58,6 +58,9 @@ enum Request {
     Command { by: String, command: OperatorCommand, answer: oneshot::Sender<Result<Accepted, NotTaken>> },
 }
 
+/// How a command ended.
+type Answer = (CommandId, CommandResult);
+
 /// What the loop knows besides the brain.
 #[derive(Clone, Debug)]
 pub struct Facts {
@@ -148,7 +151,7 @@ pub struct Parts<S> {
 pub struct Runner<S> {
     parts: Parts<S>,
     requests: mpsc::Receiver<Request>,
-    answers: (mpsc::Sender<(CommandId, CommandResult)>, mpsc::Receiver<(CommandId, CommandResult)>),
+    answers: (mpsc::Sender<Answer>, mpsc::Receiver<Answer>),
     connections: BTreeMap<ConnectionId, watch::Sender<Outbox>>,
     facts: Facts,
     routes: Routes,
@@ -292,7 +295,7 @@ impl<S: SwarmApi> Runner<S> {
             let Some(outbox) = self.connections.get(&output.connection) else { continue };
             outbox.send_modify(|outbox| match output.what {
                 AgentOrder::Send(ToAgent::Acknowledge { seq }) => {
-                    outbox.acknowledge = outbox.acknowledge.max(seq)
+                    outbox.acknowledge = outbox.acknowledge.max(seq);
                 }
                 AgentOrder::Send(thresholds @ ToAgent::Thresholds { .. }) => {
                     outbox.thresholds = Some(Arc::new(thresholds));

@@ -250,7 +250,7 @@ impl Freshness {
                 }
                 // Perhaps written just now; looked at again the next time.
                 Err(error) => {
-                    tracing::warn!("the new certificate cannot be used, the old one stays: {error:#}")
+                    tracing::warn!("the new certificate cannot be used, the old one stays: {error:#}");
                 }
             }
         }

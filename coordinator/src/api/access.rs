@@ -72,7 +72,7 @@ impl Api {
 
     fn refused(&self, reason: &str, problem: Problem) -> Problem {
         self.0.metrics.api_refused.get_or_create(&ReasonLabel { reason: reason.into() }).inc();
-        tracing::warn!(reason, code = problem.code, "a request to the API was refused");
+        tracing::warn!(reason, code = problem.code(), "a request to the API was refused");
         problem
     }
 }

@@ -1,7 +1,7 @@
 //! The operator's API on port 7480: what the coordinator sees and why it acts, and commands for those who may give them.
 //!
 //! Reads are answered by every coordinator from its own full view. Commands are taken only by the one that acts; the
-//! others say which one that is. How it travels is in docs/decisions/0010-api-transport.md.
+//! others say which one that is. How it travels is in docs/decisions/0007-api-transport.md.
 
 mod access;
 mod commands;

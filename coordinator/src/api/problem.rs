@@ -6,15 +6,18 @@ use axum::{
 };
 use serde::Serialize;
 
-/// An error as the API answers it.
+/// An error as the API answers it. Boxed, because it is the rare arm of every result here.
+#[derive(Clone, Debug)]
+pub(super) struct Problem(Box<Members>);
+
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Problem {
+struct Members {
     #[serde(rename = "type")]
     kind: &'static str,
     title: &'static str,
     status: u16,
     /// A stable word.
-    pub(super) code: String,
+    code: String,
     /// What happened, to what, and what to do.
     detail: String,
     /// What would change it, where it is not in `detail`.
@@ -27,7 +30,7 @@ pub(super) struct Problem {
 
 impl Problem {
     pub(super) fn new(status: StatusCode, code: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Members {
             kind: "about:blank",
             title: status.canonical_reason().unwrap_or("Error"),
             status: status.as_u16(),
@@ -35,7 +38,7 @@ impl Problem {
             detail: detail.into(),
             otherwise: None,
             leader: None,
-        }
+        }))
     }
 
     pub(super) fn bad_request(code: &str, detail: impl Into<String>) -> Self {
@@ -47,20 +50,24 @@ impl Problem {
     }
 
     pub(super) fn otherwise(mut self, otherwise: String) -> Self {
-        self.otherwise = Some(otherwise).filter(|text| !text.is_empty());
+        self.0.otherwise = Some(otherwise).filter(|text| !text.is_empty());
         self
     }
 
     pub(super) fn leader(mut self, leader: Option<String>) -> Self {
-        self.leader = leader;
+        self.0.leader = leader;
         self
+    }
+
+    pub(super) fn code(&self) -> &str {
+        &self.0.code
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let body = serde_json::to_string(&self).unwrap_or_default();
+        let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = serde_json::to_string(&*self.0).unwrap_or_default();
         let mut response = (status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

@@ -1,1 +1,304 @@
+//! The API's strictness: what it refuses, how it says so, and over which transport.
 
+use std::path::Path;
+
+use axum::{
+    Extension,
+    body::Body,
+    http::{Method, Request, Response, StatusCode, header},
+};
+use futures_util::{StreamExt, future::BoxFuture};
+use http_body_util::BodyExt;
+use hyper::service::Service;
+use hyper_util::service::TowerToHyperService;
+use serde_json::Value;
+use swarmguard_common::{
+    domain::Role,
+    identity::{Identity, Source, Unit, issue::Authority},
+    journal::{Entry, Kind},
+};
+use swarmguard_core::{
+    brain::{Brain, Settings},
+    command::{Command, CommandResult},
+    swarm::Snapshot,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+use tokio_rustls::TlsConnector;
+
+use super::*;
+use crate::{
+    ingest::{Ingest, Limits, hub::Hub},
+    journal,
+    run::{Parts, Runner},
+    seam::SwarmApi,
+};
+
+const TOKEN: &str = "a-token-long-enough";
+
+/// A swarm without an answer.
+struct Nowhere;
+
+impl SwarmApi for Nowhere {
+    fn snapshot(&self) -> BoxFuture<'_, Result<Snapshot, String>> {
+        Box::pin(async { Err("there is no engine here".into()) })
+    }
+
+    fn execute(&self, command: Command) -> BoxFuture<'_, CommandResult> {
+        unreachable!("nothing is to be done: {command:?}")
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        watch::channel(0).1
+    }
+}
+
+struct World {
+    api: Api,
+    journal: Journal,
+    stop: watch::Sender<bool>,
+}
+
+fn world(token: Option<&str>, plain: Plain) -> World {
+    let metrics = Metrics::new();
+    let (journal, notices) = journal::open(&journal::Settings::default(), Arc::clone(&metrics));
+    let hub = Arc::new(Hub::default());
+    let (_, inputs) =
+        Ingest::new(Limits::default(), "c".into(), None, Arc::clone(&hub), Arc::clone(&metrics));
+    let (runner, handle) = Runner::new(Parts {
+        brain: Brain::new(Settings::new("node1.1")),
+        swarm: Arc::new(Nowhere),
+        inputs,
+        hub,
+        journal: journal.clone(),
+        notices,
+        metrics: Arc::clone(&metrics),
+    });
+    let (stop, stopped) = watch::channel(false);
+    tokio::spawn(runner.run(stopped));
+    World { api: Api::new(handle, journal.clone(), metrics, token.map(Token::of), plain), journal, stop }
+}
+
+fn via(peer: &str, tls: bool) -> Via {
+    Via { peer: format!("{peer}:1").parse().expect("an address"), tls, operator: None }
+}
+
+impl World {
+    async fn call(&self, via: Via, request: Request<Body>) -> Response<Body> {
+        let service = TowerToHyperService::new(router(self.api.clone()).layer(Extension(via)));
+        service.call(request).await.expect("infallible")
+    }
+
+    /// Status and code of an answer that must be a problem.
+    async fn problem(&self, via: Via, request: Request<Body>) -> (u16, String, String) {
+        let answer = self.call(via, request).await;
+        let status = answer.status().as_u16();
+        assert_eq!(answer.headers()[header::CONTENT_TYPE], "application/problem+json");
+        let body = answer.into_body().collect().await.expect("whole").to_bytes();
+        let problem: Value = serde_json::from_slice(&body).expect("JSON");
+        assert_eq!(problem["status"], status, "{problem}");
+        let text = |key: &str| problem[key].as_str().unwrap_or_default().to_owned();
+        (status, text("code"), text("detail"))
+    }
+
+    /// A command from loopback with the right token.
+    async fn command(&self, name: &str, body: &str) -> (u16, String, String) {
+        self.problem(via("127.0.0.1", false), post(&format!("/api/v1/commands/{name}"), Some(TOKEN), body))
+            .await
+    }
+}
+
+fn get(path: &str) -> Request<Body> {
+    Request::get(path).body(Body::empty()).expect("valid")
+}
+
+fn post(path: &str, token: Option<&str>, body: &str) -> Request<Body> {
+    let mut request = Request::builder().method(Method::POST).uri(path);
+    if let Some(token) = token {
+        request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+    }
+    request.header(header::CONTENT_TYPE, "application/json").body(Body::from(body.to_owned())).expect("valid")
+}
+
+fn entry(text: &str) -> Entry {
+    serde_json::from_value(serde_json::json!({
+        "at_ms": 1, "kind": "refusal", "code": "cooldown", "text": text
+    }))
+    .expect("an entry")
+}
+
+#[tokio::test]
+async fn what_is_not_known_is_an_error_and_not_an_empty_answer() {
+    let world = world(None, Plain::Reads);
+    for (path, status, code) in [
+        ("/api/v1/none", 404, "unknown_path"),
+        ("/api/v1/nodes?x=1", 400, "bad_query"),
+        ("/api/v1/journal?limit=0", 400, "bad_query"),
+        ("/api/v1/journal?limit=1001", 400, "bad_query"),
+        ("/api/v1/journal?since=-1", 400, "bad_query"),
+        ("/api/v1/journal?kind=everything", 400, "bad_query"),
+        ("/api/v1/decisions?kind=alert", 400, "bad_query"),
+        ("/api/v1/explain", 400, "bad_query"),
+        ("/api/v1/explain?service=none", 404, "unknown_service"),
+        ("/api/v1/events?from=1", 400, "bad_query"),
+        ("/api/v1/commands/pause", 405, "method_not_allowed"),
+    ] {
+        let (answered, said, detail) = world.problem(via("10.0.0.1", false), get(path)).await;
+        assert_eq!((answered, said.as_str()), (status, code), "{path}: {detail}");
+    }
+    let answer = world.call(via("10.0.0.1", false), get("/api/v1/nodes")).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn commands_are_checked_to_the_last_field() {
+    let world = world(Some(TOKEN), Plain::Reads);
+    for (name, body, status, code, says) in [
+        ("explode", "{}", 404, "unknown_command", "migrate, scale"),
+        ("pause", "", 400, "bad_body", "not JSON"),
+        ("pause", "[]", 400, "bad_body", "object"),
+        ("pause", "{\"servcie\":\"web\"}", 400, "bad_body", "servcie"),
+        ("pause", "{\"command\":\"drain\"}", 400, "bad_body", "command"),
+        ("pause", "{\"service\":\"web\"}", 404, "unknown_service", "web"),
+        ("pause", "{\"service\":7}", 400, "bad_body", "string"),
+        ("drain", "{}", 400, "bad_body", "node"),
+        ("drain", "{\"node\":\"w1\"}", 404, "unknown_node", "w1"),
+        ("scale", "{\"replicas\":-1}", 400, "bad_body", "-1"),
+        ("observe", "{\"on\":\"yes\"}", 400, "bad_body", "boolean"),
+        ("pause", "{}", 409, "not_ready", "Swarm"),
+    ] {
+        let (answered, said, detail) = world.command(name, body).await;
+        assert_eq!((answered, said.as_str()), (status, code), "{name} {body}: {detail}");
+        assert!(detail.contains(says), "{name} {body}: {detail}");
+    }
+    let (status, code, _) = world.command("pause", &" ".repeat(MAX_BODY_BYTES + 1)).await;
+    assert_eq!((status, code.as_str()), (413, "bad_body"));
+    let mut form = post("/api/v1/commands/pause", Some(TOKEN), "service=web");
+    form.headers_mut()
+        .insert(header::CONTENT_TYPE, "application/x-www-form-urlencoded".parse().expect("valid"));
+    let (status, code, _) = world.problem(via("127.0.0.1", false), form).await;
+    assert_eq!((status, code.as_str()), (415, "not_json"));
+    let query = post("/api/v1/commands/pause?service=web", Some(TOKEN), "{}");
+    let (status, code, _) = world.problem(via("127.0.0.1", false), query).await;
+    assert_eq!((status, code.as_str()), (400, "bad_query"));
+}
+
+#[tokio::test]
+async fn commands_need_the_token_and_a_transport_that_hides_it() {
+    let pause = |token| post("/api/v1/commands/pause", token, "{}");
+    let reads = world(Some(TOKEN), Plain::Reads);
+    for (from, tls, token, status, code) in [
+        ("10.0.0.1", false, Some(TOKEN), 403, "tls_needed"),
+        ("10.0.0.1", true, None, 401, "token_needed"),
+        ("10.0.0.1", true, Some("a-token-long-enouch"), 401, "wrong_token"),
+        ("10.0.0.1", true, Some(TOKEN), 409, "not_ready"),
+        ("127.0.0.1", false, Some(TOKEN), 409, "not_ready"),
+    ] {
+        let (answered, said, _) = reads.problem(via(from, tls), pause(token)).await;
+        assert_eq!((answered, said.as_str()), (status, code), "{from} {tls} {token:?}");
+    }
+    let named = Via { operator: Some("anna".into()), ..via("10.0.0.1", true) };
+    assert_eq!(reads.problem(named, pause(None)).await.0, 409, "a certificate is as good as the token");
+
+    let all = world(Some(TOKEN), Plain::All);
+    assert_eq!(all.problem(via("10.0.0.1", false), pause(Some(TOKEN))).await.0, 409);
+    let none = world(Some(TOKEN), Plain::None);
+    assert_eq!(none.problem(via("10.0.0.1", false), get("/api/v1/nodes")).await.1, "tls_needed");
+    assert_eq!(none.call(via("127.0.0.1", false), get("/healthz")).await.status(), StatusCode::OK);
+    assert_eq!(none.call(via("10.0.0.1", true), get("/api/v1/nodes")).await.status(), StatusCode::OK);
+
+    let disabled = world(None, Plain::Reads);
+    let (status, code, detail) = disabled.problem(via("127.0.0.1", false), pause(Some(TOKEN))).await;
+    assert_eq!((status, code.as_str()), (403, "commands_disabled"));
+    assert!(detail.contains("SWARMGUARD_OPERATOR_TOKEN_FILE"), "{detail}");
+    assert!(disabled.api.0.metrics.text().contains("api_refused_total{reason=\"not_enabled\"} 1"));
+}
+
+#[tokio::test]
+async fn events_go_on_where_the_client_was_and_say_what_it_missed() {
+    let world = world(None, Plain::Reads);
+    let first = world.journal.append(entry("one")).id;
+    let mut request = get("/api/v1/events?kind=refusal");
+    request.headers_mut().insert("last-event-id", (first - 1).into());
+    let answer = world.call(via("10.0.0.1", false), request).await;
+    let mut stream = answer.into_body().into_data_stream();
+    let mut next = async || {
+        let frame = tokio::time::timeout(Duration::from_secs(60), stream.next()).await.expect("in time");
+        String::from_utf8_lossy(&frame.expect("open").expect("whole")).into_owned()
+    };
+    let event = next().await;
+    assert!(event.contains(&format!("id: {first}")) && event.contains("event: refusal"), "{event}");
+    world.journal.append(Entry { kind: Kind::Alert, ..entry("another kind") });
+    world.journal.append(entry("two"));
+    assert!(next().await.contains("two"));
+    for _ in 0..3_000 {
+        world.journal.append(entry("too many"));
+    }
+    assert!(next().await.contains("event: dropped"));
+    assert!(next().await.contains("too many"));
+}
+
+#[tokio::test]
+async fn when_the_loop_has_ended_nothing_waits_for_ever() {
+    let world = world(None, Plain::Reads);
+    assert_eq!(world.call(via("127.0.0.1", false), get("/healthz")).await.status(), StatusCode::OK);
+    world.stop.send(true).expect("it runs");
+    let gone = async {
+        while world.call(via("127.0.0.1", false), get("/healthz")).await.status() == StatusCode::OK {}
+    };
+    tokio::time::timeout(Duration::from_secs(60), gone).await.expect("in time");
+    assert_eq!(world.problem(via("127.0.0.1", false), get("/healthz")).await.1, "busy");
+}
+
+fn identity(dir: &Path) -> Identity {
+    Identity::load(&Source::Files(dir.into())).expect("loads")
+}
+
+#[tokio::test]
+async fn one_port_speaks_https_and_http_and_knows_operators_by_their_certificate() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let authority = Authority::create("c").expect("made");
+    for (name, unit) in [("m1", Unit::Manager), ("anna", Unit::Operator)] {
+        std::fs::create_dir(dir.path().join(name)).expect("made");
+        authority.issue(name, unit, &dir.path().join(name)).expect("issued");
+    }
+    let own = identity(&dir.path().join("m1"));
+    let world = world(None, Plain::Reads);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("bound");
+    let (_tls, tls) = watch::channel(server::tls_config(own.server_config().expect("usable")));
+    let (_stop, stopped) = watch::channel(false);
+    tokio::spawn(server::serve(listener, router(world.api.clone()), tls, stopped));
+
+    let ask = "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let mut plain = TcpStream::connect(address).await.expect("connected");
+    plain.write_all(ask.as_bytes()).await.expect("written");
+    let mut answer = String::new();
+    plain.read_to_string(&mut answer).await.expect("text");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+
+    let anna = identity(&dir.path().join("anna"));
+    assert!(anna.own.may(Role::Operator));
+    let mut config = anna.client_config().expect("usable");
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let stream = TcpStream::connect(address).await.expect("connected");
+    let name = "swarm-manager".try_into().expect("a name");
+    let mut secure = TlsConnector::from(Arc::new(config)).connect(name, stream).await.expect("trusted");
+    let command = "POST /api/v1/commands/pause HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+                   Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
+    secure.write_all(command.as_bytes()).await.expect("written");
+    let mut answer = String::new();
+    secure.read_to_string(&mut answer).await.expect("text");
+    // Taken as far as the judgement, which has read no Swarm: no token was asked for.
+    assert!(answer.contains("409") && answer.contains("not_ready"), "{answer}");
+
+    let mut noise = TcpStream::connect(address).await.expect("connected");
+    noise.write_all(&[0x16, 3, 1, 0, 4, 9, 9, 9, 9]).await.expect("written");
+    let mut rest = Vec::new();
+    // Reset or closed, both will do.
+    let _ = noise.read_to_end(&mut rest).await;
+    assert!(!rest.starts_with(b"HTTP"), "{rest:?}");
+}
