@@ -6,6 +6,7 @@
 pub mod answer;
 pub mod body;
 pub mod exchange;
+pub mod fast;
 pub mod headers;
 pub mod io;
 pub mod serve;

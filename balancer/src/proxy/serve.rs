@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{headers::Client, io::ClientIo, tls, upstream::LocalExecutor, worker::Worker};
+use super::{fast, headers::Client, io::ClientIo, tls, upstream::LocalExecutor, worker::Worker};
 use crate::stats::bump;
 
 /// What an HTTP/2 client sends first (RFC 9113, 3.4).
@@ -52,30 +52,31 @@ pub async fn connection(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr
 }
 
 /// HTTP/1.1, or HTTP/2 by prior knowledge.
-async fn plain<S>(worker: &Rc<Worker>, mut stream: S, client: Client)
+async fn plain<S>(worker: &Rc<Worker>, stream: S, client: Client)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let Some((mut stream, read)) = fast::serve(worker, stream, &client).await else { return };
     let patience = worker.global.settings.head_timeout;
-    match tokio::time::timeout(patience, first_bytes(&mut stream)).await {
-        Ok(Ok(Some((first, true)))) => speak_http2(worker, first, stream, client).await,
-        Ok(Ok(Some((first, false)))) => speak_http1(worker, first, stream, client).await,
-        // Closed, broken or silent: there is nobody to tell.
-        Ok(Ok(None) | Err(_)) | Err(_) => {}
+    match tokio::time::timeout(patience, which(&mut stream, read)).await {
+        Ok(Ok((read, true))) => speak_http2(worker, read, stream, client).await,
+        Ok(Ok((read, false))) => speak_http1(worker, read, stream, client).await,
+        // Broken or silent: there is nobody to tell.
+        Ok(Err(_)) | Err(_) => {}
     }
 }
 
-/// Reads until it is clear which protocol it is; true for HTTP/2. `None` when the client only came and went.
-async fn first_bytes(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<(Bytes, bool)>> {
-    let mut buffer = BytesMut::with_capacity(4_096);
+/// Reads on until it is clear which protocol it is; true for HTTP/2.
+async fn which(stream: &mut (impl AsyncRead + Unpin), read: Bytes) -> io::Result<(Bytes, bool)> {
+    let mut buffer = BytesMut::from(read);
     loop {
-        if stream.read_buf(&mut buffer).await? == 0 {
-            return Ok(None);
-        }
         let common = buffer.len().min(PREFACE.len());
         let may_be_http2 = buffer[..common] == PREFACE[..common];
         if !may_be_http2 || common == PREFACE.len() {
-            return Ok(Some((buffer.freeze(), may_be_http2)));
+            return Ok((buffer.freeze(), may_be_http2));
+        }
+        if stream.read_buf(&mut buffer).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
 }

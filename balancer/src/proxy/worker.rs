@@ -15,7 +15,7 @@ use tokio::{
     task::LocalSet,
 };
 
-use super::{Global, serve, upstream::Http1, upstream::Pools};
+use super::{Global, fast, serve, upstream::Http1, upstream::Pools};
 use crate::{
     choose::{Choice, Chooser, Refusal, Wish},
     lease::Ledger,
@@ -40,6 +40,8 @@ pub struct Worker {
     pub stats: Arc<WorkerStats>,
     /// Its connections to replicas.
     pub pools: Pools,
+    /// The same, and buffers, of the fast path.
+    pub fast: fast::Pools,
     chooser: Chooser,
     ledger: Rc<Ledger>,
 }
@@ -99,7 +101,7 @@ impl Worker {
         let ledger = Rc::new(Ledger::default());
         let stats = global.stats.workers().get(index).cloned().unwrap_or_default();
         let chooser = Chooser::new(Rc::clone(&ledger), global.settings.tuning(), fastrand::u64(..));
-        Self { global, stats, pools: Pools::default(), chooser, ledger }
+        Self { global, stats, pools: Pools::default(), fast: fast::Pools::default(), chooser, ledger }
     }
 
     async fn serve(self: Rc<Self>, listeners: Listeners) {
@@ -158,6 +160,7 @@ impl Worker {
             let replicas = || table.services.iter().flat_map(|service| &service.replicas);
             let wanted = |key| replicas().any(|it| it.key == key && !it.draining());
             self.pools.purge(wanted, now);
+            self.fast.purge(wanted, now);
         }
     }
 

@@ -1,0 +1,345 @@
+//! A replica's answer: its head, and where its body ends. Pure.
+//!
+//! Bodies are passed on byte for byte, so all that is to be known is where they end. Whatever could be read in two
+//! ways (two lengths, a length and chunks, an unknown coding) is refused.
+
+use super::request::{line, status_line};
+
+/// Headers of one head.
+const MAX_HEADERS: usize = 96;
+/// Longest line of a chunk's size with its extensions, and of one trailer, in bytes.
+const MAX_LINE_BYTES: u32 = 4_096;
+
+/// How much of a body is still to come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// So many bytes.
+    Length(u64),
+    /// Chunks.
+    Chunked(Chunks),
+    /// Until the replica closes the connection.
+    UntilClose,
+}
+
+/// What a head says.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Its length in bytes.
+    pub length: usize,
+    /// Its status.
+    pub status: u16,
+    /// What follows it.
+    pub body: Body,
+    /// Whether the connection can be used again afterwards.
+    pub keep_alive: bool,
+}
+
+/// A head that cannot be passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the replica's answer cannot be understood: {0}")]
+pub struct Malformed(pub &'static str);
+
+/// Reads a head and writes it to `out` for the client, all but the empty line, so that more headers can follow.
+/// `None` when it is not whole yet.
+///
+/// # Errors
+/// When it is malformed or ambiguous.
+pub fn translate(bytes: &[u8], to_head: bool, out: &mut Vec<u8>) -> Result<Option<Head>, Malformed> {
+    let mut space = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut response = httparse::Response::new(&mut space);
+    let length = match response.parse(bytes) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(_) => return Err(Malformed("no valid head")),
+    };
+    let status = response.code.ok_or(Malformed("no status"))?;
+    let persistent = response.version == Some(1);
+    let named = named_by_connection(response.headers);
+    let mut facts = Facts { keep_alive: persistent, ..Facts::default() };
+    let begin = out.len();
+    status_line(out, status, response.reason.unwrap_or_default());
+    for header in response.headers.iter() {
+        let kept = facts.learn(header.name, header.value)?;
+        // A 204 has no body, whatever it says (RFC 9110, 8.6).
+        let kept = kept && !(status == 204 && header.name.eq_ignore_ascii_case("content-length"));
+        if kept && !named.iter().any(|name| name.eq_ignore_ascii_case(header.name)) {
+            line(out, header.name, header.value);
+        }
+    }
+    if (100..200).contains(&status) {
+        out.truncate(begin);
+        return Ok(Some(Head { length, status, body: Body::Length(0), keep_alive: facts.keep_alive }));
+    }
+    let body = facts.body(status, to_head)?;
+    if matches!(body, Body::Chunked(_)) || (facts.chunked && to_head) {
+        line(out, "transfer-encoding", b"chunked");
+    }
+    let keep_alive = facts.keep_alive && body != Body::UntilClose;
+    Ok(Some(Head { length, status, body, keep_alive }))
+}
+
+/// Headers that `Connection` names beyond the usual words: for the next hop only.
+fn named_by_connection<'a>(headers: &[httparse::Header<'a>]) -> Vec<&'a str> {
+    let connection = headers.iter().filter(|header| header.name.eq_ignore_ascii_case("connection"));
+    let values = connection.filter_map(|header| std::str::from_utf8(header.value).ok());
+    let tokens = values.flat_map(|value| value.split(',')).map(str::trim);
+    tokens
+        .filter(|token| {
+            !["", "close", "keep-alive", "content-length"].iter().any(|it| token.eq_ignore_ascii_case(it))
+        })
+        .collect()
+}
+
+#[derive(Default)]
+struct Facts {
+    length: Option<u64>,
+    chunked: bool,
+    keep_alive: bool,
+}
+
+impl Facts {
+    /// Takes a header into account; false for those that end here.
+    fn learn(&mut self, name: &str, value: &[u8]) -> Result<bool, Malformed> {
+        let is = |known: &str| name.eq_ignore_ascii_case(known);
+        match name.len() {
+            10 if is("connection") => {
+                let text = String::from_utf8_lossy(value);
+                let has = |word: &str| text.split(',').any(|token| token.trim().eq_ignore_ascii_case(word));
+                if has("close") {
+                    self.keep_alive = false;
+                }
+                return Ok(false);
+            }
+            14 if is("content-length") => {
+                let digits = !value.is_empty() && value.len() < 19 && value.iter().all(u8::is_ascii_digit);
+                let text = std::str::from_utf8(value).ok().filter(|_| digits);
+                let length = text.and_then(|text| text.parse().ok()).ok_or(Malformed("no valid length"))?;
+                if self.length.replace(length).is_some() {
+                    return Err(Malformed("two lengths"));
+                }
+            }
+            17 if is("transfer-encoding") => {
+                if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
+                    return Err(Malformed("an unknown transfer coding"));
+                }
+                self.chunked = true;
+                return Ok(false);
+            }
+            2 if is("te") => return Ok(false),
+            7 if is("upgrade") => return Ok(false),
+            10 if is("keep-alive") => return Ok(false),
+            16 if is("proxy-connection") => return Ok(false),
+            _ => {}
+        }
+        Ok(true)
+    }
+
+    /// RFC 9112, 6.3.
+    fn body(&self, status: u16, to_head: bool) -> Result<Body, Malformed> {
+        if self.chunked && self.length.is_some() {
+            return Err(Malformed("both a length and chunks"));
+        }
+        if to_head || (100..200).contains(&status) || status == 204 || status == 304 {
+            return Ok(Body::Length(0));
+        }
+        Ok(match (self.chunked, self.length) {
+            (true, _) => Body::Chunked(Chunks::default()),
+            (false, Some(length)) => Body::Length(length),
+            (false, None) => Body::UntilClose,
+        })
+    }
+}
+
+impl Body {
+    /// Takes the next bytes into account: how many of them belong to the body, and whether it ends with them.
+    ///
+    /// # Errors
+    /// When chunks are malformed.
+    pub fn advance(&mut self, bytes: &[u8]) -> Result<(usize, bool), Malformed> {
+        match self {
+            Self::Length(left) => {
+                let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                *left -= u64::try_from(taken).unwrap_or(u64::MAX);
+                Ok((taken, *left == 0))
+            }
+            Self::Chunked(chunks) => chunks.advance(bytes),
+            Self::UntilClose => Ok((bytes.len(), false)),
+        }
+    }
+}
+
+/// Where in a chunked body the next byte is (RFC 9112, 7.1).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chunks {
+    state: State,
+    /// Bytes left of the chunk, or its size while that is read.
+    left: u64,
+    /// Bytes of the line so far.
+    line: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Size,
+    Extension,
+    SizeEnd,
+    Data,
+    DataCr,
+    DataLf,
+    /// At the beginning of a trailer line.
+    Trailer,
+    InTrailer,
+    TrailerEnd,
+    End,
+}
+
+impl Chunks {
+    fn advance(&mut self, bytes: &[u8]) -> Result<(usize, bool), Malformed> {
+        let mut at = 0;
+        while at < bytes.len() && self.state != State::End {
+            if self.state == State::Data {
+                let taken = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len() - at);
+                self.left -= u64::try_from(taken).unwrap_or(u64::MAX);
+                at += taken;
+                if self.left == 0 {
+                    self.state = State::DataCr;
+                }
+            } else {
+                self.step(bytes[at])?;
+                at += 1;
+            }
+        }
+        Ok((at, self.state == State::End))
+    }
+
+    fn step(&mut self, byte: u8) -> Result<(), Malformed> {
+        const BAD: Malformed = Malformed("a chunk that is none");
+        self.line += 1;
+        if self.line > MAX_LINE_BYTES {
+            return Err(Malformed("a line of a chunk is too long"));
+        }
+        self.state = match (self.state, byte) {
+            (State::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') if self.line <= 15 => {
+                let digit = char::from(byte).to_digit(16).ok_or(BAD)?;
+                self.left = self.left * 16 + u64::from(digit);
+                State::Size
+            }
+            (State::Size, b';' | b' ' | b'\t') if self.line > 1 => State::Extension,
+            (State::Size, b'\r') if self.line > 1 => State::SizeEnd,
+            (State::Extension, b'\r') => State::SizeEnd,
+            (State::Extension, b'\n') => return Err(BAD),
+            (State::Extension, _) => State::Extension,
+            (State::SizeEnd, b'\n') => {
+                self.line = 0;
+                if self.left == 0 { State::Trailer } else { State::Data }
+            }
+            (State::DataCr, b'\r') => State::DataLf,
+            (State::DataLf, b'\n') => {
+                self.line = 0;
+                State::Size
+            }
+            (State::Trailer, b'\r') => State::TrailerEnd,
+            (State::Trailer | State::InTrailer, b'\n') => {
+                if self.state == State::Trailer {
+                    return Err(BAD);
+                }
+                self.line = 0;
+                State::Trailer
+            }
+            (State::Trailer | State::InTrailer, _) => State::InTrailer,
+            (State::TrailerEnd, b'\n') => State::End,
+            _ => return Err(BAD),
+        };
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{prop, prop_assert_eq, proptest};
+
+    use super::*;
+
+    fn read(head: &str, to_head: bool) -> Result<Option<(Head, String)>, Malformed> {
+        let mut out = Vec::new();
+        let head = translate(head.as_bytes(), to_head, &mut out)?;
+        Ok(head.map(|head| (head, String::from_utf8(out).expect("text"))))
+    }
+
+    #[test]
+    fn a_head_is_written_without_what_is_for_this_hop_only() {
+        let text = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: keep-alive, x-hop\r\nX-Hop: 1\r\n\
+            Keep-Alive: timeout=5\r\nA: b\r\n\r\nabc";
+        let (head, out) = read(text, false).expect("valid").expect("whole");
+        assert_eq!(out, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nA: b\r\n");
+        assert_eq!(head.body, Body::Length(3));
+        assert!(head.keep_alive && head.length == text.len() - 3);
+    }
+
+    #[test]
+    fn where_a_body_ends_follows_the_rfc() {
+        let body = |text: &str, to_head| {
+            read(text, to_head).map(|it| it.map(|(head, _)| (head.body, head.keep_alive)))
+        };
+        let none = Ok(Some((Body::Length(0), true)));
+        assert_eq!(body("HTTP/1.1 204 No\r\nContent-Length: 5\r\n\r\n", false), none);
+        assert_eq!(body("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", true), none);
+        let close = Ok(Some((Body::UntilClose, false)));
+        assert_eq!(body("HTTP/1.1 200 OK\r\n\r\n", false), close);
+        let old = Ok(Some((Body::Length(5), false)));
+        assert_eq!(body("HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n", false), old);
+        assert_eq!(body("HTTP/1.1 200 OK\r\nConte", false), Ok(None));
+    }
+
+    #[test]
+    fn what_could_be_read_in_two_ways_is_refused() {
+        for head in [
+            "Content-Length: 5\r\nContent-Length: 6",
+            "Content-Length: 5\r\nTransfer-Encoding: chunked",
+            "Content-Length: +5",
+            "Content-Length: 5, 5",
+            "Content-Length:",
+            "Transfer-Encoding: gzip, chunked",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        ] {
+            let text = format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n");
+            assert!(read(&text, false).is_err(), "{head}");
+        }
+    }
+
+    #[test]
+    fn malformed_chunks_are_refused() {
+        for body in
+            ["\r\n", "g\r\n", "3\nabc\r\n", "3\r\nabcd\r\n", "fffffffffffffffff\r\n", "0\r\n\n", "-1\r\n"]
+        {
+            let mut chunks = Body::Chunked(Chunks::default());
+            assert!(chunks.advance(body.as_bytes()).is_err(), "{body:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_end_of_chunks_is_found_wherever_they_are_cut(
+            sizes in prop::collection::vec(1_usize..300, 0..10), cut in 1_usize..50, trailer: bool,
+        ) {
+            let mut text = String::new();
+            for size in sizes {
+                text += &format!("{size:x};ext=\"1\"\r\n{}\r\n", "x".repeat(size));
+            }
+            text += "0\r\n";
+            text += if trailer { "a: b\r\n\r\n" } else { "\r\n" };
+            let whole = text.len();
+            text += "HTTP/1.1 200 OK";
+            let mut body = Body::Chunked(Chunks::default());
+            let (mut taken, mut ended) = (0, false);
+            for piece in text.as_bytes().chunks(cut) {
+                if ended { break; }
+                let (count, end) = body.advance(piece).expect("valid");
+                taken += count;
+                ended = end;
+            }
+            prop_assert_eq!((taken, ended), (whole, true));
+        }
+    }
+}
