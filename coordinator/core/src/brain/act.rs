@@ -13,7 +13,7 @@ use swarmguard_common::{
 use super::Brain;
 use crate::{
     action::{
-        self, Context, Intent, Kind, Next, Order, Outcome, Record, Refusal, Step, action_name, drain_name, is_record,
+        self, Context, Intent, Kind, Next, Note, Order, Outcome, Record, Refusal, Step, action_name, drain_name, is_record,
     },
     command::{Command, CommandError, CommandId, CommandResult},
 };
@@ -39,6 +39,8 @@ struct Outstanding {
 struct Pending {
     order: Order,
     since: Time,
+    /// Said once the lease is seen to be ours.
+    notes: Vec<Note>,
 }
 
 /// When an action's reason began, and when it was decided; for figures only.
@@ -170,10 +172,8 @@ pub(super) fn record_name(intent: &Intent) -> String {
 
 impl Brain {
     /// Records of ours that are not tombstones.
-    pub(super) fn actions_under_way(&self) -> impl Iterator<Item = Record> {
-        let records = self.view.snapshot.iter().flat_map(|snapshot| snapshot.records.values());
-        let records = records.filter(|object| is_record(&object.name)).filter_map(|object| Record::parse(object).ok());
-        records.filter(|record| !record.is_over())
+    pub(super) fn actions_under_way(&self) -> impl Iterator<Item = &Record> {
+        self.records.iter().filter(|record| !record.is_over())
     }
 
     /// Whether an action on a service is under way or being begun.
@@ -184,16 +184,17 @@ impl Brain {
             })
     }
 
-    /// Forgets what no record needs any more.
+    /// Reads our records anew, and forgets what none of them needs any more.
     pub(super) fn forget(&mut self) {
         let Some(snapshot) = self.view.snapshot.clone() else { return };
+        let ours = snapshot.records.values().filter(|object| is_record(&object.name));
+        self.records = ours.filter_map(|object| Record::parse(object).ok()).collect();
         let actions = &mut self.actions;
         let exists = |name: &String| snapshot.records.contains_key(name);
         actions.waits.retain(|name, _| exists(name));
         let outstanding = &actions.outstanding;
         actions.last.retain(|name, _| exists(name) || outstanding.contains_key(name));
-        let mut tokens: BTreeSet<String> =
-            snapshot.records.values().filter_map(|object| Some(Record::parse(object).ok()?.token)).collect();
+        let mut tokens: BTreeSet<String> = self.records.iter().map(|record| record.token.clone()).collect();
         tokens.extend(actions.pending.values().map(|pending| pending.order.token.clone()));
         actions.notes.retain(|(token, _)| tokens.contains(token));
         actions.tracks.retain(|token, _| tokens.contains(token));
@@ -209,6 +210,7 @@ impl Brain {
             self.actions.pending.clear();
             return;
         }
+        self.begin_pending(now);
         for object in snapshot.records.values().filter(|object| is_record(&object.name)) {
             if self.actions.is_outstanding(&object.name) {
                 continue;
@@ -224,7 +226,6 @@ impl Brain {
             let drain = Record::parse(object).ok().filter(|record| record.kind == Kind::Drain);
             self.follow(now, &object.name, step, drain.as_ref());
         }
-        self.begin_pending(now);
         self.follow_scales(now);
         self.run_jobs(now);
         self.write_wishes(now);
@@ -290,8 +291,9 @@ impl Brain {
         let step = action::begin(&order, &snapshot)?;
         let track = Track { hot_since, decided: now, relieved: None };
         self.actions.tracks.insert(order.token.clone(), track);
-        self.actions.pending.insert(name.clone(), Pending { order, since: now });
-        self.follow(now, &name, step, None);
+        let Step { next, notes } = step;
+        self.actions.pending.insert(name.clone(), Pending { order, since: now, notes });
+        self.follow(now, &name, Step { next, notes: Vec::new() }, None);
         Ok(())
     }
 
@@ -305,7 +307,9 @@ impl Brain {
             let (order, since) = (pending.order.clone(), pending.since);
             let record = snapshot.records.get(&name).and_then(|object| Record::parse(object).ok());
             if record.is_some_and(|record| record.token == order.token) {
-                self.actions.pending.remove(&name);
+                if let Some(pending) = self.actions.pending.remove(&name) {
+                    pending.notes.iter().for_each(|note| self.journal_note(now, note));
+                }
                 continue;
             }
             if self.actions.is_outstanding(&name) {
@@ -322,7 +326,12 @@ impl Brain {
                 action::begin(&order, &snapshot)
             };
             match refused {
-                Ok(step) => self.follow(now, &name, step, None),
+                Ok(Step { next, notes }) => {
+                    if let Some(pending) = self.actions.pending.get_mut(&name) {
+                        pending.notes = notes;
+                    }
+                    self.follow(now, &name, Step { next, notes: Vec::new() }, None);
+                }
                 Err(refusal) => {
                     self.actions.pending.remove(&name);
                     self.actions.hold_off.insert(name, now + HOLD_OFF);
@@ -385,7 +394,7 @@ impl Brain {
             Intent::ScaleOut { .. } => None,
         });
         let under_way = self.actions_under_way().filter(|record| record.kind != Kind::Node);
-        for node in pending.chain(under_way.filter_map(|record| record.source)) {
+        for node in pending.chain(under_way.filter_map(|record| record.source.clone())) {
             *leaving.entry(node).or_default() += 1;
         }
         leaving

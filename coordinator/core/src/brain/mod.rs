@@ -31,6 +31,7 @@ pub use status::{
 };
 
 use crate::{
+    action::Record,
     command::{Command, CommandId, CommandResult},
     lease::LeaseState,
     view::{Heard, View},
@@ -60,6 +61,8 @@ pub struct Brain {
     commands: VecDeque<(CommandId, Command)>,
     entries: VecDeque<Entry>,
     messages: VecDeque<AgentOutput>,
+    /// Our records in the newest reading, tombstones included, that can be read.
+    records: Vec<Record>,
     /// Actions under way and being begun.
     actions: Actions,
     /// What operators asked for, as Swarm keeps it.
@@ -81,6 +84,7 @@ impl Brain {
             settings,
             view: View::default(),
             statistics: Statistics::default(),
+            records: Vec::new(),
             commands: VecDeque::new(),
             entries: VecDeque::new(),
             messages: VecDeque::new(),

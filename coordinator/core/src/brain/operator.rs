@@ -120,7 +120,7 @@ impl Brain {
         let Some(node) = snapshot.nodes.get(target) else {
             return Err(not_taken("unknown_node", format!("there is no node {target}"), "an existing node"));
         };
-        match policy::placement::Placed::count(snapshot).obstacle(service, node) {
+        match policy::placement::obstacle(self.view.placed(), service, node) {
             Some(obstacle) => {
                 let text = format!("{} cannot take it: {obstacle}", node.hostname);
                 Err(not_taken("does_not_fit", text, "another node"))

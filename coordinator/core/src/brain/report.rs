@@ -136,7 +136,7 @@ impl Brain {
             action: self
                 .actions_under_way()
                 .find(|record| record.kind != Kind::Node && record.service.as_ref() == Some(&service.id))
-                .map(|record| record.token),
+                .map(|record| record.token.clone()),
             rule: self.verdicts.get(&service.id).map(|known| known.judgement.rule.into()),
         });
         status.collect()

@@ -110,8 +110,8 @@ impl Brain {
                 continue;
             }
             situation.under_way += 1;
-            if let Some(service) = record.service {
-                situation.busy.insert(service, record.token);
+            if let Some(service) = &record.service {
+                situation.busy.insert(service.clone(), record.token.clone());
             }
         }
         for order in self.actions.pending() {

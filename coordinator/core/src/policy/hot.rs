@@ -144,7 +144,9 @@ fn examine<'a>(
     };
     let cpu = stands(Condition::CpuHigh, |load| load.cpu, policy.thresholds.cpu_high);
     let memory = stands(Condition::MemoryHigh, |load| load.memory, policy.thresholds.memory_high);
-    let known = cpu.is_some_and(|(_, known)| known) || memory.is_some_and(|(_, known)| known);
+    // Only what is known counts; where nothing is, that is said.
+    let cpu_known = cpu.is_some_and(|(_, known)| known);
+    let memory_known = memory.is_some_and(|(_, known)| known);
     let stood = [cpu, memory].iter().flatten().map(|(standing, _)| now - standing.since).max()?;
     let act_after = if is_stalled(agent, container, load) {
         policy.act_after.min(constant::ACT_AFTER_STALLED)
@@ -152,7 +154,7 @@ fn examine<'a>(
         policy.act_after
     };
     let mut hot =
-        Hot { reporter: node, replica: None, cpu: cpu.is_some(), memory: memory.is_some(), stood, act_after, doubt: None };
+        Hot { reporter: node, replica: None, cpu: cpu_known, memory: memory_known, stood, act_after, doubt: None };
     let task = view.task_of(&container.intro.container, container.intro.task.as_ref());
     hot.doubt = match task {
         None => Some(Doubt::Stale(format!("its task is gone from {}", agent.hello.hostname))),
@@ -169,7 +171,7 @@ fn examine<'a>(
                 Some(Doubt::NotServing)
             } else if let Some(why) = placement::unbelievable(view, node, now) {
                 Some(Doubt::Lease(why))
-            } else if !known || agent.load.is_none_or(|load| load.cpu.is_none()) {
+            } else if !(cpu_known || memory_known) || agent.load.is_none_or(|load| load.cpu.is_none()) {
                 Some(Doubt::NoData)
             } else {
                 None

@@ -55,8 +55,8 @@ pub(super) fn best_target(
         match candidate(round, service, node, burden).and_then(|target| fits(&target).map(|()| target)) {
             Err(why) => obstacles.push(format!("{}: {why}", node.hostname)),
             Ok(target) => {
-                let own = round.placed.replicas(&node.id, &service.id);
-                let tasks = round.placed.tasks(&node.id);
+                let own = round.view.placed().replicas(&node.id, &service.id);
+                let tasks = round.view.placed().tasks(&node.id);
                 let better = best.as_ref().is_none_or(|(old, old_own, old_tasks)| {
                     let order = target.predicted_cpu.total_cmp(&old.predicted_cpu);
                     order.then(own.cmp(old_own)).then(tasks.cmp(old_tasks)).is_lt()
@@ -71,7 +71,7 @@ pub(super) fn best_target(
 }
 
 fn candidate(round: &Round<'_>, service: &Service, node: &Node, burden: Burden) -> Result<Target, String> {
-    if let Some(obstacle) = round.placed.obstacle(service, node) {
+    if let Some(obstacle) = placement::obstacle(round.view.placed(), service, node) {
         return Err(obstacle);
     }
     if let Some(why) = placement::unbelievable(round.view, &node.id, round.now) {

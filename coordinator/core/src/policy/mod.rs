@@ -32,7 +32,6 @@ use crate::{
 };
 use hot::HotList;
 pub use migrate::Target;
-use placement::Placed;
 pub use scale::{Spare, choose_victim_node, spare};
 
 /// What bears on the rules besides the view.
@@ -116,7 +115,7 @@ mod constant {
 /// is a refusal.
 pub fn decide(view: &View, situation: &Situation, now: Time) -> Vec<Verdict> {
     let Some(snapshot) = view.snapshot.as_deref() else { return Vec::new() };
-    let round = Round { view, situation, snapshot, now, placed: Placed::count(snapshot), hot: HotList::of(view, now) };
+    let round = Round { view, situation, snapshot, now, hot: HotList::of(view, now) };
     let mut verdicts: Vec<Verdict> = snapshot.services.values().filter_map(|service| round.judge(service)).collect();
     verdicts.sort_by(|a, b| b.rank.cmp(&a.rank).then_with(|| a.service.cmp(&b.service)));
     limit(&mut verdicts, situation);
@@ -136,8 +135,7 @@ pub fn most_room(
 ) -> Result<NodeId, String> {
     let Some(snapshot) = view.snapshot.as_deref() else { return Err("Swarm was not read yet".into()) };
     let Some(service) = snapshot.services.get(service) else { return Err("there is no such service".into()) };
-    let round =
-        Round { view, situation, snapshot, now, placed: Placed::count(snapshot), hot: HotList::default() };
+    let round = Round { view, situation, snapshot, now, hot: HotList::default() };
     let other = |target: &Target| {
         if Some(&target.node) == source { Err("the source itself".into()) } else { Ok(()) }
     };
@@ -150,7 +148,6 @@ struct Round<'a> {
     situation: &'a Situation,
     snapshot: &'a Snapshot,
     now: Time,
-    placed: Placed,
     hot: HotList<'a>,
 }
 

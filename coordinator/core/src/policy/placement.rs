@@ -1,98 +1,48 @@
 //! Which nodes could take one more replica of a service, as Swarm's scheduler and the agents' figures say.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use serde_json::Value;
-use swarmguard_common::{
-    clock::Time,
-    domain::{NodeId, ServiceId},
-};
+use swarmguard_common::{clock::Time, domain::NodeId};
 
 use super::constraint;
 use crate::{
     action::spec,
     lease::LeaseState,
-    swarm::{Availability, Node, Service, Snapshot},
-    view::View,
+    swarm::{Availability, Node, Service},
+    view::{Claims, OnNode, Placed, View},
 };
 
-/// What is placed where, counted once for a round of judgements.
-#[derive(Clone, Debug, Default)]
-pub struct Placed {
-    nodes: BTreeMap<NodeId, OnNode>,
-}
-
-#[derive(Clone, Debug, Default)]
-struct OnNode {
-    tasks: usize,
-    by_service: BTreeMap<ServiceId, u64>,
-    nano_cpus: i64,
-    memory_bytes: i64,
-    host_ports: BTreeSet<(String, u64)>,
-}
-
-impl Placed {
-    /// Counts a snapshot.
-    pub fn count(snapshot: &Snapshot) -> Self {
-        let mut placed = Self::default();
-        for task in snapshot.tasks.values().filter(|task| task.is_wanted()) {
-            let Some(node) = &task.node else { continue };
-            let on = placed.nodes.entry(node.clone()).or_default();
-            on.tasks += 1;
-            *on.by_service.entry(task.service.clone()).or_default() += 1;
-            if let Some(service) = snapshot.services.get(&task.service) {
-                let (nano_cpus, memory_bytes) = reservation(service);
-                on.nano_cpus = on.nano_cpus.saturating_add(nano_cpus);
-                on.memory_bytes = on.memory_bytes.saturating_add(memory_bytes);
-                on.host_ports.extend(host_ports(service));
-            }
-        }
-        placed
+/// Why Swarm would not place one more replica of a service on a node; `None` if it would.
+pub fn obstacle(placed: &Placed, service: &Service, node: &Node) -> Option<String> {
+    if !node.ready {
+        return Some("not ready".into());
     }
-
-    /// Replicas of a service that are wanted on a node.
-    pub fn replicas(&self, node: &NodeId, service: &ServiceId) -> u64 {
-        self.nodes.get(node).and_then(|on| on.by_service.get(service)).copied().unwrap_or(0)
+    if node.availability != Availability::Active {
+        return Some("takes no tasks".into());
     }
-
-    /// Tasks of all services that are wanted on a node.
-    pub fn tasks(&self, node: &NodeId) -> usize {
-        self.nodes.get(node).map_or(0, |on| on.tasks)
+    let constraints = spec::constraints(&service.spec);
+    if let Err(constraint) = constraint::satisfied(node, constraints.iter().map(String::as_str)) {
+        return Some(format!("constraint {constraint}"));
     }
-
-    /// Why Swarm would not place one more replica of a service on a node; `None` if it would.
-    pub fn obstacle(&self, service: &Service, node: &Node) -> Option<String> {
-        if !node.ready {
-            return Some("not ready".into());
-        }
-        if node.availability != Availability::Active {
-            return Some("takes no tasks".into());
-        }
-        let constraints = spec::constraints(&service.spec);
-        if let Err(constraint) = constraint::satisfied(node, constraints.iter().map(String::as_str)) {
-            return Some(format!("constraint {constraint}"));
-        }
-        if !constraint::platform_fits(node, platforms(&service.spec)) {
-            return Some("another platform".into());
-        }
-        let empty = OnNode::default();
-        let on = self.nodes.get(&node.id).unwrap_or(&empty);
-        let (nano_cpus, memory_bytes) = reservation(service);
-        if nano_cpus > 0 && on.nano_cpus.saturating_add(nano_cpus) > node.nano_cpus {
-            return Some("reserved CPUs".into());
-        }
-        if memory_bytes > 0 && on.memory_bytes.saturating_add(memory_bytes) > node.memory_bytes {
-            return Some("reserved memory".into());
-        }
-        if let Some((protocol, port)) = host_ports(service).find(|port| on.host_ports.contains(port)) {
-            return Some(format!("host port {port}/{protocol} is taken"));
-        }
-        let most = service.spec.pointer("/TaskTemplate/Placement/MaxReplicas").and_then(Value::as_u64).unwrap_or(0);
-        if most > 0 && self.replicas(&node.id, &service.id) >= most {
-            return Some(format!("at most {most} replicas a node"));
-        }
-        None
+    if !constraint::platform_fits(node, platforms(&service.spec)) {
+        return Some("another platform".into());
     }
+    let empty = OnNode::default();
+    let on = placed.on(&node.id).unwrap_or(&empty);
+    let claims = Claims::of(service);
+    if claims.nano_cpus > 0 && on.nano_cpus.saturating_add(claims.nano_cpus) > node.nano_cpus {
+        return Some("reserved CPUs".into());
+    }
+    if claims.memory_bytes > 0 && on.memory_bytes.saturating_add(claims.memory_bytes) > node.memory_bytes {
+        return Some("reserved memory".into());
+    }
+    if let Some((protocol, port)) = claims.host_ports.iter().find(|port| on.host_ports.contains(*port)) {
+        return Some(format!("host port {port}/{protocol} is taken"));
+    }
+    let most = service.spec.pointer("/TaskTemplate/Placement/MaxReplicas").and_then(Value::as_u64).unwrap_or(0);
+    if most > 0 && placed.replicas(&node.id, &service.id) >= most {
+        return Some(format!("at most {most} replicas a node"));
+    }
+    None
 }
 
 /// Why a node's figures may not be relied upon; `None` if they may.
@@ -106,24 +56,6 @@ pub fn unbelievable(view: &View, node: &NodeId, now: Time) -> Option<&'static st
         }
         Some(LeaseState::Live) => None,
     }
-}
-
-fn reservation(service: &Service) -> (i64, i64) {
-    let of = |key: &str| {
-        let pointer = format!("/TaskTemplate/Resources/Reservations/{key}");
-        service.spec.pointer(&pointer).and_then(Value::as_i64).unwrap_or(0)
-    };
-    (of("NanoCPUs"), of("MemoryBytes"))
-}
-
-fn host_ports(service: &Service) -> impl Iterator<Item = (String, u64)> + '_ {
-    let ports = service.spec.pointer("/EndpointSpec/Ports").and_then(Value::as_array);
-    ports.into_iter().flatten().filter_map(|port| {
-        let published = port.get("PublishedPort").and_then(Value::as_u64).filter(|port| *port > 0)?;
-        let protocol = port.get("Protocol").and_then(Value::as_str).unwrap_or("tcp");
-        let on_host = port.get("PublishMode").and_then(Value::as_str) == Some("host");
-        on_host.then(|| (protocol.to_owned(), published))
-    })
 }
 
 fn platforms(spec: &Value) -> impl Iterator<Item = (&str, &str)> {
@@ -170,7 +102,8 @@ mod tests {
             world.service(service.clone());
             world.task("t1", "s1", 1, "n1");
             let snapshot = world.snapshot();
-            let obstacle = Placed::count(&snapshot).obstacle(&service, &snapshot.nodes[&"n1".parse().expect("an ID")]);
+            let n1 = &snapshot.nodes[&"n1".parse().expect("an ID")];
+            let obstacle = obstacle(&Placed::count(&snapshot), &service, n1);
             assert_eq!(obstacle.as_deref(), expected, "{:?}", service.spec);
         }
     }
@@ -182,7 +115,7 @@ mod tests {
             [(Availability::Pause, true), (Availability::Drain, true), (Availability::Active, false)]
         {
             let node = Node { availability, ready, ..crate::view::testing::node("n1") };
-            assert!(Placed::default().obstacle(&service, &node).is_some());
+            assert!(obstacle(&Placed::default(), &service, &node).is_some());
         }
     }
 }

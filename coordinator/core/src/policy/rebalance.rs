@@ -32,7 +32,7 @@ impl Round<'_> {
         if !policy.rebalance || policy.migrate == MigrateMode::Off {
             return None;
         }
-        let copies = |node: &NodeId| self.placed.replicas(node, &service.id);
+        let copies = |node: &NodeId| self.view.placed().replicas(node, &service.id);
         let back = |node: &NodeId| {
             let since = self.view.history.returned(node).map(|at| self.now - at);
             since.is_some_and(|since| (STEADY..RECENT).contains(&since))

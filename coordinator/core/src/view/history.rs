@@ -84,12 +84,14 @@ impl History {
 
     fn note_changes(&mut self, now: Time, before: &Snapshot, snapshot: &Snapshot) {
         for (id, service) in &snapshot.services {
+            if before.services.get(id).is_some_and(|old| old.version == service.version) {
+                continue;
+            }
             let ours = [before, snapshot].iter().any(|reading| {
                 let record = reading.records.get(&action_name(id)).map(Record::parse);
                 matches!(record, Some(Ok(record)) if !record.is_over())
             });
-            let changed = before.services.get(id).is_none_or(|old| old.version != service.version);
-            if changed && !ours {
+            if !ours {
                 self.changed.insert(id.clone(), now);
             }
         }

@@ -6,11 +6,16 @@
 pub mod agent;
 pub mod alerts;
 mod history;
+mod placed;
 mod smooth;
 #[cfg(test)]
 pub mod testing;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use swarmguard_common::{
     clock::Time,
@@ -21,6 +26,7 @@ use swarmguard_common::{
 
 use agent::{Agent, Container, NewEdge};
 pub use history::{History, Past, QUIET};
+pub use placed::{Claims, OnNode, Placed};
 pub use smooth::Smooth;
 
 use crate::{
@@ -83,6 +89,8 @@ pub struct View {
     tasks_by_container: BTreeMap<ContainerId, TaskId>,
     tasks_by_service: BTreeMap<ServiceId, Vec<TaskId>>,
     tasks_by_node: BTreeMap<NodeId, Vec<TaskId>>,
+    /// Counted when it is first asked for after a reading.
+    placed: OnceLock<Placed>,
 }
 
 impl View {
@@ -104,6 +112,7 @@ impl View {
         self.agents.retain(|node, agent| snapshot.nodes.contains_key(node) || agent.lease.age(now) < FORGET_AFTER);
         self.history.read(now, self.snapshot.as_deref(), &snapshot);
         self.snapshot = Some(snapshot);
+        self.placed = OnceLock::new();
         true
     }
 
@@ -192,6 +201,11 @@ impl View {
         let task = self.task_of(&container.intro.container, container.intro.task.as_ref());
         let id = task.map(|task| &task.service).or(container.intro.service.as_ref())?;
         snapshot.services.get(id)
+    }
+
+    /// What is placed where.
+    pub fn placed(&self) -> &Placed {
+        self.placed.get_or_init(|| self.snapshot.as_deref().map(Placed::count).unwrap_or_default())
     }
 
     /// Tasks of a service, in task order.
