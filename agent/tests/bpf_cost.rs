@@ -5,11 +5,15 @@
 
 mod kernel;
 
+use std::fs::File;
 use std::io;
 use std::net::UdpSocket;
+use std::os::unix::fs::FileExt as _;
+use std::time::Duration;
 
 use kernel::{Group, Process, Wire};
 use swarmguard_agent::bpf::{NetworkMode, Options, Programs};
+use swarmguard_common::clock;
 
 const PACKETS: u64 = 100_000;
 
@@ -74,4 +78,45 @@ fn counting_at_the_container_costs_no_more_than_looking_it_up() {
         "ns per packet: {attached:.0} at the container, {requests:.0} with requests, {root:.0} at the root"
     );
     assert!(attached <= root, "{attached} ns against {root} ns");
+}
+
+/// A pass against the reading of kept descriptors, which is the cheapest that files allow. Both as this build makes
+/// them; both are system calls for the most part.
+#[test]
+fn a_pass_costs_less_than_the_files() {
+    const CONTAINERS: usize = 100;
+    const ROUNDS: u32 = 50;
+    let Some((facts, root)) = kernel::facts_or_skip("bpf_cost") else { return };
+    let mut programs =
+        Programs::load(&root, &facts, Options::default()).expect("this kernel takes the programs");
+    if !programs.has_pass() {
+        println!("skipped: no iterator here");
+        return;
+    }
+    let groups = Group::new(&root);
+    let mut files = Vec::new();
+    for number in 0..CONTAINERS {
+        let path = groups.child(&format!("c{number}"));
+        programs.watch(kernel::id(&path), &path).expect("a fresh cgroup");
+        // memory.current only where the controller is.
+        let names = ["cpu.stat", "memory.current", "cpu.pressure"];
+        files.extend(names.iter().filter_map(|name| File::open(path.join(name)).ok()));
+    }
+    let (mut by_pass, mut by_files, mut handed) = (Duration::MAX, Duration::MAX, 0);
+    let mut text = [0u8; 1024];
+    for _ in 0..ROUNDS {
+        let start = clock::now();
+        programs.sample(&mut |_| handed += 1).expect("a whole pass");
+        by_pass = by_pass.min(clock::now().since(start));
+        let start = clock::now();
+        for file in &files {
+            assert!(file.read_at(&mut text, 0).expect("a file of a living cgroup") > 0);
+        }
+        by_files = by_files.min(clock::now().since(start));
+    }
+    assert_eq!(handed, CONTAINERS * ROUNDS as usize);
+    let each = |all: Duration| all.as_secs_f64() * 1e6 / CONTAINERS as f64;
+    let count = files.len() / CONTAINERS;
+    println!("us per container: {:.2} by a pass, {:.2} by {count} files", each(by_pass), each(by_files));
+    assert!(by_pass < by_files, "{by_pass:?} against {by_files:?}");
 }
