@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod cache;
 mod clock;
 mod cluster;
@@ -45,6 +46,8 @@ enum Command {
     Cluster(cluster::Args),
     /// A program on a real kernel of its own
     Vm(vm::Args),
+    /// Measure the product beside what it is compared with
+    Bench(bench::Args),
     /// See a hot replica leave its node, and no request lost
     Demo(demo::Args),
     /// Run every test tier
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Image(args) => image::run(&args),
         Command::Cluster(args) => cluster::run(&args),
         Command::Vm(args) => vm::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
     };

@@ -142,10 +142,12 @@ impl Daemon<'_> {
         if let Some(name) = self.namespace {
             enter_namespace(&mut self.command, name)?;
         }
-        // SAFETY: setsid is async-signal-safe and takes no pointers.
+        // SAFETY: both are async-signal-safe and take no pointers.
         unsafe {
             self.command.pre_exec(|| {
                 libc::setsid();
+                // What the caller's caller had open (a lock, a pipe) must not stay open as long as the cluster lives.
+                libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
                 Ok(())
             });
         }

@@ -129,7 +129,8 @@ fn wait_for(path: &str) -> Result<()> {
     Err(format!("{path} did not appear"))
 }
 
-fn hosts(name: &str) -> Result<()> {
+/// Name resolution for a node that has no name server.
+pub fn hosts(name: &str) -> Result<()> {
     let text = format!("127.0.0.1 localhost\n127.0.1.1 {name}\n");
     context(fs::write("/etc/hosts", text), || "cannot write /etc/hosts".to_owned())?;
     context(fs::write("/etc/hostname", format!("{name}\n")), || "cannot write /etc/hostname".to_owned())?;
@@ -139,11 +140,7 @@ fn hosts(name: &str) -> Result<()> {
 }
 
 fn node(address: &str, gateway: &str) -> Result<()> {
-    let (ip, prefix) =
-        address.split_once('/').ok_or_else(|| format!("sg.ip={address} has no prefix length"))?;
-    let ip: Ipv4Addr = context(ip.parse(), || format!("bad sg.ip={address}"))?;
-    let prefix: u8 = context(prefix.parse(), || format!("bad sg.ip={address}"))?;
-    let gateway: Ipv4Addr = context(gateway.parse(), || format!("bad sg.gw={gateway}"))?;
+    let (ip, prefix, gateway) = parse_address(address, gateway)?;
     if !net::exists("eth0") {
         return Err("no eth0: the virtio network driver found no device".to_owned());
     }
@@ -171,6 +168,15 @@ fn node(address: &str, gateway: &str) -> Result<()> {
             path: PATH,
         },
     ])
+}
+
+/// Splits `ADDRESS/PREFIX` and reads the gateway.
+pub fn parse_address(address: &str, gateway: &str) -> Result<(Ipv4Addr, u8, Ipv4Addr)> {
+    let (ip, prefix) =
+        address.split_once('/').ok_or_else(|| format!("address {address} has no prefix length"))?;
+    let ip = context(ip.parse(), || format!("bad address {address}"))?;
+    let prefix = context(prefix.parse(), || format!("bad prefix length in {address}"))?;
+    Ok((ip, prefix, context(gateway.parse(), || format!("bad gateway {gateway}"))?))
 }
 
 fn modprobe() {

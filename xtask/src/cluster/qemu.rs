@@ -32,6 +32,8 @@ pub struct Machine<'a> {
     pub accelerator: Accelerator,
     /// Memory in MiB.
     pub memory_mib: u32,
+    /// Processors; under emulation one is faster than two wherever the work is not parallel.
+    pub cpus: u32,
     /// Kernel to boot.
     pub kernel: &'a Kernel,
     /// Its initramfs.
@@ -68,7 +70,8 @@ impl Machine<'_> {
                 "-M",
                 "q35,usb=off,sata=off,smbus=off,hpet=off,graphics=off,vmport=off",
             ])
-            .args(["-accel", accelerator, "-cpu", processor, "-smp", "1", "-m", &self.memory_mib.to_string()])
+            .args(["-accel", accelerator, "-cpu", processor, "-m", &self.memory_mib.to_string()])
+            .args(["-smp", &self.cpus.to_string()])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .args(["-device", "virtio-rng-pci", "-rtc", "base=utc"])
             .arg("-kernel")
@@ -214,6 +217,7 @@ fn kvm_boots(kernel: &Kernel, program: &Path) -> Result<bool> {
         name: "sg-probe",
         accelerator: Accelerator::Kvm,
         memory_mib: 256,
+        cpus: 1,
         kernel,
         initramfs: &initramfs,
         root: None,

@@ -60,6 +60,7 @@ pub fn start(
         name: &node.name,
         accelerator: boot.accelerator,
         memory_mib,
+        cpus: 1,
         kernel: &boot.kernel,
         initramfs: &boot.initramfs,
         root: Some(&boot.root),
