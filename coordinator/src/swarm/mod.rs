@@ -2,6 +2,8 @@
 
 mod http;
 mod read;
+#[cfg(test)]
+mod tests;
 
 use std::{sync::Arc, time::Duration};
 

@@ -95,3 +95,65 @@ impl<'a> Slots<'a> {
         copies.values().filter(|(count, _)| *count == most).all(|(_, unwell)| *unwell)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+    use swarmguard_common::domain::TaskId;
+
+    use super::*;
+    use crate::swarm::TaskState;
+
+    /// A service's tasks, each by slot, node (0 for none) and state.
+    fn snapshot(tasks: &[(u64, u32, TaskState)]) -> (Snapshot, ServiceId) {
+        let service: ServiceId = "s1".parse().expect("an ID");
+        let mut snapshot = Snapshot::default();
+        for (number, (slot, node, state)) in tasks.iter().enumerate() {
+            let id: TaskId = format!("t{number}").parse().expect("an ID");
+            let task = Task {
+                id: id.clone(),
+                service: service.clone(),
+                slot: *slot,
+                node: (*node > 0).then(|| format!("n{node}").parse().expect("an ID")),
+                desired: TaskState::Running,
+                state: *state,
+                container: None,
+                addresses: Vec::new(),
+                created_at: String::new(),
+                placement: Value::Null,
+                message: String::new(),
+                job_iteration: None,
+            };
+            snapshot.tasks.insert(id, task);
+        }
+        (snapshot, service)
+    }
+
+    fn can_lose_one(tasks: &[(u64, u32, TaskState)]) -> bool {
+        let (snapshot, service) = snapshot(tasks);
+        Slots::of(&snapshot, &service).can_lose_one()
+    }
+
+    #[test]
+    fn one_fewer_costs_nothing_only_where_swarm_takes_one_that_does_not_serve() {
+        use TaskState::{Pending, Preparing, Running};
+        assert!(
+            can_lose_one(&[(1, 1, Running), (2, 2, Running)]),
+            "all serve, as many as were wanted remain"
+        );
+        assert!(can_lose_one(&[(1, 1, Running), (2, 0, Pending)]), "the one without a node goes first");
+        assert!(!can_lose_one(&[(1, 1, Running), (2, 2, Preparing)]), "either may go");
+        assert!(
+            can_lose_one(&[(1, 1, Running), (2, 2, Running), (3, 2, Preparing)]),
+            "the fullest node's unwell one"
+        );
+        assert!(
+            !can_lose_one(&[(1, 1, Running), (2, 1, Running), (3, 2, Preparing)]),
+            "the fullest node is another"
+        );
+        assert!(
+            !can_lose_one(&[(1, 1, Running), (1, 0, Pending), (2, 2, Preparing)]),
+            "the doubled slot would go"
+        );
+    }
+}

@@ -295,3 +295,114 @@ pub fn with_availability(mut spec: Value, availability: Availability) -> Value {
     }
     spec
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As Docker 20.10.24 gave it (`GET /v1.41/services/…`), created with constraint, preference and update settings.
+    const RICH: &str = r#"{"Name":"rich","Labels":{"a":"b"},"TaskTemplate":{"ContainerSpec":{"Image":"sha256:cbe6",
+        "Args":["/bin/sh","-c",""],"Env":["X=1"],"Init":false,"StopGracePeriod":3000000000,
+        "Healthcheck":{"Test":["CMD-SHELL","true"],"Interval":1000000000},"DNSConfig":{},"Isolation":"default"},
+        "Resources":{"Limits":{"NanoCPUs":500000000},"Reservations":{}},
+        "RestartPolicy":{"Condition":"any","Delay":1000000000,"MaxAttempts":0},
+        "Placement":{"Constraints":["node.platform.os==linux"],
+        "Preferences":[{"Spread":{"SpreadDescriptor":"node.labels.zone"}}]},"ForceUpdate":0,"Runtime":"container"},
+        "Mode":{"Replicated":{"Replicas":3}},"UpdateConfig":{"Parallelism":2,"Delay":3000000000,
+        "FailureAction":"pause","Monitor":5000000000,"MaxFailureRatio":0,"Order":"start-first"},
+        "EndpointSpec":{"Mode":"vip"}}"#;
+
+    /// As Docker 20.10.24 gave it for a service created without any of that.
+    const PLAIN: &str = r#"{"Name":"web","Labels":{},"TaskTemplate":{"ContainerSpec":{"Image":"sha256:cbe6",
+        "Init":false,"DNSConfig":{},"Isolation":"default"},"Resources":{"Limits":{},"Reservations":{}},
+        "Placement":{},"ForceUpdate":0,"Runtime":"container"},"Mode":{"Replicated":{"Replicas":1}},
+        "EndpointSpec":{"Mode":"vip"}}"#;
+
+    fn parse(text: &str) -> Value {
+        serde_json::from_str(text).expect("captured from an engine")
+    }
+
+    fn node() -> NodeId {
+        "wyouy2bc03rpl3beo89i872xy".parse().expect("an ID")
+    }
+
+    #[test]
+    fn a_mark_changes_placement_and_update_settings_and_nothing_else() {
+        for text in [RICH, PLAIN] {
+            let before = parse(text);
+            let after = marked(before.clone(), &node());
+            let allowed = ["TaskTemplate.Placement", "UpdateConfig"];
+            for path in differences(&before, &after) {
+                assert!(allowed.iter().any(|allowed| path.starts_with(allowed)), "{path} changed");
+            }
+            assert!(is_marked(&after) && !is_marked(&before));
+            assert_eq!(constraints(&after).len(), constraints(&before).len() + 1);
+            assert_eq!(after["UpdateConfig"]["Order"], "start-first");
+            assert_eq!(after["UpdateConfig"]["Parallelism"], 1);
+            assert_eq!(after["UpdateConfig"]["FailureAction"], "pause");
+            assert_eq!(after["UpdateConfig"]["Delay"], before["UpdateConfig"]["Delay"]);
+        }
+    }
+
+    #[test]
+    fn what_the_engine_adds_when_it_stores_a_spec_is_no_difference() {
+        let sent = marked(parse(PLAIN), &node());
+        let mut stored = sent.clone();
+        stored["UpdateConfig"]["MaxFailureRatio"] = json!(0);
+        assert!(same(&sent, &stored), "20.10 adds it");
+        let mut stored = parse(PLAIN);
+        stored["TaskTemplate"]["Placement"] = Value::Null;
+        assert!(same(&parse(PLAIN), &stored));
+        assert_eq!(fingerprint(&parse(PLAIN)), fingerprint(&stored));
+        assert_eq!(sendable(stored)["TaskTemplate"]["Placement"], json!({}), "null would panic the leader");
+    }
+
+    #[test]
+    fn what_an_operator_can_mean_is_a_difference() {
+        let before = parse(RICH);
+        let changes: [(&str, Value); 6] = [
+            ("/UpdateConfig/Parallelism", json!(0)),
+            ("/UpdateConfig/Delay", json!(0)),
+            ("/Mode/Replicated/Replicas", json!(0)),
+            ("/TaskTemplate/ContainerSpec/Init", json!(true)),
+            ("/TaskTemplate/ContainerSpec/Args", json!(["/bin/sh", "-c"])),
+            ("/TaskTemplate/ForceUpdate", json!(1)),
+        ];
+        for (path, value) in changes {
+            let mut after = before.clone();
+            *after.pointer_mut(path).expect("there") = value;
+            assert!(!same(&before, &after), "{path}");
+            assert_ne!(fingerprint(&before), fingerprint(&after), "{path}");
+            assert_eq!(differences(&before, &after).len(), 1, "{path}");
+        }
+    }
+
+    #[test]
+    fn only_our_marks_come_off_what_somebody_else_wrote_over_them() {
+        for text in [RICH, PLAIN] {
+            let before = parse(text);
+            let mut theirs = marked(with_replicas(before.clone(), 4), &node());
+            theirs["TaskTemplate"]["ContainerSpec"]["Image"] = json!("web:2");
+            theirs["UpdateConfig"]["MaxFailureRatio"] = json!(0);
+            let mut expected = with_replicas(before.clone(), 4);
+            expected["TaskTemplate"]["ContainerSpec"]["Image"] = json!("web:2");
+            let cleaned = without_marks(&theirs, &before, &[node()]);
+            assert!(same(&cleaned, &expected), "{:?}", differences(&cleaned, &expected));
+            assert!(same(&without_marks(&cleaned, &before, &[node()]), &cleaned), "twice is once");
+        }
+    }
+
+    #[test]
+    fn a_constraint_or_setting_that_the_operator_had_stays() {
+        let mut before = parse(RICH);
+        before["TaskTemplate"]["Placement"]["Constraints"] = json!([off(&node())]);
+        let marked = marked(before.clone(), &node());
+        assert_eq!(constraints(&marked).len(), 1, "it is not there twice");
+        let mut theirs = marked.clone();
+        theirs["UpdateConfig"]["Parallelism"] = json!(7);
+        let cleaned = without_marks(&theirs, &before, &[node()]);
+        assert_eq!(constraints(&cleaned), constraints(&before));
+        assert_eq!(cleaned["UpdateConfig"]["Parallelism"], 7);
+        assert!(!is_marked(&cleaned));
+    }
+}
