@@ -72,6 +72,9 @@ pub struct Settings {
     /// Sampling interval, 20ms to 10s
     #[arg(long, env = "SWARMGUARD_INTERVAL", default_value = "100ms", value_parser = interval, global = true)]
     pub interval: Duration,
+    /// Sample less often while nothing moves (alerts come no later for it)
+    #[arg(long, env = "SWARMGUARD_ADAPTIVE", default_value_t = true, action = ArgAction::Set, global = true)]
+    pub adaptive: bool,
     /// What the agent may use of one CPU, in per cent, 0.05 to 100; sampling slows before it is exceeded
     #[arg(long, env = "SWARMGUARD_BUDGET", default_value = "1", value_parser = percent, global = true)]
     pub budget: BasisPoints,

@@ -262,6 +262,9 @@ impl Loop {
             .ok();
         let mut sampler =
             Sampler::new(shared.clone(), networks, &settings.proc_root, settings.budget, settings.interval);
+        if !settings.adaptive {
+            sampler = sampler.without_idling();
+        }
         let kernel = sampler.kernel_events().and_then(KernelEvents::new);
         let proc_root = settings.proc_root.clone();
         Self { root, proc_root, sampler, shared, served, watch, kernel, told, births }

@@ -149,6 +149,7 @@ pub struct Sampler {
     own_at: Option<Time>,
     reported: BTreeSet<&'static str>,
     clock: fn() -> Time,
+    adaptive: bool,
 }
 
 impl Sampler {
@@ -179,6 +180,7 @@ impl Sampler {
             own_at: None,
             reported: BTreeSet::new(),
             clock: clock::now,
+            adaptive: true,
         }
     }
 
@@ -186,6 +188,12 @@ impl Sampler {
     #[must_use]
     pub fn with_clock(self, clock: fn() -> Time) -> Self {
         Self { clock, ..self }
+    }
+
+    /// Samples everything at every tick, whether or not anything moves.
+    #[must_use]
+    pub fn without_idling(self) -> Self {
+        Self { adaptive: false, ..self }
     }
 
     /// How it goes.
@@ -339,11 +347,12 @@ impl Sampler {
         }
         let alerts_before = self.shared.lock().outbox().last_seq();
         self.read_node(now);
-        let used_usec = self.sum_of_all();
+        let used_usec = if self.adaptive { self.sum_of_all() } else { None };
         {
             let shared = self.shared.clone();
             let mut agent = shared.lock();
-            let hot = agent.containers().values().any(|container| container.conditions.hot());
+            let hot =
+                !self.adaptive || agent.containers().values().any(|container| container.conditions.hot());
             let tick = Tick { used_usec, alarming_millis: agent.least_alarming_millis(), hot };
             if self.pace.due(now, tick) {
                 self.vitals.passes += 1;

@@ -1,0 +1,122 @@
+//! What the agent costs and how fast it alerts, beside what it is compared with: `cargo xtask bench agent`.
+//!
+//! The real program runs against cgroups made for the purpose; CPU time is what the kernel accounts to the whole
+//! process. What is compared runs in alternating rounds in one run, so that a noisy machine is noisy for both. The
+//! figures are reported, never asserted.
+
+mod detect;
+mod engine;
+mod floor;
+mod groups;
+mod monitor;
+mod process;
+mod report;
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+
+use groups::Groups;
+use process::Agent;
+use report::{Report, Row, Spread};
+
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Inner>,
+    /// Numbers of containers
+    #[arg(long, value_delimiter = ',', default_value = "10,100,500")]
+    containers: Vec<usize>,
+    /// Rounds of everything that is compared
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Length of one measurement in seconds
+    #[arg(long, default_value_t = 4)]
+    seconds: u64,
+    /// Trials of detection
+    #[arg(long, default_value_t = 100)]
+    trials: usize,
+    /// Socket of an engine on this kernel with containers running, to compare with its stats stream
+    #[arg(long)]
+    docker: Option<PathBuf>,
+    /// Program of netdata, to compare with it
+    #[arg(long)]
+    netdata: Option<PathBuf>,
+    /// Write the table as JSON, too
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Passed by `cargo bench`
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// What this program runs of itself, as processes of their own.
+#[derive(Subcommand)]
+enum Inner {
+    /// Reads the files of all cgroups of a directory in a tight loop
+    #[command(hide = true)]
+    Floor { dir: PathBuf, hz: u32, seconds: u64 },
+    /// Enters a cgroup and uses a CPU when told to
+    #[command(hide = true)]
+    Burn { dir: PathBuf },
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    match &cli.command {
+        Some(Inner::Floor { dir, hz, seconds }) => floor::run(dir, *hz, Duration::from_secs(*seconds)),
+        Some(Inner::Burn { dir }) => detect::burn(dir),
+        None => measure(&cli),
+    }
+}
+
+fn measure(cli: &Cli) -> Result<()> {
+    let root = swarmguard_agent::run::cgroup_root("/sys/fs/cgroup".as_ref())
+        .context("no cgroup v2 at /sys/fs/cgroup: nothing can be measured here")?;
+    let mut report = Report::new(&root);
+    for containers in &cli.containers {
+        let groups = Groups::make(&root, *containers)?;
+        for hz in [1, 10] {
+            overhead(cli, &mut report, &groups, hz)?;
+        }
+    }
+    match &cli.netdata {
+        Some(program) => monitor::measure(cli.seconds, cli.rounds, program, &root, &mut report)?,
+        None => report.skip("agent.vs_monitor", "no --netdata given"),
+    }
+    match &cli.docker {
+        Some(socket) => engine::measure(cli.seconds, socket, &mut report)?,
+        None => report
+            .skip("agent.vs_engine_stats", "no --docker given, an engine on this kernel with containers"),
+    }
+    detect::measure(cli.trials, &root, &mut report)?;
+    print!("{report}");
+    if let Some(path) = &cli.json {
+        report.write(path)?;
+    }
+    Ok(())
+}
+
+/// The agent and the floor in turns.
+fn overhead(cli: &Cli, report: &mut Report, groups: &Groups, hz: u32) -> Result<()> {
+    let window = Duration::from_secs(cli.seconds);
+    let (mut sample, mut core, mut rss, mut floor) =
+        (Spread::default(), Spread::default(), Spread::default(), Spread::default());
+    for _ in 0..cli.rounds {
+        let agent = Agent::start(groups.root(), &[&format!("--interval={}ms", 1_000 / hz)])?;
+        agent.wait_for(groups.len())?;
+        let used = agent.measure(window)?;
+        sample.add(used.us_per_sample());
+        core.add(used.core_percent());
+        rss.add(used.rss_mib);
+        drop(agent);
+        floor.add(floor::measure(groups.dir(), hz, window)?);
+    }
+    let count = groups.len();
+    let name = |row: &str| format!("{row}.{count}x{hz}hz");
+    report.add(Row::new(name("agent.us_per_sample"), "us", &sample).beside("pread loop", &floor));
+    report.add(Row::new(name("agent.core_percent"), "% of a core", &core));
+    report.add(Row::new(name("agent.rss_mib"), "MiB", &rss));
+    Ok(())
+}

@@ -1,0 +1,77 @@
+//! A packaged monitor beside the agent: netdata with nothing but its cgroups plugin, once a second.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use swarmguard_common::clock;
+
+use crate::{
+    groups::Groups,
+    process::{Agent, Running, cpu},
+    report::{Report, Row, Spread},
+};
+
+const CONTAINERS: usize = 100;
+
+/// It looks for new cgroups every ten seconds.
+const FINDS_AFTER: Duration = Duration::from_secs(15);
+
+/// The agent at 1 Hz and netdata at 1 Hz in turns, on the same cgroups.
+pub fn measure(seconds: u64, rounds: usize, program: &Path, root: &Path, report: &mut Report) -> Result<()> {
+    let _groups = Groups::make(root, CONTAINERS)?;
+    let window = Duration::from_secs(seconds.max(5));
+    let (mut ours, mut theirs) = (Spread::default(), Spread::default());
+    let dir = tempfile::tempdir()?;
+    for _ in 0..rounds {
+        let agent = Agent::start(root, &["--interval=1s"])?;
+        agent.wait_for(CONTAINERS)?;
+        ours.add(agent.measure(window)?.us_per_sample());
+        drop(agent);
+        let netdata = start(program, root, dir.path())?;
+        thread::sleep(FINDS_AFTER);
+        let pid = netdata.0.id();
+        let (before, began) = (cpu(pid)?, clock::now());
+        thread::sleep(window);
+        let (used, elapsed) = (cpu(pid)? - before, clock::now() - began);
+        theirs.add(used.as_secs_f64() * 1e6 / (elapsed.as_secs_f64() * CONTAINERS as f64));
+    }
+    report
+        .add(Row::new(format!("agent.vs_monitor.{CONTAINERS}x1hz"), "us", &ours).beside("netdata", &theirs));
+    Ok(())
+}
+
+fn start(program: &Path, root: &Path, dir: &Path) -> Result<Running> {
+    let config = dir.join("netdata.conf");
+    let at = dir.display();
+    let text = format!(
+        "[global]\nrun as user = root\n[directories]\nconfig = {at}\ncache = {at}/cache\nlib = {at}/lib\nlog = {at}/log\n\
+         [db]\nmode = ram\nupdate every = 1\n[web]\nmode = none\n[ml]\nenabled = no\n[health]\nenabled = no\n\
+         [statsd]\nenabled = no\n\
+         [plugins]\nproc = no\ndiskspace = no\ntc = no\nidlejitter = no\ntimex = no\nenable running new plugins = no\n\
+         cgroups = yes\napps = no\nebpf = no\nnetdata monitoring = no\nslabinfo = no\nloopsleepms = no\n\
+         [plugin:cgroups]\nuse unified cgroups = yes\npath to unified cgroups = {}\n\
+         enable by default cgroups matching = *\nsearch for cgroups in subpaths matching = *\n\
+         enable by default cgroups names matching = *\ncheck for new cgroups every = 10\n",
+        root.display()
+    );
+    fs::write(&config, text)?;
+    for name in ["cache", "lib", "log"] {
+        fs::create_dir_all(dir.join(name))?;
+    }
+    let child = Command::new(program)
+        .arg("-D")
+        .arg("-c")
+        .arg(&config)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .with_context(|| format!("cannot start {}", program.display()))?;
+    Ok(Running(child))
+}
