@@ -47,9 +47,9 @@ fn log_to_stderr(settings: &Settings) -> anyhow::Result<()> {
     let subscriber =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     if settings.log_json {
-        subscriber.json().init()
+        subscriber.json().init();
     } else {
-        subscriber.init()
+        subscriber.init();
     }
     Ok(())
 }

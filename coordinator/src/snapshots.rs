@@ -13,6 +13,12 @@ use crate::seam::SwarmApi;
 const USUAL: Duration = Duration::from_secs(1);
 /// Shortest time between them, whatever happens.
 const SHORTEST: Duration = Duration::from_millis(100);
+/// A reading that takes long is one of a large swarm and costs its manager much: at rest this many times as long is left
+/// between the beginnings of two, when something is awaited a third of that; but never more than [`STALE`], because
+/// nothing is decided on older readings.
+const REST: u32 = 9;
+/// Longest pause for that reason.
+const STALE: Duration = Duration::from_secs(3);
 /// Longest that a reading may take.
 const DEADLINE: Duration = Duration::from_secs(15);
 
@@ -36,16 +42,12 @@ pub async fn run<S: SwarmApi>(
             Ok(Err(why)) => Err(why),
             Err(_) => Err(format!("the engine did not answer within {} s", DEADLINE.as_secs())),
         };
+        let took = clock::now().since(began);
         if readings.send(reading).await.is_err() {
             return;
         }
         loop {
-            let pause = match *wish.borrow_and_update() {
-                Wish::Usual => USUAL,
-                Wish::Within(pause) => pause.min(USUAL),
-                Wish::Now => SHORTEST,
-            };
-            let left = pause.max(SHORTEST).saturating_sub(clock::now().since(began));
+            let left = pause(*wish.borrow_and_update(), took).saturating_sub(clock::now().since(began));
             tokio::select! {
                 () = tokio::time::sleep(left) => break,
                 changed = wish.changed() => if changed.is_err() { return },
@@ -54,11 +56,37 @@ pub async fn run<S: SwarmApi>(
                         // The event stream is gone for good: the rhythm alone must do.
                         tokio::time::sleep(left).await;
                     }
-                    let left = SHORTEST.saturating_sub(clock::now().since(began));
+                    let left = pause(Wish::Now, took).saturating_sub(clock::now().since(began));
                     tokio::time::sleep(left).await;
                     break;
                 }
             }
         }
+    }
+}
+
+/// Time from the beginning of a reading, which took so long, to the beginning of the next.
+fn pause(wish: Wish, took: Duration) -> Duration {
+    let (wanted, rest) = match wish {
+        Wish::Usual => (USUAL, REST),
+        Wish::Within(pause) => (pause.min(USUAL), REST / 3),
+        Wish::Now => (SHORTEST, REST / 3),
+    };
+    wanted.max(SHORTEST).max((took * rest).min(STALE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_engine_is_asked_less_often_but_often_enough_to_decide() {
+        let ms = Duration::from_millis;
+        assert_eq!(pause(Wish::Usual, ms(20)), USUAL);
+        assert_eq!(pause(Wish::Usual, ms(200)), ms(1_800));
+        assert_eq!(pause(Wish::Usual, ms(5_000)), STALE);
+        assert_eq!(pause(Wish::Now, ms(5)), SHORTEST);
+        assert_eq!(pause(Wish::Now, ms(100)), ms(300));
+        assert_eq!(pause(Wish::Within(ms(200)), ms(5)), ms(200));
     }
 }

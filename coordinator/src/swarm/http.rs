@@ -17,7 +17,7 @@ use tokio::{
 };
 
 /// Longest answer that is taken, in bytes.
-const MAX_ANSWER_BYTES: usize = 64 << 20;
+const MAX_ANSWER_BYTES: usize = 128 << 20;
 /// For connecting.
 const CONNECT: Duration = Duration::from_secs(5);
 /// For one request, its answer included.

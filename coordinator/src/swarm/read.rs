@@ -1,10 +1,13 @@
 //! From the engine's JSON to a snapshot. What is not known is not looked at; an object that cannot be understood is left
 //! out and counted, because one odd task must not blind the coordinator to all the others.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, SeqAccess, Visitor},
+};
 use serde_json::Value;
 use swarmguard_common::labels::ServicePolicy;
 use swarmguard_core::{
@@ -12,23 +15,49 @@ use swarmguard_core::{
     swarm::{Availability, Mode, Node, RecordObject, Service, Task, TaskState},
 };
 
-/// Reads a list of objects; tells how many of them were left out, and why the first was.
+/// Reads a list of objects; tells how many of them were left out, and why the first was. One object at a time: a large
+/// swarm's tasks as a tree would take several times the memory of their text.
 pub(super) fn list<T: DeserializeOwned, U>(
     bytes: &[u8],
     read: impl Fn(T) -> Option<U>,
 ) -> Result<(Vec<U>, Option<String>), serde_json::Error> {
-    // `null` is an empty list to Go.
-    let raw: Option<Vec<Value>> = serde_json::from_slice(bytes)?;
+    let mut items = Vec::new();
     let mut odd = None;
-    let items = raw.into_iter().flatten().filter_map(|item| match serde_json::from_value::<T>(item) {
-        Ok(item) => read(item),
-        Err(error) => {
-            odd.get_or_insert_with(|| error.to_string());
-            None
-        }
+    let each = Each(|item: Value| match serde_json::from_value::<T>(item) {
+        Ok(item) => items.extend(read(item)),
+        Err(error) => drop(odd.get_or_insert_with(|| error.to_string())),
     });
-    let items = items.collect();
+    let mut text = serde_json::Deserializer::from_slice(bytes);
+    text.deserialize_option(each)?;
+    text.end()?;
     Ok((items, odd))
+}
+
+/// Hands over the items of a list as they are read.
+struct Each<F>(F);
+
+impl<'de, F: FnMut(Value)> Visitor<'de> for Each<F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of objects")
+    }
+
+    // `null` is an empty list to Go.
+    fn visit_none<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, list: D) -> Result<(), D::Error> {
+        list.deserialize_seq(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<(), A::Error> {
+        while let Some(item) = list.next_element()? {
+            (self.0)(item);
+        }
+        Ok(())
+    }
 }
 
 #[derive(Deserialize)]

@@ -1,0 +1,131 @@
+//! What a coordinator costs: the real program against an engine that is a file of answers, and 1,000 agents with 50
+//! containers each on loopback. The program is a process of its own, so that only its own work is counted.
+//!
+//! Run by `cargo xtask bench coordinator`; prints one line `ROW {json}` for each figure.
+
+mod agents;
+mod engine;
+mod measure;
+mod oneway;
+
+use std::{path::Path, process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, bail};
+use swarmguard_common::{
+    domain::NodeId,
+    identity::{Unit, issue::Authority},
+    wire::{agent::ToCoordinator, codec},
+};
+
+use crate::measure::{Coordinator, Row};
+
+/// How much of everything.
+#[derive(Clone, Copy, Debug)]
+pub struct Scale {
+    /// Agents, each a node.
+    pub agents: usize,
+    /// Containers of each.
+    pub containers: usize,
+    /// Windows measured.
+    pub rounds: usize,
+    /// Length of each.
+    pub window: Duration,
+    /// Alerts whose way to a decision is timed.
+    pub alerts: usize,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // `cargo test --benches` runs this without: it must then cost nothing.
+    if !arguments.iter().any(|argument| argument == "--bench") {
+        println!("measures only when started by cargo bench");
+        return ExitCode::SUCCESS;
+    }
+    let number = |name: &str, usual: usize| {
+        let found = arguments.iter().find_map(|argument| argument.strip_prefix(name)?.strip_prefix('='));
+        found.and_then(|value| value.parse().ok()).unwrap_or(usual)
+    };
+    let scale = Scale {
+        agents: number("--agents", 1_000),
+        containers: number("--containers", 50),
+        rounds: number("--rounds", 3),
+        window: Duration::from_secs(u64::try_from(number("--window-s", 10)).unwrap_or(10)),
+        alerts: number("--alerts", 200),
+    };
+    match run(scale) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(scale: Scale) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no runtime")?;
+    let dir = tempfile::tempdir().context("no temporary directory")?;
+    runtime.block_on(async {
+        certificates(dir.path(), scale.agents)?;
+        bytes_of_an_alert()?;
+        oneway::measure(dir.path()).await?;
+        load(dir.path(), scale).await
+    })
+}
+
+/// The node IDs of the swarm; the first is the manager's.
+pub fn node_id(number: usize) -> anyhow::Result<NodeId> {
+    Ok(format!("node{number:021}").parse()?)
+}
+
+fn certificates(dir: &Path, agents: usize) -> anyhow::Result<()> {
+    let authority = Authority::create("benchcluster")?;
+    for number in 0..agents {
+        let at = dir.join(number.to_string());
+        std::fs::create_dir(&at).with_context(|| format!("cannot make {}", at.display()))?;
+        let unit = if number == 0 { Unit::Manager } else { Unit::Worker };
+        authority.issue(node_id(number)?.as_str(), unit, &at)?;
+    }
+    Ok(())
+}
+
+fn bytes_of_an_alert() -> anyhow::Result<()> {
+    let alert = agents::alert(u64::from(u32::MAX), u64::from(u32::MAX), u32::MAX);
+    let bytes = codec::encode(&ToCoordinator::Alert(alert))?.len();
+    Row::of("alert.bytes", "B", &[measure::float(bytes)]).print();
+    Ok(())
+}
+
+async fn load(dir: &Path, scale: Scale) -> anyhow::Result<()> {
+    let socket = engine::serve(dir, scale).await?;
+    let coordinator = Coordinator::spawn(dir, &socket).await?;
+    let crowd = agents::start(dir, scale, coordinator.quic).await?;
+    coordinator
+        .until(Duration::from_secs(120), |text| {
+            measure::value_of(text, "leases{state=\"live\"}") >= scale.agents
+        })
+        .await
+        .context("not all agents hold a lease")?;
+    tokio::time::sleep(scale.window / 2).await;
+    let (mut cores, mut resident) = (Vec::new(), Vec::new());
+    for round in 0..scale.rounds {
+        cores.push(coordinator.cores_over(scale.window).await?);
+        resident.push(coordinator.resident_mib()?);
+        eprintln!("round {}: {:.3} cores, {:.0} MiB", round + 1, cores[round], resident[round]);
+    }
+    Row::of("coordinator.cores", "cores", &cores).print();
+    Row::of("coordinator.rss_mib", "MiB", &resident).print();
+    let before = coordinator.metrics().await?;
+    let timed = agents::time_alerts(&crowd, scale, coordinator.api).await?;
+    Row::percentiles("coordinator.alert_to_decision_ms", "ms", timed);
+    let after = coordinator.metrics().await?;
+    let refused = measure::value_of(&after, "ingest_refused_total");
+    let live = measure::value_of(&after, "leases{state=\"live\"}");
+    eprintln!(
+        "reports in the meantime: {}, refused: {refused}, live leases: {live}",
+        measure::value_of(&after, "reports_total") - measure::value_of(&before, "reports_total")
+    );
+    if live < scale.agents {
+        bail!("only {live} of {} agents hold a lease under load: the figures mean nothing", scale.agents);
+    }
+    Ok(())
+}
