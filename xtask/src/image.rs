@@ -222,19 +222,30 @@ fn written(root: &Path, recipe: &Recipe) -> bool {
 
 /// Builds all binaries in one go and returns the directory they are in.
 fn compile(root: &Path, recipes: &[&Recipe], target: &str) -> Result<PathBuf> {
-    // A directory of its own: other flags in the usual one would rebuild everything at every turn.
-    let dir = root.join("target/static");
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo
-        .current_dir(root)
-        .args(["build", "--release", "--locked", "--target", target, "--target-dir"])
-        .arg(&dir);
+    let mut cargo = static_cargo_for("build", target);
     for recipe in recipes {
         cargo.args(["--package", recipe.package, "--bin", recipe.binary]);
         if recipe.which == Which::WebStress {
             cargo.args(PROGRAMS.iter().flat_map(|program| ["--bin", program]));
         }
     }
+    eprintln!("images: building {} (release, static)", names(recipes));
+    let status = cargo.status().context("cannot start cargo")?;
+    ensure!(status.success(), "cargo build of the images' binaries failed ({status})");
+    Ok(root.join("target/static").join(target).join("release"))
+}
+
+/// A cargo command that makes static release programs for this machine.
+pub fn static_cargo(verb: &str) -> Command {
+    static_cargo_for(verb, HOST)
+}
+
+fn static_cargo_for(verb: &str, target: &str) -> Command {
+    let root = root();
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // A directory of its own: other flags in the usual one would rebuild everything at every turn.
+    let dir = root.join("target/static");
+    cargo.args([verb, "--release", "--locked", "--target", target, "--target-dir"]).arg(dir);
     let home = std::env::var("CARGO_HOME")
         .or_else(|_| std::env::var("HOME").map(|home| format!("{home}/.cargo")))
         .unwrap_or_default();
@@ -245,11 +256,8 @@ fn compile(root: &Path, recipes: &[&Recipe], target: &str) -> Result<PathBuf> {
         format!("--remap-path-prefix={}=/swarmguard", root.display()),
         format!("--remap-path-prefix={home}=/cargo"),
     ];
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}")).env_remove("RUSTFLAGS");
-    eprintln!("images: building {} (release, static)", names(recipes));
-    let status = cargo.status().context("cannot start cargo")?;
-    ensure!(status.success(), "cargo build of the images' binaries failed ({status})");
-    Ok(dir.join(target).join("release"))
+    cargo.current_dir(root).env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}")).env_remove("RUSTFLAGS");
+    cargo
 }
 
 fn names(recipes: &[&Recipe]) -> String {

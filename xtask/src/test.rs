@@ -14,6 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::clock::Stopwatch;
 use crate::image::root;
+use crate::interrupt;
 
 /// `cargo xtask test`.
 #[derive(clap::Args)]
@@ -50,6 +51,7 @@ impl std::ops::AddAssign for Counts {
 /// Where `target/test` cannot be written; a failed tier is counted.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let watch = Stopwatch::start();
+    interrupt::install();
     let mut all = Counts::default();
     let wanted =
         |name: &str| args.only.is_empty() || args.only.iter().any(|only| name.starts_with(only.as_str()));
@@ -58,9 +60,21 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             all += tier(name, what, |log| cargo_test(arguments, log));
         }
     }
-    println!("{} passed, {} failed (in {watch})", all.passed, all.failed);
+    if !args.quick {
+        let real = real::Tiers::new(args.install.allowed());
+        for (name, what) in real::TIERS {
+            if wanted(name) {
+                all += tier(name, what, |log| real.play(name, log));
+            }
+        }
+    }
+    interrupt::check()?;
+    println!("all tiers played in {watch}");
+    println!("{} passed, {} failed", all.passed, all.failed);
     Ok(if all.failed == 0 && all.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
+
+mod real;
 
 /// Tiers that are plain `cargo test`: name, what is in them, arguments.
 const CARGO_TIERS: [(&str, &str, &[&str]); 2] = [
@@ -122,6 +136,7 @@ impl Log {
     /// # Errors
     /// Where it cannot be started or its output cannot be kept.
     pub fn command(&mut self, command: &mut Command, mut line: impl FnMut(&str)) -> Result<bool> {
+        interrupt::check()?;
         let shown = format!("{command:?}");
         writeln!(self.file, "$ {shown}").context("cannot write the log")?;
         let errors = self.file.try_clone().context("cannot write the log")?;
@@ -135,6 +150,24 @@ impl Log {
             line(&text);
         }
         Ok(child.wait().with_context(|| format!("cannot wait for {shown}"))?.success())
+    }
+
+    /// Says what is being done.
+    ///
+    /// # Errors
+    /// Where the log cannot be written.
+    pub fn doing(&mut self, what: &str) -> Result<()> {
+        self.bar.set_message(what.to_owned());
+        writeln!(self.file, "# {what}").context("cannot write the log")
+    }
+
+    /// Keeps a line of output.
+    ///
+    /// # Errors
+    /// Where the log cannot be written.
+    pub fn line(&mut self, text: &str) -> Result<()> {
+        self.bar.set_message(text.to_owned());
+        writeln!(self.file, "{text}").context("cannot write the log")
     }
 
     fn show(&self) {

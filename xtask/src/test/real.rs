@@ -1,0 +1,178 @@
+//! The tiers on real kernels: programs in a virtual machine, and scenarios on a real Swarm of each engine version.
+
+use std::cell::OnceCell;
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::{Counts, Log, harness, summary};
+use crate::cluster;
+use crate::demo;
+use crate::image::{self, Image, root};
+use crate::progress::Progress;
+use crate::rootfs::Engine;
+use crate::vm;
+
+/// The tiers with what is in them, in the order they are played.
+pub const TIERS: [(&str, &str); 4] = [
+    ("kernel-figures", "the agent's figures against known loads, in a VM"),
+    ("kernel-programs", "BPF programs and what reads them, in a VM"),
+    ("swarm-20.10", "three real nodes, Docker 20.10"),
+    ("swarm-26.1", "three real nodes, Docker 26.1"),
+];
+
+/// A program in a VM that says nothing for this long, emulated, is stuck.
+const VM_TIMEOUT: Duration = Duration::from_secs(900);
+
+/// What the tiers share.
+pub struct Tiers {
+    install: bool,
+    images: OnceCell<Vec<Image>>,
+}
+
+impl Tiers {
+    /// `install` says whether missing packages may be installed.
+    pub fn new(install: bool) -> Self {
+        Tiers { install, images: OnceCell::new() }
+    }
+
+    /// Plays one of [`TIERS`].
+    ///
+    /// # Errors
+    /// Where it could not be played to its end.
+    pub fn play(&self, name: &str, log: &mut Log) -> Result<Counts> {
+        log.doing("building the images")?;
+        let images = self.images()?;
+        match name {
+            "kernel-figures" => self.figures(log),
+            "kernel-programs" => self.programs(log),
+            "swarm-20.10" => self.swarm(Engine::V20_10, images, log),
+            _ => self.swarm(Engine::V26_1, images, log),
+        }
+    }
+
+    fn images(&self) -> Result<&[Image]> {
+        if let Some(images) = self.images.get() {
+            return Ok(images);
+        }
+        let built = image::build_default(&[], self.install)?;
+        Ok(self.images.get_or_init(|| built))
+    }
+
+    fn figures(&self, log: &mut Log) -> Result<Counts> {
+        let agent = image::program("swarmguard-agent");
+        let arguments = ["check", "--agent", "/sg/swarmguard-agent"].map(str::to_owned).to_vec();
+        let mut counts = None;
+        let program = image::program("swarmguard-kernel");
+        self.vm(program, arguments, vec![agent], log, |line| counts = summary(line, "kernel").or(counts))?;
+        counts.context("the program ended without saying how many checks passed")
+    }
+
+    /// The agent's own tests of what it loads into the kernel. There all of them must have something to do.
+    fn programs(&self, log: &mut Log) -> Result<Counts> {
+        let mut all = Counts::default();
+        for program in kernel_tests(log)? {
+            let mut counts = None;
+            let mut skipped = 0;
+            let arguments = ["--test-threads=1", "--nocapture"].map(str::to_owned).to_vec();
+            self.vm(program.clone(), arguments, Vec::new(), log, |line| {
+                counts = harness(line).or(counts);
+                skipped += u32::from(line.starts_with("skipped "));
+            })?;
+            let counts = counts.with_context(|| format!("{} ended without a result", program.display()))?;
+            all += Counts { passed: counts.passed.saturating_sub(skipped), failed: counts.failed + skipped };
+        }
+        ensure!(all.passed + all.failed > 0, "no kernel test was found");
+        Ok(all)
+    }
+
+    /// Runs a program in a VM, its output into the log and line by line to `line`.
+    fn vm(
+        &self,
+        program: PathBuf,
+        arguments: Vec<String>,
+        files: Vec<PathBuf>,
+        log: &mut Log,
+        mut line: impl FnMut(&str),
+    ) -> Result<()> {
+        log.doing(&format!("{} in a virtual machine", program.display()))?;
+        let options = vm::Options {
+            program,
+            arguments,
+            files,
+            memory_mib: 1024,
+            cpus: 1,
+            timeout: VM_TIMEOUT,
+            install: self.install,
+        };
+        let mut rest = String::new();
+        let mut kept = Ok(());
+        vm::run_program(&options, |_, output| {
+            rest.push_str(&String::from_utf8_lossy(output));
+            while let Some((text, tail)) = rest.split_once('\n') {
+                if kept.is_ok() {
+                    kept = log.line(text);
+                }
+                line(text);
+                rest = tail.to_owned();
+            }
+        })?;
+        line(&rest);
+        kept
+    }
+
+    fn swarm(&self, engine: Engine, images: &[Image], log: &mut Log) -> Result<Counts> {
+        let options = cluster::Options {
+            name: format!("test-{}", engine.to_string().replace('.', "-")),
+            engine,
+            install: self.install,
+            ..cluster::Options::default()
+        };
+        log.doing("starting the cluster")?;
+        let cluster = cluster::up(&options, &Progress::start("cluster"))?;
+        let played = scenarios(&cluster, images, log);
+        let down = cluster.down();
+        let counts = played?;
+        down.map(|()| counts)
+    }
+}
+
+fn scenarios(cluster: &cluster::Cluster, images: &[Image], log: &mut Log) -> Result<Counts> {
+    demo::load(cluster, images, &Progress::start("images"))?;
+    demo::deploy(cluster, "deploy/stack.yml", "swarmguard", images)?;
+    let mut counts = None;
+    let mut e2e = demo::e2e(cluster)?;
+    e2e.arg("swarm");
+    log.command(&mut e2e, |line| {
+        if line.starts_with("swarm ") {
+            println!("  {line}");
+        }
+        counts = summary(line, "swarm").or(counts);
+    })?;
+    counts.context("the scenarios ended without saying how many passed")
+}
+
+/// Builds the agent's tests that need a kernel as static programs and says where they are.
+fn kernel_tests(log: &mut Log) -> Result<Vec<PathBuf>> {
+    let mut cargo = image::static_cargo("test");
+    cargo.args(["--package", "swarmguard-agent", "--test", "bpf_*", "--no-run", "--message-format=json"]);
+    log.doing("building the kernel tests")?;
+    cargo
+        .stdin(Stdio::null())
+        .stderr(File::options().append(true).open("/dev/null").context("no /dev/null")?);
+    executables(&mut cargo)
+}
+
+/// The test programs that a cargo command names in its JSON messages.
+fn executables(cargo: &mut Command) -> Result<Vec<PathBuf>> {
+    let output = cargo.current_dir(root()).stdout(Stdio::piped()).output().context("cannot start cargo")?;
+    ensure!(output.status.success(), "{cargo:?} failed ({})", output.status);
+    let lines = String::from_utf8_lossy(&output.stdout);
+    let messages = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let tests = messages.filter(|message| message["profile"]["test"] == true);
+    Ok(tests.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).collect())
+}
