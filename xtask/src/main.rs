@@ -19,6 +19,7 @@ mod guest;
 mod host;
 mod image;
 mod interrupt;
+mod lint;
 mod modules;
 mod process;
 mod progress;
@@ -50,6 +51,8 @@ enum Command {
     Bench(bench::Args),
     /// See a hot replica leave its node, and no request lost
     Demo(demo::Args),
+    /// Check format, lints, house rules and dependencies
+    Lint(lint::Args),
     /// Run every test tier
     Test(test::Args),
 }
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Command::Vm(args) => vm::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Lint(args) => lint::run(&args),
         Command::Test(args) => test::run(&args),
     };
     result.unwrap_or_else(|error| {
