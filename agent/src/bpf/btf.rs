@@ -5,8 +5,22 @@
 //! does not tell member offsets. The reader trusts nothing: a truncated or strange file gives absent fields.
 
 use std::collections::HashSet;
+use std::fs;
 
+use aya::{Btf, Endianness};
 use swarmguard_common::kernel::{OFFSETS, offset};
+
+/// The kernel's own description of its types: some MiB.
+const FILE: &str = "/sys/kernel/btf/vmlinux";
+
+/// What programs are tied to, with the kind of type that stands for it.
+const ATTACHED_TO: [(u32, &str); 5] = [
+    (KIND_FUNC, "bpf_iter_cgroup"),
+    (KIND_TYPEDEF, "btf_trace_sched_switch"),
+    (KIND_TYPEDEF, "btf_trace_cgroup_mkdir"),
+    (KIND_TYPEDEF, "btf_trace_cgroup_rmdir"),
+    (KIND_TYPEDEF, "btf_trace_mark_victim"),
+];
 
 const MAGIC: u16 = 0xeb9f;
 const KIND_PTR: u32 = 2;
@@ -14,13 +28,40 @@ const KIND_ARRAY: u32 = 3;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_ENUM: u32 = 6;
+const KIND_FWD: u32 = 7;
 const KIND_TYPEDEF: u32 = 8;
+const KIND_FUNC: u32 = 12;
 const KIND_FUNC_PROTO: u32 = 13;
 /// Anonymous structures within structures are followed this deep.
 const MAX_NESTING: usize = 8;
 
+/// What is kept of the running kernel's type information.
+pub(super) struct KernelTypes {
+    /// For aya, which looks up the numbers of types that programs are tied to.
+    pub(super) numbers: Btf,
+    /// Where fields lie; see [`offset`].
+    pub(super) offsets: [u32; OFFSETS],
+    /// The tracepoint `mark_victim` tells the task, not only its number.
+    pub(super) victim_is_task: bool,
+}
+
+impl KernelTypes {
+    /// Reads the running kernel's. `None`: it has none, or it is not visible here.
+    pub(super) fn read() -> Option<Self> {
+        // aya would take 40 MiB for the whole file, and keeps copies while it reads: first let go of ours.
+        let (skeleton, offsets, victim_is_task) = {
+            let file = fs::read(FILE).ok()?;
+            let info = TypeInfo::parse(&file)?;
+            let victim_is_task = info.tracepoint_takes_pointer("mark_victim", 0);
+            (info.skeleton(&ATTACHED_TO)?, offsets(&info), victim_is_task)
+        };
+        let numbers = Btf::parse(&skeleton, Endianness::default()).ok()?;
+        Some(Self { numbers, offsets, victim_is_task })
+    }
+}
+
 /// The kernel's type information.
-pub(super) struct TypeInfo<'a> {
+struct TypeInfo<'a> {
     types: &'a [u8],
     strings: &'a [u8],
     /// Where each type begins in `types`; number 1 is the first.
@@ -40,7 +81,7 @@ struct Type<'a> {
 
 impl<'a> TypeInfo<'a> {
     /// Reads the contents of `/sys/kernel/btf/vmlinux`. `None`: that is no such file.
-    pub(super) fn parse(file: &'a [u8]) -> Option<Self> {
+    fn parse(file: &'a [u8]) -> Option<Self> {
         if u16::from_ne_bytes(file.get(..2)?.try_into().ok()?) != MAGIC {
             return None;
         }
@@ -100,9 +141,43 @@ impl<'a> TypeInfo<'a> {
         })
     }
 
+    /// Type information of the same numbers in which nothing has a name but what is wanted.
+    fn skeleton(&self, wanted: &[(u32, &str)]) -> Option<Vec<u8>> {
+        let mut strings = vec![0];
+        let mut types = Vec::with_capacity(self.starts.len() * 12);
+        let mut end = 0;
+        for number in 1..u32::try_from(self.starts.len()).ok()? {
+            let of = self.number(number)?;
+            let named =
+                wanted.iter().find(|(kind, name)| of.kind == *kind && self.name(of.name) == name.as_bytes());
+            let (name, about, to) = match named {
+                Some((kind, name)) => {
+                    end = types.len() + 12;
+                    let at = u32::try_from(strings.len()).ok()?;
+                    strings.extend_from_slice(name.as_bytes());
+                    strings.push(0);
+                    (at, kind << 24, of.to)
+                }
+                None => (0, KIND_FWD << 24, 0),
+            };
+            [name, about, to].iter().for_each(|word| types.extend_from_slice(&word.to_ne_bytes()));
+        }
+        // Nobody asks for what comes after the last name.
+        types.truncate(end);
+        let (types_len, strings_len) = (u32::try_from(types.len()).ok()?, u32::try_from(strings.len()).ok()?);
+        let mut file = MAGIC.to_ne_bytes().to_vec();
+        // Version 1, no flags.
+        file.extend_from_slice(&[1, 0]);
+        let header = [24, 0, types_len, types_len, strings_len];
+        header.iter().for_each(|word: &u32| file.extend_from_slice(&word.to_ne_bytes()));
+        file.extend_from_slice(&types);
+        file.extend_from_slice(&strings);
+        Some(file)
+    }
+
     /// Whether argument `index` of a tracepoint's callback is a pointer. The callback's first argument, which no
     /// program sees, does not count.
-    pub(super) fn tracepoint_takes_pointer(&self, tracepoint: &str, index: usize) -> bool {
+    fn tracepoint_takes_pointer(&self, tracepoint: &str, index: usize) -> bool {
         let argument = || {
             let pointer = self.number(self.find(KIND_TYPEDEF, &format!("btf_trace_{tracepoint}"))?.to)?;
             let function = self.number(pointer.to)?;
@@ -127,7 +202,7 @@ impl<'a> TypeInfo<'a> {
     }
 
     /// Offset of a field in bytes, by the names on the way to it from a named structure.
-    pub(super) fn offset(&self, of: &str, path: &[&str]) -> Option<u32> {
+    fn offset(&self, of: &str, path: &[&str]) -> Option<u32> {
         self.resolve(of, path).map(|(offset, _)| offset)
     }
 
@@ -192,7 +267,7 @@ fn payload(of: &Type<'_>) -> Option<usize> {
         KIND_ARRAY => 12,
         KIND_STRUCT | KIND_UNION | 15 | 19 => of.len * 12,
         KIND_ENUM | KIND_FUNC_PROTO => of.len * 8,
-        KIND_PTR | 7..=12 | 16 | 18 => 0,
+        KIND_PTR | KIND_FWD..=KIND_FUNC | 16 | 18 => 0,
         // A kind of a later kernel, whose length is not known: what follows cannot be read.
         _ => return None,
     })
@@ -203,7 +278,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 /// The table for the programs; [`offset::ABSENT`] for what this kernel does not have.
-pub(super) fn offsets(info: &TypeInfo<'_>) -> [u32; OFFSETS] {
+fn offsets(info: &TypeInfo<'_>) -> [u32; OFFSETS] {
     let mut table = [offset::ABSENT; OFFSETS];
     let mut set = |index: usize, at: Option<u32>| {
         if let (Some(slot), Some(at)) = (table.get_mut(index), at) {
@@ -296,6 +371,18 @@ mod tests {
         assert_eq!(info.enumerator("e", "X"), Some(7));
         assert_eq!(info.enumerator("e", "Y"), None);
         assert!(offsets(&info).iter().all(|at| *at == offset::ABSENT));
+    }
+
+    #[test]
+    fn a_skeleton_keeps_numbers_and_wanted_names() {
+        let file = sample();
+        let info = TypeInfo::parse(&file).expect("a good file");
+        let skeleton = info.skeleton(&[(KIND_STRUCT, "outer")]).expect("a small one");
+        let kept = TypeInfo::parse(&skeleton).expect("a good file");
+        assert_eq!(kept.starts.len(), 1 + 5, "the enumeration after it is left out");
+        let outer = kept.number(5).expect("as many types");
+        assert_eq!((kept.name(outer.name), outer.kind), (b"outer".as_slice(), KIND_STRUCT));
+        assert!(kept.find(KIND_ENUM, "e").is_none());
     }
 
     #[test]

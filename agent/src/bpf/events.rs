@@ -5,12 +5,12 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
+use aya::Ebpf;
 use aya::maps::{MapData, PerCpuArray, RingBuf};
-use aya::{Btf, Ebpf};
-use swarmguard_common::kernel::{self, EVENT_PATH_LEN, Event, OFFSETS, offset};
+use swarmguard_common::kernel::{self, EVENT_PATH_LEN, Event, offset};
 
-use super::btf::{self, TypeInfo};
-use super::groups::start_tracepoint;
+use super::btf::KernelTypes;
+use super::groups::{needs, start_tracepoint};
 use super::{Finding, chain};
 
 const LIVES: &str = "births and deaths of containers";
@@ -68,31 +68,24 @@ impl EventSource {
     /// `None` where the kernel takes none of the programs.
     pub(super) fn start(
         ebpf: &mut Ebpf,
-        kernel: Option<(&Btf, &TypeInfo<'_>, &[u32; OFFSETS])>,
+        kernel: Option<&KernelTypes>,
         wanted: bool,
         findings: &mut Vec<Finding>,
     ) -> Option<Self> {
-        let check = || -> Result<(&Btf, &TypeInfo<'_>), String> {
+        let check = || -> Result<&KernelTypes, String> {
             if !wanted {
                 return Err("switched off".to_owned());
             }
-            let (types, info, table) = kernel.ok_or("no /sys/kernel/btf/vmlinux")?;
-            let missing = btf::missing(table, &NEEDS);
-            if missing.is_empty() {
-                Ok((types, info))
-            } else {
-                Err(format!("this kernel has no {}", missing.join(", ")))
-            }
+            let kernel = kernel.ok_or("no /sys/kernel/btf/vmlinux")?;
+            needs(kernel, &NEEDS).map(|()| kernel)
         };
-        let checked = check();
-        let lives = checked.clone().and_then(|(types, _)| {
-            start_tracepoint(ebpf, "cgroup_born", "cgroup_mkdir", types)?;
-            start_tracepoint(ebpf, "cgroup_died", "cgroup_rmdir", types)
+        let lives = check().and_then(|kernel| {
+            start_tracepoint(ebpf, "cgroup_born", "cgroup_mkdir", &kernel.numbers)?;
+            start_tracepoint(ebpf, "cgroup_died", "cgroup_rmdir", &kernel.numbers)
         });
-        let kills = checked.and_then(|(types, info)| {
-            let program =
-                if info.tracepoint_takes_pointer("mark_victim", 0) { "oom_task" } else { "oom_pid" };
-            start_tracepoint(ebpf, program, "mark_victim", types)
+        let kills = check().and_then(|kernel| {
+            let program = if kernel.victim_is_task { "oom_task" } else { "oom_pid" };
+            start_tracepoint(ebpf, program, "mark_victim", &kernel.numbers)
         });
         findings.push(Finding::of(
             LIVES,

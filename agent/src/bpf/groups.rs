@@ -18,10 +18,11 @@ use std::path::{Path, PathBuf};
 use aya::maps::{Map, MapData};
 use aya::programs::{BtfTracePoint, Iter, ProgramError};
 use aya::{Btf, Ebpf, util::nr_cpus};
-use swarmguard_common::kernel::{GroupSample, MAX_GROUPS, OFFSETS, Waits, offset};
+use swarmguard_common::kernel::{GroupSample, MAX_GROUPS, Waits, offset};
 
+use super::btf::{self, KernelTypes};
 use super::sys::{self, Mapped};
-use super::{BpfError, Finding, Options, btf, chain};
+use super::{BpfError, Finding, Options, chain};
 
 const PASS: &str = "all containers in one pass";
 const PASS_INSTEAD: &str = "the files of each container";
@@ -61,21 +62,21 @@ impl Groups {
         ebpf: &mut Ebpf,
         root: &Path,
         root_fd: &OwnedFd,
-        kernel: Option<(&Btf, &[u32; OFFSETS])>,
+        kernel: Option<&KernelTypes>,
         options: Options,
         findings: &mut Vec<Finding>,
     ) -> Self {
         let no_types =
             || "no /sys/kernel/btf/vmlinux: bind it, or use a kernel with CONFIG_DEBUG_INFO_BTF".to_owned();
         let pass = wanted(options.pass).and_then(|()| {
-            let (types, table) = kernel.ok_or_else(no_types)?;
-            needs(table, &PASS_NEEDS)?;
-            start_pass(ebpf, types, root_fd)
+            let kernel = kernel.ok_or_else(no_types)?;
+            needs(kernel, &PASS_NEEDS)?;
+            start_pass(ebpf, &kernel.numbers, root_fd)
         });
         let waits = wanted(options.run_queue).and_then(|()| {
-            let (types, table) = kernel.ok_or_else(no_types)?;
-            needs(table, &WAITS_NEED)?;
-            start_tracepoint(ebpf, "task_switch", "sched_switch", types)
+            let kernel = kernel.ok_or_else(no_types)?;
+            needs(kernel, &WAITS_NEED)?;
+            start_tracepoint(ebpf, "task_switch", "sched_switch", &kernel.numbers)
         });
         findings.push(Finding::of(PASS, &pass, "a BPF cgroup iterator", PASS_INSTEAD));
         findings.push(Finding::of(WAITS, &waits, "a BPF program at the scheduler's switch", WAITS_INSTEAD));
@@ -149,8 +150,9 @@ fn wanted(option: bool) -> Result<(), String> {
     if option { Ok(()) } else { Err("switched off".to_owned()) }
 }
 
-fn needs(table: &[u32; OFFSETS], fields: &[(usize, &str)]) -> Result<(), String> {
-    let missing = btf::missing(table, fields);
+/// Checks that the kernel has some fields.
+pub(super) fn needs(kernel: &KernelTypes, fields: &[(usize, &str)]) -> Result<(), String> {
+    let missing = btf::missing(&kernel.offsets, fields);
     if missing.is_empty() { Ok(()) } else { Err(format!("this kernel has no {}", missing.join(", "))) }
 }
 

@@ -28,10 +28,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use aya::{Btf, Ebpf, EbpfLoader, Endianness};
+use aya::{Ebpf, EbpfLoader};
 use swarmguard_common::kernel::{GroupCounters, GroupSample, NetCounters, OFFSETS, Waits, offset};
 
-use btf::TypeInfo;
+use btf::KernelTypes;
 pub use cost::{Measuring, ProgramCost};
 pub use events::{EventSource, GroupEvent};
 pub use facts::{CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN, KernelFacts, is_cgroup2};
@@ -41,9 +41,6 @@ use net::Counting;
 
 /// The object that the build script found; empty: none.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/programs.o"));
-
-/// The kernel's own description of its types.
-const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
 
 /// Why programs cannot run, or a container cannot be watched.
 #[derive(Debug, thiserror::Error)]
@@ -163,23 +160,23 @@ impl Programs {
             return Err(BpfError::Unusable(why));
         }
         raise_descriptor_limit();
+        // By default glibc keeps large blocks once some have been freed, and here go some that are never needed again.
+        // SAFETY: a setting of the allocator, no memory of ours.
+        unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 128 * 1024) };
         let root: OwnedFd = File::open(cgroup_root)
             .map_err(|source| BpfError::Open { path: cgroup_root.to_owned(), source })?
             .into();
-        // Some MiB that are needed only here.
-        let file = std::fs::read(KERNEL_TYPES).unwrap_or_default();
-        let info = TypeInfo::parse(&file);
-        let table = info.as_ref().map_or([offset::ABSENT; OFFSETS], btf::offsets);
-        let types = Btf::parse(&file, Endianness::default()).ok();
+        let types = KernelTypes::read();
+        let table = types.as_ref().map_or([offset::ABSENT; OFFSETS], |types| types.offsets);
         let mut ebpf = read_object(options, &table)?;
         let mut findings = Vec::new();
         let log = if options.debug { ProgramLog::open(&mut ebpf) } else { None };
         let counting = Counting::start(&mut ebpf, &root, options, &mut findings);
-        let kernel = types.as_ref().zip(info.as_ref());
-        let known = kernel.map(|(types, _)| (types, &table));
-        let groups = Groups::start(&mut ebpf, cgroup_root, &root, known, options, &mut findings);
-        let known = kernel.map(|(types, info)| (types, info, &table));
-        let events = EventSource::start(&mut ebpf, known, options.events, &mut findings);
+        let groups = Groups::start(&mut ebpf, cgroup_root, &root, types.as_ref(), options, &mut findings);
+        let events = EventSource::start(&mut ebpf, types.as_ref(), options.events, &mut findings);
+        drop(types);
+        // SAFETY: gives free pages back, nothing else.
+        unsafe { libc::malloc_trim(0) };
         if findings.iter().all(|finding| !finding.ok) {
             let why: Vec<String> =
                 findings.iter().map(|finding| format!("{}: {}", finding.what, finding.detail)).collect();
