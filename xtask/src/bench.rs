@@ -3,6 +3,8 @@
 //! The measuring itself is a bench target of the crate that is measured; this installs what it is compared with,
 //! builds and runs it, and says where the JSON is. Numbers are reported, never asserted: machines are noisy.
 
+mod coordinator;
+
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
@@ -27,6 +29,8 @@ pub struct Args {
 enum What {
     /// Cost per container sample, resident memory, and time to the alert
     Agent(Agent),
+    /// Cost of 1,000 agents, and time from an alert to its decision
+    Coordinator(coordinator::Args),
 }
 
 /// `cargo xtask bench agent`.
@@ -59,7 +63,13 @@ struct Agent {
 /// # Errors
 /// When something is missing and may not be installed, or a measurement fails.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let What::Agent(agent) = &args.what;
+    match &args.what {
+        What::Agent(agent) => run_agent(agent),
+        What::Coordinator(coordinator) => coordinator::run(coordinator, &root()),
+    }
+}
+
+fn run_agent(agent: &Agent) -> Result<ExitCode> {
     host::ensure(MONITOR, agent.install.allowed())?;
     let json = root().join("target/bench/agent.json");
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

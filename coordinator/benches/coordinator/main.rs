@@ -1,7 +1,7 @@
 //! What a coordinator costs: the real program against an engine that is a file of answers, and 1,000 agents with 50
 //! containers each on loopback. The program is a process of its own, so that only its own work is counted.
 //!
-//! Run by `cargo xtask bench coordinator`; prints one line `ROW {json}` for each figure.
+//! Run by `cargo xtask bench coordinator`; prints a table, and writes JSON where `--json=<path>` says.
 
 mod agents;
 mod engine;
@@ -52,7 +52,12 @@ fn main() -> ExitCode {
         window: Duration::from_secs(u64::try_from(number("--window-s", 10)).unwrap_or(10)),
         alerts: number("--alerts", 200),
     };
-    match run(scale) {
+    let json = arguments.iter().find_map(|argument| argument.strip_prefix("--json="));
+    let measured = run(scale).and_then(|rows| {
+        measure::print(&rows);
+        json.map_or(Ok(()), |path| measure::write(&rows, Path::new(path)))
+    });
+    match measured {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -61,14 +66,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(scale: Scale) -> anyhow::Result<()> {
+fn run(scale: Scale) -> anyhow::Result<Vec<Row>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no runtime")?;
     let dir = tempfile::tempdir().context("no temporary directory")?;
     runtime.block_on(async {
         certificates(dir.path(), scale.agents)?;
-        bytes_of_an_alert()?;
-        oneway::measure(dir.path()).await?;
-        load(dir.path(), scale).await
+        let mut rows = vec![bytes_of_an_alert()?];
+        rows.extend(oneway::measure(dir.path()).await?);
+        rows.extend(load(dir.path(), scale).await?);
+        Ok(rows)
     })
 }
 
@@ -88,14 +94,13 @@ fn certificates(dir: &Path, agents: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn bytes_of_an_alert() -> anyhow::Result<()> {
+fn bytes_of_an_alert() -> anyhow::Result<Row> {
     let alert = agents::alert(u64::from(u32::MAX), u64::from(u32::MAX), u32::MAX);
     let bytes = codec::encode(&ToCoordinator::Alert(alert))?.len();
-    Row::of("alert.bytes", "B", &[measure::float(bytes)]).print();
-    Ok(())
+    Ok(Row::of("alert.bytes", "B", "<= 64", &[measure::float(bytes)]))
 }
 
-async fn load(dir: &Path, scale: Scale) -> anyhow::Result<()> {
+async fn load(dir: &Path, scale: Scale) -> anyhow::Result<Vec<Row>> {
     let socket = engine::serve(dir, scale).await?;
     let coordinator = Coordinator::spawn(dir, &socket).await?;
     let crowd = agents::start(dir, scale, coordinator.quic).await?;
@@ -112,11 +117,14 @@ async fn load(dir: &Path, scale: Scale) -> anyhow::Result<()> {
         resident.push(coordinator.resident_mib()?);
         eprintln!("round {}: {:.3} cores, {:.0} MiB", round + 1, cores[round], resident[round]);
     }
-    Row::of("coordinator.cores", "cores", &cores).print();
-    Row::of("coordinator.rss_mib", "MiB", &resident).print();
+    let mut rows = vec![
+        Row::of("coordinator.cores", "cores", "< 1", &cores),
+        Row::of("coordinator.rss_mib", "MiB", "< 256", &resident),
+        Row::of("coordinator.peak_rss_mib", "MiB", "", &[coordinator.peak_mib()?]),
+    ];
     let before = coordinator.metrics().await?;
     let timed = agents::time_alerts(&crowd, scale, coordinator.api).await?;
-    Row::percentiles("coordinator.alert_to_decision_ms", "ms", timed);
+    rows.extend(Row::percentiles("coordinator.alert_to_decision_ms", "ms", "", timed));
     let after = coordinator.metrics().await?;
     let refused = measure::value_of(&after, "ingest_refused_total");
     let live = measure::value_of(&after, "leases{state=\"live\"}");
@@ -127,5 +135,5 @@ async fn load(dir: &Path, scale: Scale) -> anyhow::Result<()> {
     if live < scale.agents {
         bail!("only {live} of {} agents hold a lease under load: the figures mean nothing", scale.agents);
     }
-    Ok(())
+    Ok(rows)
 }

@@ -22,33 +22,67 @@ pub struct Row {
     value: f64,
     min: f64,
     max: f64,
+    target: &'static str,
 }
 
 impl Row {
     /// Median and spread of the rounds; at least one is needed.
-    pub fn of(row: &str, unit: &'static str, rounds: &[f64]) -> Self {
+    pub fn of(row: &str, unit: &'static str, target: &'static str, rounds: &[f64]) -> Self {
         let mut sorted = rounds.to_vec();
         sorted.sort_by(f64::total_cmp);
         let (min, max) =
             (sorted.first().copied().unwrap_or(f64::NAN), sorted.last().copied().unwrap_or(f64::NAN));
-        Self { row: row.into(), unit, value: percentile(&sorted, 0.5), min, max }
+        Self { row: row.into(), unit, value: percentile(&sorted, 0.5), min, max, target }
     }
 
     /// Two rows, p50 and p99, of many single figures.
-    pub fn percentiles(row: &str, unit: &'static str, mut figures: Vec<f64>) {
+    pub fn percentiles(
+        row: &str,
+        unit: &'static str,
+        target: &'static str,
+        mut figures: Vec<f64>,
+    ) -> [Self; 2] {
         figures.sort_by(f64::total_cmp);
-        for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
-            let mut one = Self::of(&format!("{row}.{name}"), unit, &figures);
+        [("p50", 0.5, ""), ("p99", 0.99, target)].map(|(name, share, target)| {
+            let mut one = Self::of(&format!("{row}.{name}"), unit, target, &figures);
             one.value = percentile(&figures, share);
-            one.print();
-        }
+            one
+        })
     }
+}
 
-    /// For `cargo xtask bench`, which makes a table and a file of it.
-    pub fn print(&self) {
-        let Self { row, unit, value, min, max } = self;
-        println!("ROW {}", json!({"row": row, "unit": unit, "value": value, "min": min, "max": max}));
+/// All rows as a table.
+pub fn print(rows: &[Row]) {
+    println!("{:<40} {:>10} {:>10} {:>10} {:<6} target", "row", "value", "min", "max", "unit");
+    for Row { row, unit, value, min, max, target } in rows {
+        println!("{row:<40} {value:>10.3} {min:>10.3} {max:>10.3} {unit:<6} {target}");
     }
+}
+
+/// All rows as a file; nothing else does what a coordinator does, so there is no peer to compare with.
+pub fn write(rows: &[Row], to: &Path) -> anyhow::Result<()> {
+    let none = serde_json::Value::Null;
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|Row { row, unit, value, min, max, .. }| {
+            json!({"row": row, "unit": unit, "value": value, "min": min, "max": max, "peer": none, "peer_value": none,
+                "ratio": none, "command": "cargo xtask bench coordinator"})
+        })
+        .collect();
+    let all = json!({"machine": machine(), "rows": rows});
+    if let Some(dir) = to.parent() {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    std::fs::write(to, format!("{all:#}\n")).with_context(|| format!("cannot write {}", to.display()))
+}
+
+fn machine() -> String {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpus = read("/proc/cpuinfo");
+    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+    let count = cpus.lines().filter(|line| line.starts_with("processor")).count();
+    let kernel = read("/proc/sys/kernel/osrelease");
+    format!("{count} x {}, Linux {}", model.trim_start_matches([' ', '\t', ':']), kernel.trim())
 }
 
 fn percentile(sorted: &[f64], share: f64) -> f64 {
@@ -146,9 +180,19 @@ impl Coordinator {
 
     /// Resident memory now.
     pub fn resident_mib(&self) -> anyhow::Result<f64> {
+        self.memory_mib("VmRSS:")
+    }
+
+    /// The most that was ever resident.
+    pub fn peak_mib(&self) -> anyhow::Result<f64> {
+        self.memory_mib("VmHWM:")
+    }
+
+    fn memory_mib(&self, key: &str) -> anyhow::Result<f64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        let kib: f64 = line.trim().trim_end_matches("kB").trim().parse().context("VmRSS")?;
+        let line =
+            status.lines().find_map(|line| line.strip_prefix(key)).with_context(|| format!("no {key}"))?;
+        let kib: f64 = line.trim().trim_end_matches("kB").trim().parse().context("a size")?;
         Ok(kib / 1_024.0)
     }
 }
