@@ -171,6 +171,12 @@ fn own(registry: &mut Registry, served: &Served) {
         vitals.idle_ticks,
     );
     counter(registry, "late_ticks", "ticks that came more than 100 ms late", vitals.late_ticks);
+    counter(
+        registry,
+        "stalls",
+        "times that the kernel told of a container stalling for memory",
+        vitals.stalls,
+    );
     let blind = f64::from(u8::from(served.blind.is_some()));
     gauge(registry, "blind", "1 where there is no cgroup v2, so that containers cannot be seen", blind);
 }

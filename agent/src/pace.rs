@@ -52,6 +52,11 @@ impl Pace {
         due
     }
 
+    /// Makes the next tick a full one.
+    pub fn hurry(&mut self) {
+        self.last = None;
+    }
+
     fn idle(elapsed: Duration, before: Option<u64>, tick: Tick) -> bool {
         let grown = before.zip(tick.used_usec).and_then(|(a, b)| crate::model::rate(a, b, elapsed));
         // Microseconds a second are millionths of a CPU.

@@ -56,6 +56,9 @@ pub const ASSUMED_MBPS: u32 = 1_000;
 /// Messages of the engine that wait for the loop.
 const ENGINE_QUEUE: usize = 1_024;
 
+/// Containers that the kernel told to stall.
+const STALL_QUEUE: usize = 64;
+
 /// Containers that wait to be asked about.
 const BIRTH_QUEUE: usize = 4_096;
 
@@ -231,6 +234,7 @@ struct Loop {
     served: Served,
     watch: Option<Watch>,
     kernel: Option<KernelEvents>,
+    stalls: mpsc::Receiver<ContainerId>,
     told: mpsc::Receiver<Told>,
     births: mpsc::Sender<ContainerId>,
 }
@@ -262,12 +266,14 @@ impl Loop {
             .ok();
         let mut sampler =
             Sampler::new(shared.clone(), networks, &settings.proc_root, settings.budget, settings.interval);
+        let (stalling, stalls) = mpsc::channel(STALL_QUEUE);
+        sampler = sampler.telling_stalls(stalling);
         if !settings.adaptive {
             sampler = sampler.without_idling();
         }
         let kernel = sampler.kernel_events().and_then(KernelEvents::new);
         let proc_root = settings.proc_root.clone();
-        Self { root, proc_root, sampler, shared, served, watch, kernel, told, births }
+        Self { root, proc_root, sampler, shared, served, watch, kernel, stalls, told, births }
     }
 
     async fn run(mut self) {
@@ -295,6 +301,12 @@ impl Loop {
                 () = kernel_told(self.kernel.as_mut()) => {
                     if self.hear_kernel() {
                         walk_at = Instant::now();
+                    }
+                }
+                stalling = self.stalls.recv(), if !self.stalls.is_closed() => {
+                    if let Some(id) = stalling {
+                        self.sampler.stalled(&id);
+                        due = Instant::now();
                     }
                 }
                 changed = changed(self.watch.as_ref()) => {

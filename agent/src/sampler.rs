@@ -13,6 +13,8 @@ use swarmguard_common::{
     kernel::GroupSample,
 };
 
+use tokio::sync::mpsc;
+
 use crate::{
     discovery::scan,
     pace::{Budget, Pace, Tick},
@@ -22,6 +24,7 @@ use crate::{
         network::{Networks, Tap},
         node::NodeSource,
         own::{OwnSource, OwnUse},
+        trigger::{MAX_TRIGGERS, Trigger},
     },
     state::{Agent, Description},
     uplink::Shared,
@@ -65,6 +68,8 @@ struct Watched {
     since: Time,
     slow_at: Option<Time>,
     limits_at: Time,
+    /// Fires while this lives.
+    _trigger: Option<Trigger>,
 }
 
 impl Watched {
@@ -124,6 +129,8 @@ pub struct Vitals {
     pub own_share: Option<f64>,
     /// Sampling is slowed to stay within the budget.
     pub slowed: bool,
+    /// Times that the kernel told of a container stalling for memory.
+    pub stalls: u64,
     /// When the node was starved last.
     pub starved_until: Option<Time>,
 }
@@ -150,6 +157,7 @@ pub struct Sampler {
     reported: BTreeSet<&'static str>,
     clock: fn() -> Time,
     adaptive: bool,
+    stalls: Option<mpsc::Sender<ContainerId>>,
 }
 
 impl Sampler {
@@ -181,6 +189,7 @@ impl Sampler {
             reported: BTreeSet::new(),
             clock: clock::now,
             adaptive: true,
+            stalls: None,
         }
     }
 
@@ -271,9 +280,41 @@ impl Sampler {
             return false;
         };
         let tap = self.networks.watch(group.id(), dir, id.as_str(), None, false);
-        let watched = Watched { handle, group, tap, since: now, slow_at: None, limits_at: now };
+        let trigger = self.trigger(id, dir);
+        let watched =
+            Watched { handle, group, tap, since: now, slow_at: None, limits_at: now, _trigger: trigger };
         self.watched.insert(id.clone(), watched);
         true
+    }
+
+    /// Has the kernel tell when a container stalls for memory, where it can.
+    fn trigger(&mut self, id: &ContainerId, dir: &Path) -> Option<Trigger> {
+        let fired = self.stalls.as_ref().filter(|_| self.watched.len() < MAX_TRIGGERS)?;
+        match Trigger::set(dir, id, fired) {
+            Ok(trigger) => Some(trigger),
+            Err(error) => {
+                let why =
+                    "mount the hierarchy writable to be woken by the kernel; stalls are sampled instead";
+                tracing::info!("no pressure triggers ({error}): {why}");
+                self.stalls = None;
+                None
+            }
+        }
+    }
+
+    /// A container stalls for memory: the next tick looks at all of it, whatever the pace.
+    pub fn stalled(&mut self, id: &ContainerId) {
+        if let Some(watched) = self.watched.get_mut(id) {
+            watched.slow_at = None;
+            self.pace.hurry();
+            self.vitals.stalls += 1;
+        }
+    }
+
+    /// Sends a container that stalls for memory to `stalls`, where the kernel offers that. Call within a runtime.
+    #[must_use]
+    pub fn telling_stalls(self, stalls: mpsc::Sender<ContainerId>) -> Self {
+        Self { stalls: Some(stalls), ..self }
     }
 
     /// The engine named a container.

@@ -12,6 +12,7 @@ pub mod node;
 pub mod own;
 pub mod parse;
 pub mod pressure;
+pub mod trigger;
 
 use std::{
     fs::File,
