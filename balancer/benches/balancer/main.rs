@@ -1,0 +1,71 @@
+//! The balancer beside nginx and HAProxy: cost of a request on one core, the pick alone, and latency with replicas that
+//! are alike, slow, bothered in bursts, or quick to fail.
+//!
+//! Everything that is compared runs in the same round against the same replicas, in turns, several rounds. The cost of
+//! a request is CPU time by the kernel's own account (`schedstat`) of the proxy's process, so that a busy machine
+//! spoils it little; one second of CPU time divided by it is what one core can do.
+#![expect(clippy::print_stdout, reason = "a benchmark's output is its table")]
+
+mod backend;
+mod latency;
+mod load;
+mod peers;
+mod picks;
+mod report;
+mod throughput;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Parser;
+
+use report::Report;
+
+/// Measures the balancer; run it with `cargo xtask bench balancer`
+#[derive(Parser)]
+struct Args {
+    /// Write the rows to this file, too
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Rounds of everything that is compared
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Length of one measurement in seconds
+    #[arg(long, default_value_t = 3)]
+    seconds: u32,
+    /// Only these parts: picks, throughput, latency
+    #[arg(long, value_delimiter = ',', default_values = ["picks", "throughput", "latency"])]
+    parts: Vec<String>,
+    /// Serve as replicas of this kind instead (used by the benchmark itself)
+    #[arg(long, hide = true)]
+    backend: Option<backend::Kind>,
+    /// Ports of those replicas
+    #[arg(long, hide = true, value_delimiter = ',')]
+    ports: Vec<u16>,
+    /// What `cargo bench` adds
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    if let Some(kind) = args.backend {
+        return backend::serve(kind, &args.ports);
+    }
+    let mut report = Report::default();
+    let wanted = |part: &str| args.parts.iter().any(|it| it == part);
+    if wanted("picks") {
+        picks::measure(args.rounds, &mut report)?;
+    }
+    if wanted("throughput") {
+        throughput::measure(args.rounds, args.seconds, &mut report)?;
+    }
+    if wanted("latency") {
+        latency::measure(args.rounds, args.seconds, &mut report)?;
+    }
+    println!("{}", report.table());
+    if let Some(path) = &args.json {
+        report.write(path)?;
+    }
+    Ok(())
+}

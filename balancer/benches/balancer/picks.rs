@@ -1,0 +1,66 @@
+//! A whole pick: replicas read, one chosen, the lease taken and returned.
+
+use std::{hint::black_box, rc::Rc};
+
+use anyhow::{Context as _, Result};
+use swarmguard_balancer::{
+    choose::{Chooser, Wish, example_service},
+    pick::Tuning,
+    replica::{Load, Outcome},
+};
+use swarmguard_common::{clock, labels::Algorithm};
+
+use crate::report::Report;
+
+/// Picks timed together.
+const TOGETHER: u32 = 5_000;
+
+/// Every algorithm at 3, 100 and 1,000 replicas.
+pub fn measure(rounds: u32, report: &mut Report) -> Result<()> {
+    let mut worst: Option<Vec<f64>> = None;
+    for (word, algorithm) in Algorithm::ALL {
+        for count in [3, 100, 1_000] {
+            let values = (0..rounds).map(|_| one(algorithm, count)).collect::<Result<Vec<f64>>>()?;
+            report.add(format!("lb.pick_ns.{word}.{count}"), "ns", &values);
+            let slower = worst
+                .as_ref()
+                .is_none_or(|worst| crate::report::median(&values) > crate::report::median(worst));
+            if count == 100 && slower {
+                worst = Some(values);
+            }
+        }
+    }
+    report.add("lb.pick_ns", "ns", &worst.context("no algorithm")?);
+    Ok(())
+}
+
+fn one(algorithm: Algorithm, count: u16) -> Result<f64> {
+    let start = clock::now();
+    let service = example_service(algorithm, count, start);
+    let chooser = Chooser::new(Rc::default(), Tuning::default(), 7);
+    let mut spread = fastrand::Rng::with_seed(3);
+    for replica in &service.replicas {
+        let until = start + std::time::Duration::from_secs(3_600);
+        replica.set_load(Some(Load { score: spread.f32() * 100.0, strained: false, until }));
+        let latency = std::time::Duration::from_micros(spread.u64(200..20_000));
+        replica.record(Outcome::Answered(latency), start);
+    }
+    // A few requests in flight, as always under load.
+    let mut held = std::collections::VecDeque::new();
+    let mut pick = || {
+        let choice = chooser.choose(&service, Wish::default(), start);
+        held.push_back(choice.map_err(|refusal| anyhow::anyhow!("{refusal:?}"))?);
+        if held.len() > usize::from(count) * 2 {
+            held.pop_front();
+        }
+        anyhow::Ok(())
+    };
+    for _ in 0..TOGETHER {
+        pick()?;
+    }
+    let begin = clock::now();
+    for _ in 0..TOGETHER {
+        black_box(pick()?);
+    }
+    Ok(clock::now().since(begin).as_secs_f64() * 1e9 / f64::from(TOGETHER))
+}
