@@ -284,7 +284,7 @@ impl Brain {
             otherwise: "the end of what is under way".into(),
         };
         let name = record_name(&order.intent);
-        if self.actions.pending.contains_key(&name) || self.actions.is_outstanding(&name) {
+        if self.actions.pending.contains_key(&name) {
             return Err(busy("another action has just begun"));
         }
         let Some(snapshot) = self.view.snapshot.clone() else { return Err(busy("Swarm was not read yet")) };
@@ -293,7 +293,10 @@ impl Brain {
         self.actions.tracks.insert(order.token.clone(), track);
         let Step { next, notes } = step;
         self.actions.pending.insert(name.clone(), Pending { order, since: now, notes });
-        self.follow(now, &name, Step { next, notes: Vec::new() }, None);
+        // A tombstone may just be on its way out: then the order begins with the snapshot that shows it gone.
+        if !self.actions.is_outstanding(&name) {
+            self.follow(now, &name, Step { next, notes: Vec::new() }, None);
+        }
         Ok(())
     }
 
