@@ -96,13 +96,13 @@ impl Stage {
     fn new(seed: u64, nodes: u64, replicas: u64, workload: Workload) -> Self {
         let mut model = SwarmModel::new(seed, 1, nodes - 1);
         let service = model.create_service("web", replicas, &[], Workload::default());
-        let until = model.now + Duration::from_secs(20);
+        let until = model.now + Duration::from_secs(6);
         model.advance(until);
         // An operator's own update, so that there is a PreviousSpec to keep.
         model
             .operator_update(&service, |spec| spec["Labels"]["release"] = json!("2"))
             .expect("current version");
-        let until = model.now + Duration::from_secs(20);
+        let until = model.now + Duration::from_secs(6);
         model.advance(until);
         model.services.get_mut(&service).expect("made above").workload = workload;
         let source = model.serving(&service).find_map(|task| task.node.clone()).expect("replicas run");
@@ -138,7 +138,7 @@ impl Stage {
             intent,
             token: "a1".into(),
             holder: "holder-0".into(),
-            cooldown: Duration::from_secs(60),
+            cooldown: Duration::from_secs(2),
             reason: "a test".into(),
         }
     }
@@ -206,7 +206,7 @@ impl Stage {
                 break;
             }
         }
-        self.pass(30_000);
+        self.pass(8_000);
         Ending { outcome, commands: self.commands }
     }
 
@@ -395,11 +395,15 @@ fn a_coordinator_that_dies_at_any_command_leaves_nothing_broken() {
 
 #[test]
 fn whatever_others_do_in_between_is_respected_and_nothing_of_ours_is_left() {
-    for (nodes, replicas) in SHAPES {
+    for (nodes, replicas) in [(3, 1), (3, 3), (2, 4)] {
         for at in 0..20 {
             for meddling in MEDDLING {
                 let mut stage = Stage::new(at as u64, nodes, replicas, Workload::default());
                 let ending = stage.run(stage.migrate(), at, Fault::Operator(meddling));
+                if matches!(meddling, Meddling::SourceLosesPower | Meddling::TargetLosesPower) {
+                    // Managers believe in a silent node for 15 s; then Swarm starts its tasks again elsewhere.
+                    stage.pass(30_000);
+                }
                 if at >= ending.commands {
                     continue;
                 }
@@ -424,6 +428,8 @@ fn check_meddled(stage: &Stage, meddling: Meddling, replicas: u64, story: &str) 
     let expected = if meddling == Meddling::Scale { replicas + 2 } else { replicas };
     assert_eq!(service.replicas(), expected, "{story}");
     assert_eq!(stage.serving().len() as u64, expected, "{story}");
+    let previous = service.previous_spec.as_ref().and_then(spec::replicas);
+    assert_ne!(previous, Some(replicas + 1), "{story}: a rollback would bring our replica back");
     match meddling {
         Meddling::NewImage => {
             assert_eq!(service.spec["TaskTemplate"]["ContainerSpec"]["Image"], "web:2", "{story}")

@@ -436,7 +436,10 @@ impl Look<'_> {
     }
 
     fn foreign(&self) -> Step {
-        let paths = spec::differences(&self.record.before.spec, &self.service.spec).join(", ");
+        let mut paths = spec::differences(&self.record.before.spec, &self.service.spec).join(", ");
+        if paths.is_empty() {
+            paths.push_str("back to what it was");
+        }
         let mut step = self.undo("foreign_change", &format!("somebody else changed the service ({paths})"));
         step.notes.push(self.note("foreign_change", format!("changed by somebody else: {paths}")));
         step

@@ -159,12 +159,13 @@ fn theirs(look: &Look<'_>, by_hand: bool) -> Step {
         }
         return released_or_wait(look, "the rollout of somebody else to end");
     }
-    let carried = record.kind == Kind::Migrate && !by_hand && spec::replicas(spec) == Some(before.peak);
-    let stale = look
-        .service
-        .previous_spec
-        .as_ref()
-        .is_some_and(|previous| is_ours(look, previous) && !spec::same(previous, spec));
+    let surge = record.kind == Kind::Migrate && !by_hand;
+    let carried = surge && spec::replicas(spec) == Some(before.peak);
+    let stale = look.service.previous_spec.as_ref().is_some_and(|previous| {
+        let more = surge && spec::same(previous, &spec::with_replicas(spec.clone(), before.peak));
+        let marked = !spec::same(&spec::without_marks(previous, &before.spec, &nodes), previous);
+        !spec::same(previous, spec) && (more || marked || is_ours(look, previous))
+    });
     if (carried || stale) && rolling {
         return released_or_wait(look, "the rollout of somebody else to end");
     }
