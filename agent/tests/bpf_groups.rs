@@ -66,7 +66,7 @@ fn a_pass_agrees_with_the_files() {
     let test = "a_pass_agrees_with_the_files";
     let Some((mut programs, root)) = load(test) else { return };
     if !programs.has_pass() {
-        println!("skipped {test}: no iterator here");
+        kernel::skip(test, "no iterator here");
         return;
     }
     let groups = Group::new(&root);
@@ -137,7 +137,7 @@ fn throttling_agrees_with_the_file() {
     let groups = Group::new(&root);
     let capped = groups.child("capped");
     if !programs.has_pass() || fs::write(capped.join("cpu.max"), "20000 100000").is_err() {
-        println!("skipped {test}: no iterator, or the cpu controller is not of version 2 here");
+        kernel::skip(test, "no iterator, or the cpu controller is not of version 2 here");
         return;
     }
     programs.watch(kernel::id(&capped), &capped).expect("a fresh cgroup");
@@ -177,7 +177,7 @@ fn who_is_killed_for_lack_of_memory_is_told() {
     let groups = Group::new(&root);
     let greedy = groups.child("greedy");
     let (Some(mut events), Some((_group, limited))) = (programs.events(), limit_memory(&greedy)) else {
-        println!("skipped {test}: no such program, or no memory controller at all");
+        kernel::skip(test, "no such program, or no memory controller at all");
         return;
     };
     let victim = Process::spawn(&greedy, None, || {
@@ -212,7 +212,7 @@ fn a_pass_hands_over_every_container_once() {
     let test = "a_pass_hands_over_every_container_once";
     let Some((mut programs, root)) = load(test) else { return };
     if !programs.has_pass() {
-        println!("skipped {test}: no iterator here");
+        kernel::skip(test, "no iterator here");
         return;
     }
     let groups = Group::new(&root);
@@ -239,7 +239,7 @@ fn waiting_for_a_cpu_shows_in_the_run_queue() {
     programs.watch(kernel::id(&crowd), &crowd).expect("a fresh cgroup");
     programs.watch(kernel::id(&calm), &calm).expect("a fresh cgroup");
     if programs.run_queue(kernel::id(&crowd)).is_none() {
-        println!("skipped {test}: no such program here");
+        kernel::skip(test, "no such program here");
         return;
     }
     // Three busy tasks on one CPU: two of them always wait.
@@ -290,7 +290,7 @@ fn every_birth_and_death_is_told() {
     let test = "every_birth_and_death_is_told";
     let Some((mut programs, root)) = load(test) else { return };
     let Some(mut events) = programs.events() else {
-        println!("skipped {test}: no such program here");
+        kernel::skip(test, "no such program here");
         return;
     };
     let groups = Group::new(&root);

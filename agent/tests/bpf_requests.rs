@@ -83,7 +83,7 @@ fn requests_over(host: &'static str) {
     let mut programs =
         Programs::load(&root, &facts, Options::default()).expect("this kernel takes the programs");
     if !programs.follows_requests() {
-        println!("skipped bpf_requests: {:?}", programs.findings());
+        kernel::skip("bpf_requests", &format!("{:?}", programs.findings()));
         return;
     }
     let wire = Wire::new();

@@ -92,7 +92,7 @@ impl Node {
 
     fn walk(&mut self) -> usize {
         let found = scan::walk(&self.root.path().join("cgroup"));
-        self.sampler.found(now(), &found.containers, true).len()
+        self.sampler.found(now(), &found.containers, Some(now())).len()
     }
 
     fn tick(&mut self) {
@@ -196,7 +196,18 @@ async fn a_node_with_both_cgroup_drivers_is_sampled_and_shown() {
     }
     assert!(metrics.ends_with("# EOF\n"));
 
+    // Restarted: the same name and another cgroup.
+    let before = node.shared.lock().handle_of(&id('b'));
+    fs::rename(&two, two.with_extension("old")).expect("moved");
+    node.container('b', false);
+    assert_eq!(node.walk(), 1);
+    assert!(node.shared.lock().handle_of(&id('b')) > before);
+
     fs::remove_dir_all(&two).expect("removed");
+    // Its birth was in this very moment, and a walk that began then may have missed it.
+    node.walk();
+    assert_eq!(node.shared.lock().containers().len(), 2);
+    node.tick();
     node.walk();
     assert_eq!(node.shared.lock().containers().len(), 1);
 }
