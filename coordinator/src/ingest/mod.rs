@@ -56,6 +56,8 @@ pub struct Limits {
     pub connections: usize,
     /// Connections that have not introduced themselves yet.
     pub greeting: usize,
+    /// Of those, from one address: nobody keeps all the others out alone.
+    pub greeting_per_address: usize,
     /// Longest time from the first packet to the hello.
     pub hello: Duration,
     /// Longest time that writing one message may take.
@@ -75,6 +77,7 @@ impl Default for Limits {
         Self {
             connections: 4_096,
             greeting: 256,
+            greeting_per_address: 64,
             hello: Duration::from_secs(10),
             write: Duration::from_secs(20),
             messages_per_s: 2_000.0,
@@ -125,6 +128,27 @@ pub struct Ingest {
     current: Mutex<BTreeMap<NodeId, (ConnectionId, Connection)>>,
     next: AtomicU64,
     greeting: Arc<Semaphore>,
+    /// How many are greeting from each address; as bounded as `greeting`.
+    guests: Mutex<BTreeMap<IpAddr, usize>>,
+}
+
+/// A place among those that have not introduced themselves.
+struct Place<'a> {
+    guests: &'a Mutex<BTreeMap<IpAddr, usize>>,
+    from: IpAddr,
+    _permit: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = guests.get_mut(&self.from) {
+            *count -= 1;
+            if *count == 0 {
+                guests.remove(&self.from);
+            }
+        }
+    }
 }
 
 /// The loop's ends of the queues.
@@ -155,8 +179,21 @@ impl Ingest {
         let greeting = Arc::new(Semaphore::new(limits.greeting));
         let refusals = Refusals::new(Arc::clone(&metrics));
         let (current, next) = (Mutex::default(), AtomicU64::new(1));
-        let ingest =
-            Self { limits, cluster, token, refusals, metrics, hub, events, reports, current, next, greeting };
+        let guests = Mutex::default();
+        let ingest = Self {
+            limits,
+            cluster,
+            token,
+            refusals,
+            metrics,
+            hub,
+            events,
+            reports,
+            current,
+            next,
+            greeting,
+            guests,
+        };
         (Arc::new(ingest), Inputs { events: events_out, reports: reports_out })
     }
 
@@ -171,6 +208,15 @@ impl Ingest {
             let from = incoming.remote_address().ip();
             if endpoint.open_connections() > self.limits.connections {
                 self.refusals.note(from, Reason::Crowded, "too many connections");
+                incoming.refuse();
+                continue;
+            }
+            if self.crowded_from(from) {
+                self.refusals.note(
+                    from,
+                    Reason::Crowded,
+                    "too many of one address that have not introduced themselves",
+                );
                 incoming.refuse();
                 continue;
             }
@@ -197,8 +243,10 @@ impl Ingest {
     }
 
     async fn connection(&self, incoming: Incoming, from: IpAddr, permit: tokio::sync::OwnedSemaphorePermit) {
+        *self.guests.lock().unwrap_or_else(PoisonError::into_inner).entry(from).or_default() += 1;
+        let place = Place { guests: &self.guests, from, _permit: permit };
         let greeted = tokio::time::timeout(self.limits.hello, self.greet(incoming, from)).await;
-        drop(permit);
+        drop(place);
         match greeted {
             Err(_) => self.refusals.note(from, Reason::HelloTimeout, "it did not introduce itself in time"),
             Ok(None) => {}
@@ -215,6 +263,11 @@ impl Ingest {
                 self.metrics.peers.get_or_create(&label).dec();
             }
         }
+    }
+
+    fn crowded_from(&self, from: IpAddr) -> bool {
+        let guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        guests.get(&from).is_some_and(|count| *count >= self.limits.greeting_per_address)
     }
 
     /// From the first packet to a checked hello; `None` when refused, which was then noted and told to the peer.

@@ -383,6 +383,18 @@ async fn those_who_say_nothing_make_room_for_those_who_do() {
     world.still_hears(&mut good).await;
 }
 
+#[tokio::test]
+async fn one_address_cannot_take_all_places() {
+    let limits = Limits { greeting_per_address: 1, ..Limits::default() };
+    let world = world(limits, None);
+    let silent = world.connect("bad").await.expect("let in");
+    assert!(world.connect("third").await.is_err());
+    assert_eq!(world.refused(Reason::Crowded), 1);
+    silent.connection.close(0_u32.into(), b"done");
+    let come = async { while world.connect("third").await.is_err() {} };
+    in_time("the place of the one that left", come).await;
+}
+
 impl World {
     async fn until_up(&mut self) {
         let up = async { while !matches!(self.inputs.events.recv().await, Some(Event::Up { .. })) {} };
