@@ -3,6 +3,7 @@
 //! The measuring itself is a bench target of the crate that is measured; this installs what it is compared with,
 //! builds and runs it, and says where the JSON is. Numbers are reported, never asserted: machines are noisy.
 
+mod balancer;
 mod coordinator;
 
 use std::path::PathBuf;
@@ -31,6 +32,8 @@ enum What {
     Agent(Agent),
     /// Cost of 1,000 agents, and time from an alert to its decision
     Coordinator(coordinator::Args),
+    /// Cost of a request, the pick alone, and tail latency, beside nginx and HAProxy
+    Balancer(balancer::Args),
 }
 
 /// `cargo xtask bench agent`.
@@ -66,6 +69,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.what {
         What::Agent(agent) => run_agent(agent),
         What::Coordinator(coordinator) => coordinator::run(coordinator, &root()),
+        What::Balancer(balancer) => balancer::run(balancer, &root()),
     }
 }
 
