@@ -27,7 +27,7 @@ use crate::{
     config::{Link, Settings},
     discovery::{
         engine::{Engine, EngineError, Happening, What},
-        scan,
+        scan::{self, Found},
         watch::Watch,
     },
     http::{self, Served},
@@ -280,24 +280,26 @@ impl Loop {
         let mut due = Instant::now();
         let mut walk_at = due;
         let mut look_at = due;
+        let mut walking = None;
         loop {
             tokio::select! {
                 biased;
                 () = sleep_until(due) => {
                     let interval = self.sampler.tick(clock::now(), due.elapsed());
                     *self.served.vitals.lock().unwrap_or_else(PoisonError::into_inner) = self.sampler.vitals();
-                    // No catching up: a late tick is followed by a whole interval.
-                    due = (due + interval).max(Instant::now());
+                    // No catching up, and always room for the rest of the loop.
+                    due = (due + interval).max(Instant::now() + interval / 4);
                 }
                 told = self.told.recv(), if !self.told.is_closed() || !self.told.is_empty() => {
                     if let Some(told) = told && self.hear(told) {
                         walk_at = Instant::now();
                     }
                 }
-                () = sleep_until(walk_at) => {
-                    self.walk().await;
+                () = sleep_until(walk_at), if walking.is_none() => {
                     walk_at = Instant::now() + WALK_INTERVAL;
+                    walking = self.walk();
                 }
+                walked = finished(&mut walking) => self.walked(walked),
                 () = kernel_told(self.kernel.as_mut()) => {
                     if self.hear_kernel() {
                         walk_at = Instant::now();
@@ -377,7 +379,7 @@ impl Loop {
                 GroupEvent::OutOfMemory { cgroup_id, pid, .. } => self.killed(now, cgroup_id, pid),
             }
         }
-        let new = self.sampler.found(now, &born, false);
+        let new = self.sampler.found(now, &born, None);
         if !new.is_empty() {
             self.after_births(new);
         }
@@ -402,14 +404,20 @@ impl Loop {
         }
     }
 
-    async fn walk(&mut self) {
-        let Some(root) = self.root.clone() else { return };
-        // In a thread of its own: a large hierarchy takes longer than a sampling interval.
-        let Ok(found) = tokio::task::spawn_blocking(move || scan::walk(&root)).await else { return };
+    /// Begins to walk, in a thread of its own: a large hierarchy takes longer than a sampling interval.
+    fn walk(&self) -> Option<Walking> {
+        let root = self.root.clone()?;
+        let began = clock::now();
+        Some(tokio::task::spawn_blocking(move || (began, scan::walk(&root))))
+    }
+
+    fn walked(&mut self, walked: Option<(Time, Found)>) {
+        let Some((began, found)) = walked else { return };
         if found.cut_short {
             tracing::warn!("more than {} cgroups: some containers may not be seen", scan::MAX_DIRECTORIES);
         }
-        let new = self.sampler.found(clock::now(), &found.containers, !found.cut_short);
+        let all_before = (!found.cut_short).then_some(began);
+        let new = self.sampler.found(clock::now(), &found.containers, all_before);
         self.after_births(new);
     }
 
@@ -440,6 +448,17 @@ impl Loop {
         }
         parents
     }
+}
+
+/// A walk under way, and when it began.
+type Walking = tokio::task::JoinHandle<(Time, Found)>;
+
+/// The end of a walk; waits for ever where there is none.
+async fn finished(walking: &mut Option<Walking>) -> Option<(Time, Found)> {
+    let Some(handle) = walking else { return std::future::pending().await };
+    let found = handle.await.ok();
+    *walking = None;
+    found
 }
 
 /// The container whose cgroup is at `path`, unless it lies within another one's.
@@ -553,10 +572,20 @@ async fn follow(
         tokio::select! {
             event = events.next() => {
                 let event = event.ok_or(EngineError::Late { what: "events" })??;
-                if matches!(event.what, What::Change(ContainerChange::Died { .. })) {
-                    named.remove(&event.container);
-                }
+                let id = event.container.clone();
+                let what = event.what;
                 if tell.send(Told::Happened(event)).await.is_err() { return Ok(()) }
+                match what {
+                    What::Change(ContainerChange::Died { .. }) => drop(named.remove(&id)),
+                    // Asked about at its birth it had no process yet.
+                    What::Change(ContainerChange::Started) if !named.contains_key(&id) => {
+                        if let Ok(description) = engine.inspect(&id).await {
+                            named.insert(id.clone(), ());
+                            if tell.send(Told::Named(id, description)).await.is_err() { return Ok(()) }
+                        }
+                    }
+                    What::Change(_) | What::Oom => {}
+                }
             }
             () = sleep_until(list_at) => {
                 list_at = Instant::now() + LIST_INTERVAL;

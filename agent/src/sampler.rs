@@ -3,6 +3,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -220,19 +222,27 @@ impl Sampler {
         self.watched.contains_key(id)
     }
 
-    /// Takes what a walk found: watches what is new and, where the walk saw `everything`, forgets what is gone.
-    /// Answers the new ones.
+    /// Takes what a walk or an event found, and watches what is new. Where a walk saw everything that was there at
+    /// `all_before`, what it did not see is forgotten, unless it is younger. Answers the new ones.
     pub fn found(
         &mut self,
         now: Time,
         found: &BTreeMap<ContainerId, PathBuf>,
-        everything: bool,
+        all_before: Option<Time>,
     ) -> Vec<ContainerId> {
-        if everything {
-            self.gone.extend(self.watched.keys().filter(|id| !found.contains_key(*id)).cloned());
-            self.bury();
+        if let Some(began) = all_before {
+            let lost = self.watched.iter().filter(|(id, it)| !found.contains_key(*id) && it.since < began);
+            self.gone.extend(lost.map(|(id, _)| id.clone()));
             self.foreign.retain(|id| found.contains_key(id));
         }
+        // A container that was restarted has the same name and another cgroup.
+        let again = found.iter().filter(|(id, dir)| {
+            self.watched
+                .get(*id)
+                .is_some_and(|it| fs::metadata(dir).is_ok_and(|meta| meta.ino() != it.group.id()))
+        });
+        self.gone.extend(again.map(|(id, _)| id.clone()));
+        self.bury();
         let mut new = Vec::new();
         for (id, dir) in found {
             if !self.watched.contains_key(id) && !self.foreign.contains(id) && self.begin(now, id, dir) {
@@ -258,7 +268,7 @@ impl Sampler {
         });
         self.gone.extend(lost.map(|(id, _)| id.clone()));
         self.bury();
-        self.found(now, &found, false)
+        self.found(now, &found, None)
     }
 
     fn begin(&mut self, now: Time, id: &ContainerId, dir: &Path) -> bool {
