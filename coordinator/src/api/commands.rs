@@ -3,15 +3,15 @@
 
 use axum::{
     Extension, Json,
-    body::Bytes,
-    extract::{Path, State, rejection::BytesRejection},
-    http::{HeaderMap, StatusCode, Uri, header},
+    body::{Body, Bytes},
+    extract::{Path, Request, State},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde_json::{Map, Value};
 use swarmguard_core::brain::{NotTaken, OperatorCommand};
 
-use super::{Api, PATIENCE, Via, problem::Problem, read};
+use super::{Api, MAX_BODY_BYTES, PATIENCE, Via, problem::Problem, read};
 use crate::run::{Busy, Facts};
 
 const COMMANDS: [&str; 6] = ["migrate", "scale", "drain", "pause", "resume", "observe"];
@@ -20,24 +20,22 @@ pub(super) async fn command(
     State(api): State<Api>,
     via: Option<Extension<Via>>,
     Path(name): Path<String>,
-    headers: HeaderMap,
-    uri: Uri,
-    body: Result<Bytes, BytesRejection>,
+    request: Request,
 ) -> Result<Response, Problem> {
-    // Who it is comes first: to others even the shape of a command is nothing.
-    let by = api.operator(via.as_ref().map(|Extension(via)| via), &headers).await?;
+    let (head, body) = request.into_parts();
+    // Who it is comes first: of others not even the body is read.
+    let by = api.operator(via.as_ref().map(|Extension(via)| via), &head.headers).await?;
     if !COMMANDS.contains(&name.as_str()) {
         let detail = format!("there is no such command; known are {}", COMMANDS.join(", "));
         return Err(Problem::new(StatusCode::NOT_FOUND, "unknown_command", detail));
     }
-    if uri.query().is_some() {
+    if head.uri.query().is_some() {
         return Err(Problem::bad_request(
             "bad_query",
             "a command takes no query, its parameters stand in the body",
         ));
     }
-    let body = body.map_err(|error| Problem::new(error.status(), "bad_body", error.body_text()))?;
-    let fields = object(&headers, &body)?;
+    let fields = object(&head.headers, &whole(body).await?)?;
     let (fields, leader) = api.ask(move |_, facts| (with_ids(facts, fields), facts.leader_host())).await?;
     let command = parse(&name, fields?)?;
     let answer = tokio::time::timeout(PATIENCE, api.0.handle.command(by, command)).await;
@@ -45,6 +43,16 @@ pub(super) async fn command(
         Ok(accepted) => Ok((StatusCode::ACCEPTED, Json(accepted)).into_response()),
         Err(refused) => Err(not_taken(refused, leader)),
     }
+}
+
+async fn whole(body: Body) -> Result<Bytes, Problem> {
+    let Ok(read) = tokio::time::timeout(PATIENCE, axum::body::to_bytes(body, MAX_BODY_BYTES)).await else {
+        return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "bad_body", "the body did not come in time"));
+    };
+    read.map_err(|_| {
+        let detail = format!("the body is incomplete, or has more than {MAX_BODY_BYTES} bytes");
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "bad_body", detail)
+    })
 }
 
 fn object(headers: &HeaderMap, body: &[u8]) -> Result<Map<String, Value>, Problem> {

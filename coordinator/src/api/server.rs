@@ -20,9 +20,12 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::Via;
+use crate::crowd::Crowd;
 
 /// Connections at once.
 const MAX_CONNECTIONS: usize = 512;
+/// Of those, from one address.
+const MAX_PER_ADDRESS: usize = 128;
 /// Longest wait for the first byte, a TLS handshake, or the head of a request.
 const HEAD_DEADLINE: Duration = Duration::from_secs(15);
 /// First byte of a TLS handshake record.
@@ -42,6 +45,7 @@ pub async fn serve(
     mut stop: watch::Receiver<bool>,
 ) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let crowd = Crowd::new(MAX_PER_ADDRESS);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -56,8 +60,9 @@ pub async fn serve(
                 continue;
             }
         };
-        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-            tracing::warn!(%peer, "the API has too many connections, one was closed");
+        let held = (crowd.enter(peer.ip()), Arc::clone(&slots).try_acquire_owned());
+        let (Some(place), Ok(slot)) = held else {
+            tracing::debug!(%peer, "the API has too many connections, one was closed");
             continue;
         };
         let (router, stop) = (router.clone(), stop.clone());
@@ -66,7 +71,7 @@ pub async fn serve(
             if let Err(why) = connection(stream, peer, router, acceptor, stop).await {
                 tracing::debug!(%peer, "a connection to the API ended: {why}");
             }
-            drop(slot);
+            drop((place, slot));
         });
     }
 }

@@ -32,9 +32,12 @@ use swarmguard_common::{
     wire::{agent::ToAgent, frame::FrameError},
 };
 use swarmguard_core::brain::{AgentInput, ConnectionId};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use crate::metrics::{Metrics, PeerLabel};
+use crate::{
+    crowd::{Crowd, Place},
+    metrics::{Metrics, PeerLabel},
+};
 use hub::Hub;
 use refusal::{Reason, Refusals};
 use token::Token;
@@ -128,27 +131,7 @@ pub struct Ingest {
     current: Mutex<BTreeMap<NodeId, (ConnectionId, Connection)>>,
     next: AtomicU64,
     greeting: Arc<Semaphore>,
-    /// How many are greeting from each address; as bounded as `greeting`.
-    guests: Mutex<BTreeMap<IpAddr, usize>>,
-}
-
-/// A place among those that have not introduced themselves.
-struct Place<'a> {
-    guests: &'a Mutex<BTreeMap<IpAddr, usize>>,
-    from: IpAddr,
-    _permit: tokio::sync::OwnedSemaphorePermit,
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        let mut guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = guests.get_mut(&self.from) {
-            *count -= 1;
-            if *count == 0 {
-                guests.remove(&self.from);
-            }
-        }
-    }
+    guests: Arc<Crowd>,
 }
 
 /// The loop's ends of the queues.
@@ -179,7 +162,7 @@ impl Ingest {
         let greeting = Arc::new(Semaphore::new(limits.greeting));
         let refusals = Refusals::new(Arc::clone(&metrics));
         let (current, next) = (Mutex::default(), AtomicU64::new(1));
-        let guests = Mutex::default();
+        let guests = Crowd::new(limits.greeting_per_address);
         let ingest = Self {
             limits,
             cluster,
@@ -211,7 +194,7 @@ impl Ingest {
                 incoming.refuse();
                 continue;
             }
-            if self.crowded_from(from) {
+            let Some(place) = self.guests.enter(from) else {
                 self.refusals.note(
                     from,
                     Reason::Crowded,
@@ -219,7 +202,7 @@ impl Ingest {
                 );
                 incoming.refuse();
                 continue;
-            }
+            };
             let Ok(permit) = Arc::clone(&self.greeting).try_acquire_owned() else {
                 self.refusals.note(
                     from,
@@ -238,13 +221,11 @@ impl Ingest {
             }
             let this = Arc::clone(&self);
             // Bounded by `connections` above; each ends with its connection.
-            tokio::spawn(async move { this.connection(incoming, from, permit).await });
+            tokio::spawn(async move { this.connection(incoming, from, (place, permit)).await });
         }
     }
 
-    async fn connection(&self, incoming: Incoming, from: IpAddr, permit: tokio::sync::OwnedSemaphorePermit) {
-        *self.guests.lock().unwrap_or_else(PoisonError::into_inner).entry(from).or_default() += 1;
-        let place = Place { guests: &self.guests, from, _permit: permit };
+    async fn connection(&self, incoming: Incoming, from: IpAddr, place: (Place, OwnedSemaphorePermit)) {
         let greeted = tokio::time::timeout(self.limits.hello, self.greet(incoming, from)).await;
         drop(place);
         match greeted {
@@ -263,11 +244,6 @@ impl Ingest {
                 self.metrics.peers.get_or_create(&label).dec();
             }
         }
-    }
-
-    fn crowded_from(&self, from: IpAddr) -> bool {
-        let guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
-        guests.get(&from).is_some_and(|count| *count >= self.limits.greeting_per_address)
     }
 
     /// From the first packet to a checked hello; `None` when refused, which was then noted and told to the peer.
