@@ -32,8 +32,8 @@ const RESTART_PAUSE: Duration = Duration::from_secs(2);
 /// Starts all services and never returns while any of them can be kept running.
 pub fn supervise(services: &[Service]) -> Result<()> {
     let mut running: Vec<(i32, usize)> = Vec::new();
-    for index in 0..services.len() {
-        running.push((start(&services[index])?, index));
+    for (index, service) in services.iter().enumerate() {
+        running.push((start(service)?, index));
     }
     let mut starts = 0;
     while let Some(ended) = sys::wait_any() {

@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     let result = match (mode.as_str(), arguments.as_slice()) {
         ("init", _) => init::run(),
         ("agent", [address]) => agent::serve(address),
-        ("native", [settings @ ..]) => native::run(settings),
+        ("native", settings) => native::run(settings),
         _ => Err("usage: swarmguard-guest agent ADDRESS | native KEY=VALUE…, or as /init of a VM".to_owned()),
     };
     if let Err(error) = result {

@@ -180,7 +180,7 @@ impl Cluster {
                 .state
                 .nodes
                 .iter()
-                .map(|node| (node, scope.spawn(|| docker::load_image(&node.socket, archive))))
+                .map(|node| (node, scope.spawn(|| load_durably(node, archive))))
                 .collect();
             loads
                 .into_iter()
@@ -276,6 +276,19 @@ impl Cluster {
             .with_context(|| format!("cluster {} was removed in the meantime", self.state.name))?;
         Ok(turn)
     }
+}
+
+/// Loads an image and has a VM write it to its disk: a node whose power is cut seconds later would otherwise come back
+/// with half an image, which no engine repairs.
+fn load_durably(node: &Node, archive: &Path) -> Result<()> {
+    docker::load_image(&node.socket, archive)?;
+    if node.kind == Kind::Vm {
+        let synced = remote::output(node, &["sync".to_owned()])?;
+        if synced.status != 0 {
+            bail!("sync ended with status {}: {}", synced.status, String::from_utf8_lossy(&synced.stderr).trim());
+        }
+    }
+    Ok(())
 }
 
 /// Removes the cluster of this name, also what is left of one that was never finished; false where there was none.
