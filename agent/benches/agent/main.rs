@@ -46,6 +46,9 @@ struct Cli {
     /// Write the table as JSON, too
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Another build of the agent than the one made for this, for instance the static one of the image
+    #[arg(long, env = "SWARMGUARD_BENCH_AGENT")]
+    agent: Option<PathBuf>,
     /// Passed by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
@@ -74,6 +77,9 @@ fn main() -> Result<()> {
 fn measure(cli: &Cli) -> Result<()> {
     let root = swarmguard_agent::run::cgroup_root("/sys/fs/cgroup".as_ref())
         .context("no cgroup v2 at /sys/fs/cgroup: nothing can be measured here")?;
+    if let Some(agent) = &cli.agent {
+        process::use_agent(agent.clone());
+    }
     let mut report = Report::new(&root);
     for containers in &cli.containers {
         let groups = Groups::make(&root, *containers)?;

@@ -4,8 +4,9 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    path::Path,
+    path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::OnceLock,
     thread,
     time::Duration,
 };
@@ -18,6 +19,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// After the start, before measuring: loading programs and finding containers is not what running costs.
 const SETTLE: Duration = Duration::from_secs(2);
+
+static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+
+/// Measures this build of the agent.
+pub fn use_agent(program: PathBuf) {
+    // Called once, before anything is measured.
+    let _ = PROGRAM.set(program);
+}
 
 /// A process that ends when this is dropped.
 pub struct Running(pub Child);
@@ -79,10 +88,10 @@ pub struct Agent {
 }
 
 impl Agent {
-    pub fn start(root: &Path, more: &[&str]) -> Result<Self> {
+    pub fn start(root: &std::path::Path, more: &[&str]) -> Result<Self> {
         // Free at this moment; nothing else on this machine takes ports in the same instant.
         let http = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let child = Command::new(env!("CARGO_BIN_EXE_swarmguard-agent"))
+        let child = Command::new(PROGRAM.get_or_init(|| env!("CARGO_BIN_EXE_swarmguard-agent").into()))
             .args(["--docker=none", "--coordinators=none", "--adaptive=false", "--budget=100", "--log=error"])
             .arg(format!("--http-addr={http}"))
             .arg(format!("--cgroup-root={}", root.display()))
