@@ -1,7 +1,6 @@
 //! The tiers on real kernels: programs in a virtual machine, and scenarios on a real Swarm of each engine version.
 
 use std::cell::OnceCell;
-use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -161,15 +160,18 @@ fn kernel_tests(log: &mut Log) -> Result<Vec<PathBuf>> {
     let mut cargo = image::static_cargo("test");
     cargo.args(["--package", "swarmguard-agent", "--test", "bpf_*", "--no-run", "--message-format=json"]);
     log.doing("building the kernel tests")?;
-    cargo
-        .stdin(Stdio::null())
-        .stderr(File::options().append(true).open("/dev/null").context("no /dev/null")?);
+    cargo.stdin(Stdio::null());
     executables(&mut cargo)
 }
 
 /// The test programs that a cargo command names in its JSON messages.
 fn executables(cargo: &mut Command) -> Result<Vec<PathBuf>> {
-    let output = cargo.current_dir(root()).stdout(Stdio::piped()).output().context("cannot start cargo")?;
+    let output = cargo
+        .current_dir(root())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot start cargo")?;
     ensure!(output.status.success(), "{cargo:?} failed ({})", output.status);
     let lines = String::from_utf8_lossy(&output.stdout);
     let messages = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
