@@ -13,7 +13,8 @@ use swarmguard_common::{
 use super::Brain;
 use crate::{
     action::{
-        self, Context, Intent, Kind, Next, Note, Order, Outcome, Record, Refusal, Step, action_name, drain_name, is_record,
+        self, Context, Intent, Kind, Next, Note, Order, Outcome, Record, Refusal, Step, action_name,
+        drain_name, is_record,
     },
     command::{Command, CommandError, CommandId, CommandResult},
 };
@@ -163,9 +164,9 @@ impl Actions {
 /// Name of the record that an intent is kept in.
 pub(super) fn record_name(intent: &Intent) -> String {
     match intent {
-        Intent::Migrate { service, .. } | Intent::ScaleOut { service, .. } | Intent::ScaleIn { service, .. } => {
-            action_name(service)
-        }
+        Intent::Migrate { service, .. }
+        | Intent::ScaleOut { service, .. }
+        | Intent::ScaleIn { service, .. } => action_name(service),
         Intent::Drain { node } => drain_name(node),
     }
 }
@@ -352,7 +353,8 @@ impl Brain {
         }
         if let Some(finding) = self.stays(&service, now) {
             let Some(snapshot) = self.view.snapshot.clone() else { return };
-            let name = snapshot.services.get(&service).map_or_else(String::new, |service| service.name.clone());
+            let name =
+                snapshot.services.get(&service).map_or_else(String::new, |service| service.name.clone());
             let reason = format!("{name} cannot leave: {}", finding.text);
             if let Some(object) = snapshot.records.get(&drain.name)
                 && let Some(command) = action::cancel(object, &reason)

@@ -90,8 +90,16 @@ impl Brain {
         }
     }
 
-    fn note_attempt(&mut self, now: Time, name: &str, record: Option<&RecordObject>, again: &Again, attempt: u32) {
-        let mut labels: BTreeMap<String, String> = record.map(|record| record.labels.clone()).unwrap_or_default();
+    fn note_attempt(
+        &mut self,
+        now: Time,
+        name: &str,
+        record: Option<&RecordObject>,
+        again: &Again,
+        attempt: u32,
+    ) {
+        let mut labels: BTreeMap<String, String> =
+            record.map(|record| record.labels.clone()).unwrap_or_default();
         if attempt == 1 {
             labels.retain(|key, _| !key.starts_with(ATTEMPT));
         }

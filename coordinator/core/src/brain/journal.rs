@@ -95,11 +95,9 @@ impl Brain {
             // It still stands: nothing new.
             Edge::Refresh => return,
         };
-        let container = edge
-            .container
-            .as_ref()
-            .and_then(|id| self.view.agents.get(node)?.containers.get(id));
-        let service = container.and_then(|container| self.view.service_of(container)).map(|found| found.id.clone());
+        let container = edge.container.as_ref().and_then(|id| self.view.agents.get(node)?.containers.get(id));
+        let service =
+            container.and_then(|container| self.view.service_of(container)).map(|found| found.id.clone());
         let task: Option<TaskId> = container.and_then(|container| {
             let known = self.view.task_of(&container.intro.container, container.intro.task.as_ref());
             known.map(|task| task.id.clone()).or_else(|| container.intro.task.clone())
@@ -115,8 +113,13 @@ impl Brain {
 
     pub(super) fn journal_came(&mut self, node: &NodeId, again: bool) {
         let (code, what) = if again { ("agent_again", "came again") } else { ("agent_came", "came") };
-        let version = self.view.agents.get(node).map_or_else(String::new, |agent| agent.hello.version.clone());
-        let mut entry = entry(Kind::Lease, code, format!("the agent of {} {what}, version {version}", self.hostname(node)));
+        let version =
+            self.view.agents.get(node).map_or_else(String::new, |agent| agent.hello.version.clone());
+        let mut entry = entry(
+            Kind::Lease,
+            code,
+            format!("the agent of {} {what}, version {version}", self.hostname(node)),
+        );
         entry.node = Some(node.clone());
         self.write(entry);
     }
@@ -128,13 +131,23 @@ impl Brain {
         self.write(entry);
     }
 
-    pub(super) fn journal_lease(&mut self, now: Time, node: &NodeId, before: Option<LeaseState>, state: LeaseState) {
+    pub(super) fn journal_lease(
+        &mut self,
+        now: Time,
+        node: &NodeId,
+        before: Option<LeaseState>,
+        state: LeaseState,
+    ) {
         let host = self.hostname(node);
         let (code, text) = match (before, state) {
-            (None | Some(LeaseState::Live), LeaseState::Live) => ("lease_granted", format!("{host} holds a node lease")),
+            (None | Some(LeaseState::Live), LeaseState::Live) => {
+                ("lease_granted", format!("{host} holds a node lease"))
+            }
             (_, LeaseState::Live) => ("lease_renewed", format!("{host} is heard again")),
             (_, LeaseState::Suspect) => ("lease_suspect", format!("{host} has been silent for a while")),
-            (_, LeaseState::Lapsed) => ("lease_lapsed", format!("{host} is silent: what it said counts no more")),
+            (_, LeaseState::Lapsed) => {
+                ("lease_lapsed", format!("{host} is silent: what it said counts no more"))
+            }
         };
         let mut entry = entry(Kind::Lease, code, text);
         entry.node = Some(node.clone());
@@ -235,7 +248,13 @@ impl Brain {
     }
 
     /// An operator's word.
-    pub(super) fn journal_operator(&mut self, code: &str, text: String, service: Option<ServiceId>, action: Option<String>) {
+    pub(super) fn journal_operator(
+        &mut self,
+        code: &str,
+        text: String,
+        service: Option<ServiceId>,
+        action: Option<String>,
+    ) {
         let mut entry = entry(Kind::Decision, code, text);
         (entry.service, entry.action, entry.rule) = (service, action, Some("operator".into()));
         self.write(entry);

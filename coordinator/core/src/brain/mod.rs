@@ -23,8 +23,8 @@ use swarmguard_common::{
 };
 
 pub use input::{
-    Accepted, AgentEvent, AgentInput, AgentOrder, AgentOutput, ConnectionId, Input, NotTaken, OperatorCommand,
-    Settings, Wish,
+    Accepted, AgentEvent, AgentInput, AgentOrder, AgentOutput, ConnectionId, Input, NotTaken,
+    OperatorCommand, Settings, Wish,
 };
 pub use status::{
     ActionStatus, AlertStatus, ContainerStatus, LeaseStatus, NodeStatus, ServiceStatus, Statistics,
@@ -184,7 +184,8 @@ impl Brain {
                 self.journal_edge(&node, &edge);
             }
             Heard::Container(task) => {
-                let service = task.and_then(|task| Some(self.view.snapshot.as_ref()?.tasks.get(&task)?.service.clone()));
+                let service = task
+                    .and_then(|task| Some(self.view.snapshot.as_ref()?.tasks.get(&task)?.service.clone()));
                 // A task that Swarm has not shown yet may be the successor that is waited for.
                 let awaited = service.is_none_or(|service| self.is_busy(&service));
                 self.something_happened |= awaited && self.actions_under_way().next().is_some();

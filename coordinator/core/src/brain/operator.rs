@@ -28,8 +28,12 @@ impl Brain {
     pub fn operator(&mut self, now: Time, by: &str, command: OperatorCommand) -> Result<Accepted, NotTaken> {
         self.may_command(now)?;
         match command {
-            OperatorCommand::Migrate { service, source, target } => self.migrate_by_hand(now, by, &service, source, target),
-            OperatorCommand::Scale { service, replicas, node } => self.scale_by_hand(now, by, &service, replicas, node),
+            OperatorCommand::Migrate { service, source, target } => {
+                self.migrate_by_hand(now, by, &service, source, target)
+            }
+            OperatorCommand::Scale { service, replicas, node } => {
+                self.scale_by_hand(now, by, &service, replicas, node)
+            }
             OperatorCommand::Drain { node } => self.drain_by_hand(now, by, node),
             OperatorCommand::Pause { service } => self.pause(now, by, service, true),
             OperatorCommand::Resume { service } => self.pause(now, by, service, false),
@@ -55,7 +59,11 @@ impl Brain {
             return Err(not_taken("observe", "this coordinator was started to change nothing", otherwise));
         }
         if now - snapshot.taken > SNAPSHOT_VALID {
-            return Err(not_taken("not_ready", "Swarm has not answered for a while", "a manager with a quorum"));
+            return Err(not_taken(
+                "not_ready",
+                "Swarm has not answered for a while",
+                "a manager with a quorum",
+            ));
         }
         Ok(())
     }
@@ -63,7 +71,11 @@ impl Brain {
     fn replicated(&self, id: &ServiceId) -> Result<(Service, u64), NotTaken> {
         let found = self.view.snapshot.as_ref().and_then(|snapshot| snapshot.services.get(id));
         let Some(service) = found else {
-            return Err(not_taken("unknown_service", format!("there is no service {id}"), "an existing service"));
+            return Err(not_taken(
+                "unknown_service",
+                format!("there is no service {id}"),
+                "an existing service",
+            ));
         };
         let Mode::Replicated(replicas) = service.mode else {
             let text = format!("{} is not a replicated service", service.name);
@@ -103,11 +115,16 @@ impl Brain {
         };
         let target = match target {
             Some(target) => self.fits(&service, &target)?,
-            None => self
-                .room_for(id, &source, now)
-                .map_err(|why| not_taken("no_room", format!("no node can take it: {why}"), "a node with room"))?,
+            None => self.room_for(id, &source, now).map_err(|why| {
+                not_taken("no_room", format!("no node can take it: {why}"), "a node with room")
+            })?,
         };
-        let text = format!("{by}: {} moves from {} to {}", service.name, self.hostname(&source), self.hostname(&target));
+        let text = format!(
+            "{by}: {} moves from {} to {}",
+            service.name,
+            self.hostname(&source),
+            self.hostname(&target)
+        );
         let intent = Intent::Migrate { service: id.clone(), source, target: Some(target) };
         self.order_by_hand(now, intent, text)
     }
@@ -138,7 +155,8 @@ impl Brain {
         node: Option<NodeId>,
     ) -> Result<Accepted, NotTaken> {
         let (service, replicas) = self.replicated(id)?;
-        let bounds = service.policy.as_ref().ok().and_then(|policy| Some((policy.scale_min?, policy.scale_max?)));
+        let bounds =
+            service.policy.as_ref().ok().and_then(|policy| Some((policy.scale_min?, policy.scale_max?)));
         let (min, max) = bounds.unwrap_or((1, 10_000));
         if wanted < u64::from(min) || wanted > u64::from(max) {
             let text = format!("{} may have {min} to {max} replicas", service.name);
@@ -147,7 +165,10 @@ impl Brain {
         let text = format!("{by}: {} goes from {replicas} to {wanted} replicas", service.name);
         let intent = match wanted.cmp(&replicas) {
             std::cmp::Ordering::Equal => {
-                return Ok(Accepted { action: None, text: format!("{} has {replicas} replicas already", service.name) });
+                return Ok(Accepted {
+                    action: None,
+                    text: format!("{} has {replicas} replicas already", service.name),
+                });
             }
             std::cmp::Ordering::Greater => {
                 let target = match node {
@@ -163,7 +184,11 @@ impl Brain {
                 }
                 let chosen = node.or_else(|| policy::choose_victim_node(&self.view, id, now));
                 let Some(node) = chosen else {
-                    return Err(not_taken("which_node", "no node's load is known", "name the node whose replica goes"));
+                    return Err(not_taken(
+                        "which_node",
+                        "no node's load is known",
+                        "name the node whose replica goes",
+                    ));
                 };
                 Intent::ScaleIn { service: id.clone(), node }
             }
@@ -182,7 +207,8 @@ impl Brain {
     pub(super) fn follow_scales(&mut self, now: Time) {
         for (id, from, to) in self.wishes.scales() {
             let found = self.replicated(&id).ok();
-            let Some((service, replicas)) = found.filter(|(_, replicas)| (to + 1..=from).contains(replicas)) else {
+            let Some((service, replicas)) = found.filter(|(_, replicas)| (to + 1..=from).contains(replicas))
+            else {
                 // Done, gone, or raised by somebody else meanwhile.
                 self.wishes.ask(Change::scale(&id, None));
                 continue;
@@ -225,7 +251,11 @@ impl Brain {
             .collect();
         if !staying.is_empty() {
             let text = format!("{hostname} cannot be left by all: {}", staying.join("; "));
-            return Err(not_taken("services_stay", text, "their labels, or docker node update --availability drain"));
+            return Err(not_taken(
+                "services_stay",
+                text,
+                "their labels, or docker node update --availability drain",
+            ));
         }
         let text = format!("{by}: {hostname} is drained, {} services leave it first", services.len());
         self.order_by_hand(now, Intent::Drain { node }, text)
@@ -242,7 +272,11 @@ impl Brain {
             return Err(not_taken("limit_node", "another action leaves this node", "the end of that action"));
         }
         if self.situation().under_way >= self.settings.max_actions.max(1) {
-            return Err(not_taken("limit", "as many actions as allowed are under way", "the end of one of them"));
+            return Err(not_taken(
+                "limit",
+                "as many actions as allowed are under way",
+                "the end of one of them",
+            ));
         }
         let (code, service) = (super::journal::kind_word(&intent), intent.service().cloned());
         let token = self.actions.token();
@@ -262,12 +296,18 @@ impl Brain {
         Ok(Accepted { action: Some(token), text })
     }
 
-    fn pause(&mut self, now: Time, by: &str, service: Option<ServiceId>, on: bool) -> Result<Accepted, NotTaken> {
+    fn pause(
+        &mut self,
+        now: Time,
+        by: &str,
+        service: Option<ServiceId>,
+        on: bool,
+    ) -> Result<Accepted, NotTaken> {
         let name = match &service {
             None => "all services".into(),
-            Some(id) => self
-                .service_name(id)
-                .ok_or_else(|| not_taken("unknown_service", format!("there is no service {id}"), "an existing service"))?,
+            Some(id) => self.service_name(id).ok_or_else(|| {
+                not_taken("unknown_service", format!("there is no service {id}"), "an existing service")
+            })?,
         };
         let change = Change::pause(service.as_ref(), on.then_some(by));
         let (code, what) = if on { ("pause", "paused") } else { ("resume", "resumed") };
@@ -283,7 +323,11 @@ impl Brain {
         service: Option<ServiceId>,
     ) -> Result<Accepted, NotTaken> {
         if !self.wishes.ask(change) {
-            return Err(not_taken("too_many", "too many changes wait to be written", "an engine that answers"));
+            return Err(not_taken(
+                "too_many",
+                "too many changes wait to be written",
+                "an engine that answers",
+            ));
         }
         self.write_wishes(now);
         self.journal_operator(code, text.clone(), service, None);

@@ -43,7 +43,11 @@ impl Brain {
             label_errors: errors.map(ToString::to_string).collect(),
             cooldowns_ms: self.cooldowns(now, service),
             spare_ms: self.view.history.spare_since(&service.id).map(|since| ms(now - since)),
-            alerts: self.alerts(now).into_iter().filter(|alert| alert.service.as_ref() == Some(&service.id)).collect(),
+            alerts: self
+                .alerts(now)
+                .into_iter()
+                .filter(|alert| alert.service.as_ref() == Some(&service.id))
+                .collect(),
             action: action.and_then(|object| self.action_status(now, object)),
             preflight: policy.map_or_else(Vec::new, |policy| {
                 preflight::findings(service, policy, self.view.healthcheck(service, now))
@@ -99,9 +103,11 @@ impl Brain {
 
     /// All containers that agents report and that belong to a service.
     pub fn containers(&self, now: Time) -> Vec<ContainerStatus> {
-        let all = self.view.agents.iter().flat_map(|(node, agent)| {
-            agent.containers.values().map(move |container| (node, container))
-        });
+        let all = self
+            .view
+            .agents
+            .iter()
+            .flat_map(|(node, agent)| agent.containers.values().map(move |container| (node, container)));
         all.map(|(node, container)| {
             let service = self.view.service_of(container);
             ContainerStatus {
@@ -129,7 +135,14 @@ impl Brain {
             service: service.id.clone(),
             name: service.name.clone(),
             protected: service.policy.as_ref().is_ok_and(|policy| policy.enabled),
-            label_errors: service.policy.as_ref().err().into_iter().flatten().map(ToString::to_string).collect(),
+            label_errors: service
+                .policy
+                .as_ref()
+                .err()
+                .into_iter()
+                .flatten()
+                .map(ToString::to_string)
+                .collect(),
             replicas: if let Mode::Replicated(replicas) = service.mode { Some(replicas) } else { None },
             running: self.view.tasks_of(&service.id).filter(|task| task.is_serving()).count(),
             paused: self.wishes.is_paused(&service.id),

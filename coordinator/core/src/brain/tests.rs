@@ -31,7 +31,8 @@ impl Stage {
         let mut world = World::new(["n1", "n2", "n3"]);
         world.service(service).task("t1", "s1", 1, "n2").task("t2", "s1", 2, "n3");
         let brain = Brain::new(settings);
-        let mut stage = Self { brain, world, ms: 0, seq: 0, version: 100, commands: Vec::new(), entries: Vec::new() };
+        let mut stage =
+            Self { brain, world, ms: 0, seq: 0, version: 100, commands: Vec::new(), entries: Vec::new() };
         stage.connect();
         stage.snapshot();
         stage
@@ -232,7 +233,8 @@ fn a_lease_that_somebody_else_took_is_respected() {
     // Another coordinator creates the record between two readings of ours.
     let (id, version) = ("r1".into(), 1);
     let name = "swarmguard-act-s1".to_string();
-    let theirs = RecordObject { id, version, name: name.clone(), labels: Default::default(), data: Vec::new() };
+    let theirs =
+        RecordObject { id, version, name: name.clone(), labels: Default::default(), data: Vec::new() };
     stage.world.swarm.records.insert(name, theirs.clone());
     stage.pass(4_000, 90);
     assert_eq!(stage.world.swarm.records.values().collect::<Vec<_>>(), [&theirs], "theirs is untouched");
@@ -275,7 +277,10 @@ fn operators_commands_pass_the_same_protection() {
         let result = stage.brain.operator(at(stage.ms), "ops", command);
         result.map(|accepted| accepted.action.is_some()).map_err(|refused| refused.code)
     };
-    assert_eq!(try_it(&mut stage, migrate(&"nope".parse().expect("an ID"), None)), Err("unknown_service".into()));
+    assert_eq!(
+        try_it(&mut stage, migrate(&"nope".parse().expect("an ID"), None)),
+        Err("unknown_service".into())
+    );
     assert_eq!(try_it(&mut stage, migrate(&service, None)), Err("which_node".into()));
     assert_eq!(try_it(&mut stage, migrate(&service, Some("n1"))), Err("stale".into()));
     let none = OperatorCommand::Scale { service: service.clone(), replicas: 0, node: None };
@@ -297,7 +302,8 @@ fn leases_and_agents_are_journalled_as_they_change() {
     stage.drain();
     stage.pass(500, 20);
     let codes = stage.codes(Kind::Lease);
-    for (code, count) in [("agent_came", 3), ("lease_granted", 3), ("lease_lapsed", 3), ("lease_renewed", 3)] {
+    for (code, count) in [("agent_came", 3), ("lease_granted", 3), ("lease_lapsed", 3), ("lease_renewed", 3)]
+    {
         assert_eq!(codes.iter().filter(|known| **known == code).count(), count, "{code} in {codes:?}");
     }
 }
@@ -360,7 +366,8 @@ fn a_lost_job_is_noted_then_run_again_and_counted() {
             // A successor goes on with what it finds.
             stage.brain = Brain::new(settings());
         }
-        let writes = stage.commands.iter().filter(|command| matches!(command, Command::WriteService { .. })).count();
+        let writes =
+            stage.commands.iter().filter(|command| matches!(command, Command::WriteService { .. })).count();
         let record = &stage.world.swarm.records["swarmguard-job-s1"];
         assert_eq!(record.labels["swarmguard.attempts"], (iteration + 1).min(2).to_string());
         assert!(record.labels["swarmguard.attempt.1"].contains("host-n2"), "{:?}", record.labels);

@@ -29,7 +29,8 @@ impl Brain {
         self.note_spare(now);
         let situation = self.situation();
         let verdicts = policy::decide(&self.view, &situation, now);
-        let judged: std::collections::BTreeSet<&ServiceId> = verdicts.iter().map(|verdict| &verdict.service).collect();
+        let judged: std::collections::BTreeSet<&ServiceId> =
+            verdicts.iter().map(|verdict| &verdict.service).collect();
         self.verdicts.retain(|service, _| judged.contains(service));
         for verdict in verdicts {
             self.conclude(now, verdict);
@@ -132,7 +133,8 @@ impl Brain {
             _ => None,
         };
         let draining = |node: &NodeId| {
-            self.actions_under_way().any(|record| record.kind == Kind::Drain && record.source.as_ref() == Some(node))
+            self.actions_under_way()
+                .any(|record| record.kind == Kind::Drain && record.source.as_ref() == Some(node))
         };
         let here = source.map_or(0, |node| {
             let all = situation.leaving.get(node).copied().unwrap_or(0);

@@ -10,12 +10,10 @@ use swarmguard_common::{
 };
 
 use super::{constant, placement};
-use crate::{
-    view::{
-        Replica, View,
-        agent::{Agent, Container},
-        alerts::Standing,
-    },
+use crate::view::{
+    Replica, View,
+    agent::{Agent, Container},
+    alerts::Standing,
 };
 
 /// Why an alert does not count, or not yet.
@@ -153,8 +151,15 @@ fn examine<'a>(
     } else {
         policy.act_after
     };
-    let mut hot =
-        Hot { reporter: node, replica: None, cpu: cpu_known, memory: memory_known, stood, act_after, doubt: None };
+    let mut hot = Hot {
+        reporter: node,
+        replica: None,
+        cpu: cpu_known,
+        memory: memory_known,
+        stood,
+        act_after,
+        doubt: None,
+    };
     let task = view.task_of(&container.intro.container, container.intro.task.as_ref());
     hot.doubt = match task {
         None => Some(Doubt::Stale(format!("its task is gone from {}", agent.hello.hostname))),

@@ -29,7 +29,8 @@ pub struct Again {
 /// Judges a job; `None` for services that are none, or not enabled. `attempts` were made for this run of it before.
 pub fn judge(view: &View, service: &Service, attempts: u32, now: Time) -> Option<(Judgement, Option<Again>)> {
     let Ok(policy) = &service.policy else { return None };
-    let (Mode::ReplicatedJob { .. }, Some(iteration), true) = (service.mode, service.job_iteration, policy.enabled)
+    let (Mode::ReplicatedJob { .. }, Some(iteration), true) =
+        (service.mode, service.job_iteration, policy.enabled)
     else {
         return None;
     };
@@ -39,7 +40,9 @@ pub fn judge(view: &View, service: &Service, attempts: u32, now: Time) -> Option
     for task in current {
         match (task.state, &task.node) {
             (TaskState::Complete, _) => done += 1,
-            (state, Some(node)) if state <= TaskState::Running && is_lost(view, node, now) => lost.push(node.clone()),
+            (state, Some(node)) if state <= TaskState::Running && is_lost(view, node, now) => {
+                lost.push(node.clone())
+            }
             // Waiting, running, or failed and Swarm's to restart.
             _ if task.desired <= TaskState::Complete => alive += 1,
             _ => {}
@@ -72,14 +75,21 @@ pub fn judge(view: &View, service: &Service, attempts: u32, now: Time) -> Option
         let text = format!("its node is lost, and it was run again {attempts} times already");
         (judgement(Conclusion::Refuse, "job_retries", text, "a higher swarmguard.job.retries"), None)
     } else {
-        let text = format!("its node is lost and nothing of it runs elsewhere: it runs again, attempt {}", attempts + 1);
+        let text = format!(
+            "its node is lost and nothing of it runs elsewhere: it runs again, attempt {}",
+            attempts + 1
+        );
         let again = Again { iteration, nodes: lost.clone() };
         (judgement(Conclusion::Act, "job_again", text, retries(policy)), Some(again))
     })
 }
 
 fn retries(policy: &ServicePolicy) -> &'static str {
-    if policy.job_retries == 1 { "swarmguard.job.retries=0" } else { "a lower swarmguard.job.retries, or its node back" }
+    if policy.job_retries == 1 {
+        "swarmguard.job.retries=0"
+    } else {
+        "a lower swarmguard.job.retries, or its node back"
+    }
 }
 
 /// Both Swarm and the agent there have fallen silent, and have stayed so.

@@ -100,7 +100,13 @@ fn candidate(round: &Round<'_>, service: &Service, node: &Node, burden: Burden) 
 }
 
 impl Round<'_> {
-    pub(super) fn judge_hot(&self, service: &Service, policy: &ServicePolicy, replicas: u64, hot: &[Hot<'_>]) -> Verdict {
+    pub(super) fn judge_hot(
+        &self,
+        service: &Service,
+        policy: &ServicePolicy,
+        replicas: u64,
+        hot: &[Hot<'_>],
+    ) -> Verdict {
         let mut certain: Vec<(&Hot<'_>, Certain<'_>)> =
             hot.iter().filter_map(|hot| Some((hot, hot.certain()?))).collect();
         // The heaviest first.
@@ -124,22 +130,32 @@ impl Round<'_> {
             Some(Doubt::Holding(_)) => {
                 let text = format!("hot for {} ms", hot.stood.as_millis());
                 let mut verdict = self.calm(service, "holding", text);
-                verdict.judgement.otherwise = format!("something is done at {} ms", hot.act_after.as_millis());
+                verdict.judgement.otherwise =
+                    format!("something is done at {} ms", hot.act_after.as_millis());
                 verdict
             }
-            Some(Doubt::Stale(what)) => {
-                self.refuse(service, "stale_alert", format!("the alert is stale: {what}"), "an alert from where it runs")
-            }
+            Some(Doubt::Stale(what)) => self.refuse(
+                service,
+                "stale_alert",
+                format!("the alert is stale: {what}"),
+                "an alert from where it runs",
+            ),
             Some(Doubt::Lease(why)) => {
                 let text = format!("{} is not to be believed: {why}", name(self.snapshot, hot.reporter));
                 self.refuse(service, "no_lease", text, "an agent that sees its node and is heard")
             }
-            Some(Doubt::NotServing) => {
-                self.refuse(service, "not_serving", "the hot replica does not run yet", "it running and healthy")
-            }
-            Some(Doubt::NoData) | None => {
-                self.refuse(service, "no_data", "no fresh figures of the hot replica or its node", "fresh figures")
-            }
+            Some(Doubt::NotServing) => self.refuse(
+                service,
+                "not_serving",
+                "the hot replica does not run yet",
+                "it running and healthy",
+            ),
+            Some(Doubt::NoData) | None => self.refuse(
+                service,
+                "no_data",
+                "no fresh figures of the hot replica or its node",
+                "fresh figures",
+            ),
         };
         verdict.judgement.node = Some(hot.reporter.clone());
         verdict.judgement.task = hot.replica.map(|replica| replica.task.id.clone());
@@ -197,7 +213,14 @@ impl Round<'_> {
             None
         };
         if let Some(text) = load_is_the_reason {
-            let out = self.scale_out(service, policy, replicas, "scale_out", text, self.steps_needed(policy, certain, replicas));
+            let out = self.scale_out(
+                service,
+                policy,
+                replicas,
+                "scale_out",
+                text,
+                self.steps_needed(policy, certain, replicas),
+            );
             // Between the two thresholds either may help; a service that may not scale can still move.
             let may_move = network < thresholds.network_high && out.judgement.rule == "scaling_off";
             if !may_move {
@@ -263,12 +286,24 @@ impl Round<'_> {
                 if out.intent.is_some() {
                     return out;
                 }
-                self.refuse(service, "nowhere_better", text, "a node with room that the service may run on, or scaling")
+                self.refuse(
+                    service,
+                    "nowhere_better",
+                    text,
+                    "a node with room that the service may run on, or scaling",
+                )
             }
         }
     }
 
-    fn go(&self, service: &Service, policy: &ServicePolicy, certain: &Certain<'_>, own: f64, target: &Target) -> Verdict {
+    fn go(
+        &self,
+        service: &Service,
+        policy: &ServicePolicy,
+        certain: &Certain<'_>,
+        own: f64,
+        target: &Target,
+    ) -> Verdict {
         let source = certain.replica.node;
         let text = format!(
             "{} is short, network is low: one replica moves to {}, which would be at {:.0} % CPU",
@@ -301,7 +336,12 @@ impl Round<'_> {
     }
 
     /// What forbids a service to move now, whatever its load and wherever it would go.
-    fn may_not_move(&self, service: &Service, policy: &ServicePolicy, certain: &Certain<'_>) -> Option<Verdict> {
+    fn may_not_move(
+        &self,
+        service: &Service,
+        policy: &ServicePolicy,
+        certain: &Certain<'_>,
+    ) -> Option<Verdict> {
         if policy.migrate == MigrateMode::Off {
             let otherwise = "swarmguard.migrate=auto";
             return Some(self.refuse(service, "migrate_off", "its labels forbid to move it", otherwise));
@@ -315,7 +355,13 @@ impl Round<'_> {
         if let Some(past) = self.view.history.past(&service.id, Kind::Migrate) {
             let since = self.now - past.ended;
             if since < policy.cooldown {
-                return Some(self.cooling(service, "cooldown", "migration", policy.cooldown, policy.cooldown - since));
+                return Some(self.cooling(
+                    service,
+                    "cooldown",
+                    "migration",
+                    policy.cooldown,
+                    policy.cooldown - since,
+                ));
             }
             if !past.undone && past.target.as_ref() == Some(source) && since < constant::MOVED_IN_VAIN {
                 let text = format!(
@@ -324,7 +370,12 @@ impl Round<'_> {
                     since.as_secs()
                 );
                 let left = (constant::MOVED_IN_VAIN - since).as_secs();
-                return Some(self.refuse(service, "moved_in_vain", text, format!("{left} s more, or another cause")));
+                return Some(self.refuse(
+                    service,
+                    "moved_in_vain",
+                    text,
+                    format!("{left} s more, or another cause"),
+                ));
             }
         }
         if let Some(past) = self.view.history.past(&service.id, Kind::ScaleOut)
@@ -340,7 +391,12 @@ impl Round<'_> {
         {
             let text = "another replica left or joined this node a moment ago";
             let left = (constant::RELIEF - (self.now - ended)).as_secs();
-            return Some(self.refuse(service, "just_relieved", text, format!("the node still short in {left} s")));
+            return Some(self.refuse(
+                service,
+                "just_relieved",
+                text,
+                format!("the node still short in {left} s"),
+            ));
         }
         None
     }
@@ -361,15 +417,17 @@ impl Round<'_> {
 
     /// Names the container that uses most of the node, where that is another.
     fn heaviest(&self, certain: &Certain<'_>) -> String {
-        let fresh = certain.agent.containers.values().filter_map(|container| {
-            Some((container, certain.agent.fresh(container, self.now)?.cpu_millis))
-        });
+        let fresh =
+            certain.agent.containers.values().filter_map(|container| {
+                Some((container, certain.agent.fresh(container, self.now)?.cpu_millis))
+            });
         let Some((container, millis)) = fresh.max_by_key(|(_, millis)| *millis) else { return String::new() };
         if container.intro.container == certain.container.intro.container {
             return String::new();
         }
         let service = self.view.service_of(container);
-        let who = service.map_or_else(|| container.intro.container.to_string(), |service| service.name.clone());
+        let who =
+            service.map_or_else(|| container.intro.container.to_string(), |service| service.name.clone());
         format!(" ({who} uses {millis} thousandths of a CPU)")
     }
 }
@@ -383,9 +441,13 @@ fn limit_bound(policy: &ServicePolicy, hot: &Hot<'_>, certain: &Certain<'_>) -> 
     let intro = &certain.container.intro;
     let cpu_limited = intro.cpu_limit_millis.is_some_and(|limit| limit < certain.agent.hello.cpu_millis);
     let cpu_short = at_least(node.psi_cpu, constant::SHORT_PSI)
-        || at_least(node.cpu, policy.thresholds.cpu_high.scaled(if cpu_limited { 1.0 } else { CLEAR_RATIO }).0);
+        || at_least(
+            node.cpu,
+            policy.thresholds.cpu_high.scaled(if cpu_limited { 1.0 } else { CLEAR_RATIO }).0,
+        );
     let throttled = cpu_limited && at_least(certain.load.throttled, constant::THROTTLED);
-    let memory_limited = intro.memory_limit_bytes.is_some_and(|limit| limit < certain.agent.hello.memory_bytes);
+    let memory_limited =
+        intro.memory_limit_bytes.is_some_and(|limit| limit < certain.agent.hello.memory_bytes);
     let memory_short = at_least(node.psi_memory, constant::SHORT_PSI)
         || at_least(
             node.memory,
@@ -397,8 +459,11 @@ fn limit_bound(policy: &ServicePolicy, hot: &Hot<'_>, certain: &Certain<'_>) -> 
         return None;
     }
     let hostname = &certain.replica.node.hostname;
-    let (what, is, of) =
-        if hot.cpu { ("CPU", certain.load.cpu, node.cpu) } else { ("memory", certain.load.memory, node.memory) };
+    let (what, is, of) = if hot.cpu {
+        ("CPU", certain.load.cpu, node.cpu)
+    } else {
+        ("memory", certain.load.memory, node.memory)
+    };
     let shown = |value: Option<swarmguard_common::domain::BasisPoints>| {
         value.map_or_else(|| "an unknown share".into(), |value| value.to_string())
     };
@@ -436,7 +501,9 @@ fn clearly_better(
         let busy = target.predicted_cpu > 1.0;
         return match (gain > 0.0, busy) {
             (true, false) => Ok(()),
-            (false, _) => Err(format!("memory would be at {:.0} %, no better", target.predicted_memory * 100.0)),
+            (false, _) => {
+                Err(format!("memory would be at {:.0} %, no better", target.predicted_memory * 100.0))
+            }
             (true, true) => Err(format!("CPU would be at {:.0} %", target.predicted_cpu * 100.0)),
         };
     }

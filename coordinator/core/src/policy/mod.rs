@@ -116,7 +116,8 @@ mod constant {
 pub fn decide(view: &View, situation: &Situation, now: Time) -> Vec<Verdict> {
     let Some(snapshot) = view.snapshot.as_deref() else { return Vec::new() };
     let round = Round { view, situation, snapshot, now, hot: HotList::of(view, now) };
-    let mut verdicts: Vec<Verdict> = snapshot.services.values().filter_map(|service| round.judge(service)).collect();
+    let mut verdicts: Vec<Verdict> =
+        snapshot.services.values().filter_map(|service| round.judge(service)).collect();
     verdicts.sort_by(|a, b| b.rank.cmp(&a.rank).then_with(|| a.service.cmp(&b.service)));
     limit(&mut verdicts, situation);
     verdicts
@@ -221,7 +222,10 @@ impl Round<'_> {
             serving += u64::from(task.is_serving());
         }
         if let Some((slot, _)) = slots.iter().find(|(_, tasks)| **tasks > 1) {
-            return Some((format!("slot {slot} is being replaced: it has two tasks"), "one task in each slot".into()));
+            return Some((
+                format!("slot {slot} is being replaced: it has two tasks"),
+                "one task in each slot".into(),
+            ));
         }
         if serving != replicas {
             let text = format!("{serving} of {replicas} replicas run");
@@ -247,7 +251,13 @@ impl Round<'_> {
         figures
     }
 
-    fn verdict(&self, service: &Service, conclusion: Conclusion, rule: &'static str, text: String) -> Verdict {
+    fn verdict(
+        &self,
+        service: &Service,
+        conclusion: Conclusion,
+        rule: &'static str,
+        text: String,
+    ) -> Verdict {
         Verdict {
             service: service.id.clone(),
             judgement: Judgement {

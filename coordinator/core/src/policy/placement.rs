@@ -38,7 +38,8 @@ pub fn obstacle(placed: &Placed, service: &Service, node: &Node) -> Option<Strin
     if let Some((protocol, port)) = claims.host_ports.iter().find(|port| on.host_ports.contains(*port)) {
         return Some(format!("host port {port}/{protocol} is taken"));
     }
-    let most = service.spec.pointer("/TaskTemplate/Placement/MaxReplicas").and_then(Value::as_u64).unwrap_or(0);
+    let most =
+        service.spec.pointer("/TaskTemplate/Placement/MaxReplicas").and_then(Value::as_u64).unwrap_or(0);
     if most > 0 && placed.replicas(&node.id, &service.id) >= most {
         return Some(format!("at most {most} replicas a node"));
     }
@@ -83,8 +84,14 @@ mod tests {
         let ports = json!({"Ports": [{"PublishMode": "host", "PublishedPort": 80, "Protocol": "tcp"}]});
         let table: Vec<(Service, Option<&str>)> = vec![
             (replicated("s1", 2), None),
-            (change("/TaskTemplate/Placement", json!({"Constraints": ["node.id==n2"]})), Some("constraint node.id==n2")),
-            (change("/TaskTemplate/Placement", json!({"Platforms": [{"OS": "windows"}]})), Some("another platform")),
+            (
+                change("/TaskTemplate/Placement", json!({"Constraints": ["node.id==n2"]})),
+                Some("constraint node.id==n2"),
+            ),
+            (
+                change("/TaskTemplate/Placement", json!({"Platforms": [{"OS": "windows"}]})),
+                Some("another platform"),
+            ),
             (change("/TaskTemplate/Placement", json!({"MaxReplicas": 1})), Some("at most 1 replicas a node")),
             (change("/TaskTemplate/Placement", json!({"MaxReplicas": 2})), None),
             (

@@ -21,17 +21,28 @@ pub fn findings(service: &Service, policy: &ServicePolicy, healthcheck: Option<b
     found
 }
 
-fn finding(code: &'static str, refuses: bool, text: impl Into<String>, otherwise: impl Into<String>) -> Finding {
+fn finding(
+    code: &'static str,
+    refuses: bool,
+    text: impl Into<String>,
+    otherwise: impl Into<String>,
+) -> Finding {
     Finding { code, refuses, text: text.into(), otherwise: otherwise.into() }
 }
 
 /// SwarmGuard's own services are never touched: by label, or by the settings that only ours have.
 pub fn own(service: &Service, policy: &ServicePolicy) -> Option<Finding> {
     let env = service.spec.pointer("/TaskTemplate/ContainerSpec/Env").and_then(Value::as_array);
-    let ours = |text: &str| text.starts_with("SWARMGUARD_IDENTITY=") || text.starts_with("SWARMGUARD_QUIC_ADDR=");
+    let ours =
+        |text: &str| text.starts_with("SWARMGUARD_IDENTITY=") || text.starts_with("SWARMGUARD_QUIC_ADDR=");
     let by_env = env.into_iter().flatten().filter_map(Value::as_str).any(ours);
     (policy.role.is_some() || by_env).then(|| {
-        finding("own_service", true, "it is a part of SwarmGuard, which never touches itself", "nothing changes this")
+        finding(
+            "own_service",
+            true,
+            "it is a part of SwarmGuard, which never touches itself",
+            "nothing changes this",
+        )
     })
 }
 
@@ -63,7 +74,12 @@ fn health(policy: &ServicePolicy, healthcheck: Option<bool>) -> Option<Finding> 
         None => "no healthcheck is known: its spec has none, and no agent could see one of its image",
     };
     let refuses = !policy.allow.contains(&Allowance::NoHealthcheck);
-    Some(finding("no_healthcheck", refuses, text, "a healthcheck, or swarmguard.migrate.allow=no-healthcheck"))
+    Some(finding(
+        "no_healthcheck",
+        refuses,
+        text,
+        "a healthcheck, or swarmguard.migrate.allow=no-healthcheck",
+    ))
 }
 
 fn mounts(service: &Service, policy: &ServicePolicy) -> Option<Finding> {
@@ -102,8 +118,14 @@ fn slot_templates(service: &Service, policy: &ServicePolicy) -> Option<Finding> 
         return None;
     }
     let refuses = !policy.allow.contains(&Allowance::SlotTemplates);
-    let text = "it uses {{.Task.Slot}}: its successor gets another number, and for a moment there is one more";
-    Some(finding("slot_templates", refuses, text, "no slot numbers, or swarmguard.migrate.allow=slot-templates"))
+    let text =
+        "it uses {{.Task.Slot}}: its successor gets another number, and for a moment there is one more";
+    Some(finding(
+        "slot_templates",
+        refuses,
+        text,
+        "no slot numbers, or swarmguard.migrate.allow=slot-templates",
+    ))
 }
 
 fn mentions_slot(value: &Value) -> bool {
@@ -118,7 +140,8 @@ fn mentions_slot(value: &Value) -> bool {
 fn dnsrr(service: &Service) -> Option<Finding> {
     let mode = service.spec.pointer("/EndpointSpec/Mode").and_then(Value::as_str);
     (mode == Some("dnsrr")).then(|| {
-        let text = "endpoint mode dnsrr: clients keep the address of a replica that goes, requests may be lost";
+        let text =
+            "endpoint mode dnsrr: clients keep the address of a replica that goes, requests may be lost";
         finding("dnsrr", false, text, "endpoint mode vip, or clients that resolve anew and retry")
     })
 }
@@ -128,6 +151,9 @@ mod tests {
     use super::*;
     use crate::view::testing::{replicated, with_label};
     use serde_json::json;
+
+    /// A service, what is known of its healthcheck, and what is found: code, and whether it refuses.
+    type Case = (Service, Option<bool>, &'static [(&'static str, bool)]);
 
     fn codes(service: &Service, healthcheck: Option<bool>) -> Vec<(&'static str, bool)> {
         let policy = service.policy.clone().expect("labels that make sense");
@@ -147,14 +173,26 @@ mod tests {
             service
         };
         let nfs = json!({"Name": "local", "Options": {"type": "nfs"}});
-        let table: Vec<(Service, Option<bool>, &[(&str, bool)])> = vec![
+        let table: Vec<Case> = vec![
             (replicated("s1", 2), None, &[("no_healthcheck", true)]),
             (replicated("s1", 2), Some(false), &[("no_healthcheck", true)]),
-            (with_label(replicated("s1", 2), "migrate.allow", "no-healthcheck"), None, &[("no_healthcheck", false)]),
+            (
+                with_label(replicated("s1", 2), "migrate.allow", "no-healthcheck"),
+                None,
+                &[("no_healthcheck", false)],
+            ),
             (replicated("s1", 1), Some(true), &[("singleton", true)]),
             (with_label(replicated("s1", 1), "migrate", "surge"), Some(true), &[]),
-            (mount(json!({"Type": "bind", "Source": "/srv", "Target": "/data"})), Some(true), &[("local_volumes", true)]),
-            (mount(json!({"Type": "volume", "Source": "v", "Target": "/data"})), Some(true), &[("local_volumes", true)]),
+            (
+                mount(json!({"Type": "bind", "Source": "/srv", "Target": "/data"})),
+                Some(true),
+                &[("local_volumes", true)],
+            ),
+            (
+                mount(json!({"Type": "volume", "Source": "v", "Target": "/data"})),
+                Some(true),
+                &[("local_volumes", true)],
+            ),
             (mount(json!({"Type": "volume", "Target": "/data"})), Some(true), &[("local_volumes", true)]),
             (
                 mount(json!({"Type": "volume", "Source": "v", "VolumeOptions": {"DriverConfig": nfs}})),
@@ -162,7 +200,9 @@ mod tests {
                 &[],
             ),
             (
-                mount(json!({"Type": "volume", "Source": "v", "VolumeOptions": {"DriverConfig": {"Name": "rexray"}}})),
+                mount(
+                    json!({"Type": "volume", "Source": "v", "VolumeOptions": {"DriverConfig": {"Name": "rexray"}}}),
+                ),
                 Some(true),
                 &[],
             ),

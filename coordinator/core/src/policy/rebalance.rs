@@ -37,7 +37,8 @@ impl Round<'_> {
             let since = self.view.history.returned(node).map(|at| self.now - at);
             since.is_some_and(|since| (STEADY..RECENT).contains(&since))
         };
-        let crowded = self.snapshot.nodes.keys().max_by_key(|node| (copies(node), std::cmp::Reverse(*node)))?;
+        let crowded =
+            self.snapshot.nodes.keys().max_by_key(|node| (copies(node), std::cmp::Reverse(*node)))?;
         let most = copies(crowded);
         if !self.snapshot.nodes.keys().any(|node| back(node) && copies(node) + 2 <= most) {
             return None;
@@ -50,11 +51,22 @@ impl Round<'_> {
         if let Some(past) = self.view.history.past(&service.id, Kind::Migrate) {
             let since = self.now - past.ended;
             if since < policy.cooldown {
-                return Some(self.cooling(service, "cooldown", "migration", policy.cooldown, policy.cooldown - since));
+                return Some(self.cooling(
+                    service,
+                    "cooldown",
+                    "migration",
+                    policy.cooldown,
+                    policy.cooldown - since,
+                ));
             }
         }
         let Some(burden) = self.burden_on(service, crowded) else {
-            return Some(self.refuse(service, "no_data", "no fresh figures of its replicas", "fresh figures"));
+            return Some(self.refuse(
+                service,
+                "no_data",
+                "no fresh figures of its replicas",
+                "fresh figures",
+            ));
         };
         let fits = |target: &Target| {
             if !back(&target.node) {
@@ -64,7 +76,9 @@ impl Round<'_> {
                 return Err("has its share".into());
             }
             let high = policy.thresholds.cpu_high.ratio();
-            if target.predicted_cpu >= high || target.predicted_memory >= policy.thresholds.memory_high.ratio() {
+            if target.predicted_cpu >= high
+                || target.predicted_memory >= policy.thresholds.memory_high.ratio()
+            {
                 return Err(format!("CPU would be at {:.0} %", target.predicted_cpu * 100.0));
             }
             Ok(())

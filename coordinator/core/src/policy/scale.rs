@@ -68,7 +68,9 @@ pub fn spare(view: &View, service: &Service, policy: &ServicePolicy, now: Time) 
     let thresholds = &policy.thresholds;
     #[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 replicas")]
     let others = (replicas - 1) as f64;
-    let room = |high: swarmguard_common::domain::BasisPoints| (high.ratio() - policy.margin.ratio()).max(0.0) * others;
+    let room = |high: swarmguard_common::domain::BasisPoints| {
+        (high.ratio() - policy.margin.ratio()).max(0.0) * others
+    };
     let rooms = [room(thresholds.cpu_high), room(thresholds.memory_high), room(thresholds.network_high)];
     let [cpu, memory, network] = sums;
     for (what, sum, room, counts) in [
@@ -101,7 +103,8 @@ pub fn choose_victim_node(view: &View, service: &ServiceId, now: Time) -> Option
     }
     // Full to five points: small differences between nodes do not outweigh two replicas on one.
     let key = |(node, cpu, copies): &(NodeId, f64, usize)| ((cpu * 20.0).round(), *copies, node.clone());
-    let busiest = hosts.iter().map(key).max_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)).then(b.2.cmp(&a.2)));
+    let busiest =
+        hosts.iter().map(key).max_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)).then(b.2.cmp(&a.2)));
     busiest.map(|(_, _, node)| node)
 }
 
@@ -157,7 +160,12 @@ impl Round<'_> {
         match best_target(self, service, Burden::default(), fits) {
             Err(obstacles) => {
                 let otherwise = "a node with room that the service may run on";
-                self.refuse(service, "no_room", format!("{text}; but no node has room: {obstacles}"), otherwise)
+                self.refuse(
+                    service,
+                    "no_room",
+                    format!("{text}; but no node has room: {obstacles}"),
+                    otherwise,
+                )
             }
             Ok(target) => {
                 let to = name(self.snapshot, &target.node);
@@ -202,15 +210,19 @@ impl Round<'_> {
             return self.calm(service, "calm", "no replica is hot");
         };
         let (cpu, room) = match spare(self.view, service, policy, self.now) {
-            Spare::No(why) => return self.calm(service, "calm", format!("no replica is hot, none is spare: {why}")),
+            Spare::No(why) => {
+                return self.calm(service, "calm", format!("no replica is hot, none is spare: {why}"));
+            }
             Spare::Unknown(why) => {
-                let mut verdict = self.calm(service, "unknown", format!("nothing is known to be hot or spare: {why}"));
+                let mut verdict =
+                    self.calm(service, "unknown", format!("nothing is known to be hot or spare: {why}"));
                 verdict.judgement.otherwise = "fresh figures of every replica".into();
                 return verdict;
             }
             Spare::Yes { cpu, cpu_room } => (cpu, cpu_room),
         };
-        let spare_for = self.view.history.spare_since(&service.id).map(|since| self.now - since).unwrap_or_default();
+        let spare_for =
+            self.view.history.spare_since(&service.id).map(|since| self.now - since).unwrap_or_default();
         let mut verdict = if replicas <= u64::from(min) {
             self.calm(service, "at_min", format!("one replica is spare, but {min} are the least"))
         } else if spare_for < policy.down_window {
@@ -219,7 +231,8 @@ impl Round<'_> {
             verdict.judgement.otherwise = format!("it goes at {} s", policy.down_window.as_secs());
             verdict
         } else {
-            let text = format!("{replicas} replicas use {:.0} % CPU in all, one fewer is enough", cpu * 100.0);
+            let text =
+                format!("{replicas} replicas use {:.0} % CPU in all, one fewer is enough", cpu * 100.0);
             self.scale_in(service, policy, "scale_in", text)
         };
         let signals = &mut verdict.judgement.signals;
@@ -230,7 +243,13 @@ impl Round<'_> {
         verdict
     }
 
-    fn scale_in(&self, service: &Service, policy: &ServicePolicy, rule: &'static str, text: String) -> Verdict {
+    fn scale_in(
+        &self,
+        service: &Service,
+        policy: &ServicePolicy,
+        rule: &'static str,
+        text: String,
+    ) -> Verdict {
         for kind in [Kind::ScaleIn, Kind::ScaleOut] {
             if let Some(past) = self.view.history.past(&service.id, kind) {
                 let since = self.now - past.ended;
@@ -242,7 +261,12 @@ impl Round<'_> {
         }
         let Some(node) = choose_victim_node(self.view, &service.id, self.now) else {
             let otherwise = "an agent that is heard on a node of the service";
-            return self.refuse(service, "no_data", format!("{text}; but no node's figures are known"), otherwise);
+            return self.refuse(
+                service,
+                "no_data",
+                format!("{text}; but no node's figures are known"),
+                otherwise,
+            );
         };
         let text = format!("{text}; the one on {} goes, which has least room", name(self.snapshot, &node));
         let mut verdict = self.verdict(service, Conclusion::Act, rule, text);

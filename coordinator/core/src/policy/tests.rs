@@ -1,5 +1,8 @@
 //! The rules, one by one: a hot replica on a short node with room elsewhere, and what changes when one thing changes.
 
+mod absence;
+mod scaling;
+
 use serde_json::json;
 use swarmguard_common::{
     domain::{BasisPoints, Condition, Edge},
@@ -150,7 +153,10 @@ fn refusals_by_what_the_service_is() {
         (spec("/TaskTemplate/ContainerSpec/Mounts", json!([{"Type": "bind"}])), "local_volumes"),
         (spec("/TaskTemplate/ContainerSpec/Env", json!(["A={{.Task.Slot}}"])), "slot_templates"),
         (spec("/TaskTemplate/Placement", json!({"Constraints": ["node.id==n2"]})), "nowhere_better"),
-        (spec("/TaskTemplate/Placement", json!({"MaxReplicas": 1, "Constraints": ["node.id!=n1"]})), "nowhere_better"),
+        (
+            spec("/TaskTemplate/Placement", json!({"MaxReplicas": 1, "Constraints": ["node.id!=n1"]})),
+            "nowhere_better",
+        ),
     ];
     for (service, expected) in table {
         let world = hot_world(service, HOT);
@@ -227,7 +233,10 @@ fn stale_alerts_name_both_nodes() {
     world.read(6_050);
     let verdict = judge_at(&world, 6_100, &situation());
     assert_eq!(verdict.judgement.rule, "stale_alert");
-    assert!(verdict.judgement.text.contains("host-n2") && verdict.judgement.text.contains("host-n3"), "{verdict:?}");
+    assert!(
+        verdict.judgement.text.contains("host-n2") && verdict.judgement.text.contains("host-n3"),
+        "{verdict:?}"
+    );
 }
 
 #[test]
@@ -251,7 +260,8 @@ fn unknown_is_not_idle() {
     let mut world = hot_world(replicated("s1", 2), HOT);
     let forget = |report: &mut Report, world_handle: u32, change: fn(&mut TaskLoad)| {
         report.node = NodeLoad { cpu: percent(95), memory: percent(20), ..NodeLoad::default() };
-        let mut load = TaskLoad { handle: world_handle, cpu: percent(90), cpu_millis: 3_600, ..TaskLoad::default() };
+        let mut load =
+            TaskLoad { handle: world_handle, cpu: percent(90), cpu_millis: 3_600, ..TaskLoad::default() };
         change(&mut load);
         report.tasks = vec![load];
     };
@@ -287,7 +297,8 @@ fn drained_and_paused_nodes_are_no_targets() {
     for availability in [Availability::Pause, Availability::Drain] {
         let mut world = hot_world(replicated("s1", 2), HOT);
         for id in ["n1", "n3"] {
-            world.swarm.nodes.get_mut(&id.parse().expect("an ID")).expect("there").availability = availability;
+            world.swarm.nodes.get_mut(&id.parse().expect("an ID")).expect("there").availability =
+                availability;
         }
         world.read(6_050);
         assert_eq!(rule(&world), (Conclusion::Refuse, "nowhere_better"));
@@ -443,134 +454,6 @@ fn cooldown_then_ten_minutes_where_it_was_moved_in_vain() {
     assert_eq!(later(moved_to("n1"), 120), "migrate", "another replica of the service, where it always was");
 }
 
-// Scaling.
-
-/// `s1` with three replicas that use this much CPU, memory and network each, reported for `seconds`.
-fn spare_world(service: Service, each: (u16, u16, u16), seconds: u64) -> World {
-    let mut world = World::new(["n1", "n2", "n3"]);
-    world.service(service).task("t1", "s1", 1, "n1").task("t2", "s1", 2, "n2").task("t3", "s1", 3, "n3").read(0);
-    spend(&mut world, each, 0, seconds * 1_000);
-    world
-}
-
-fn spend(world: &mut World, (cpu, memory, network): (u16, u16, u16), from: u64, to: u64) {
-    for ms in (from..=to).step_by(500) {
-        for (node, task, node_cpu) in [("n1", "t1", 10), ("n2", "t2", 60), ("n3", "t3", 20)] {
-            world.report(ms, node, node_cpu, &[(task, cpu, memory, network)]);
-        }
-        note(world, ms);
-    }
-    world.read(to);
-}
-
-fn note(world: &mut World, ms: u64) {
-    let id = "s1".parse().expect("an ID");
-    let service = world.swarm.services[&id].clone();
-    let Mode::Replicated(replicas) = service.mode else { panic!("replicated") };
-    let policy = service.policy.clone().expect("sensible");
-    let is_spare = matches!(spare(&world.view, &service, &policy, at(ms)), Spare::Yes { .. });
-    world.view.history.note_spare(&id, at(ms), replicas, is_spare);
-}
-
-fn scaling() -> Service {
-    with_label(scaled(replicated("s1", 3), "1", "5"), "scale.down.window", "20s")
-}
-
-fn rule_at(world: &World, ms: u64) -> &'static str {
-    judge_at(world, ms, &situation()).judgement.rule
-}
-
-#[test]
-fn spare_for_the_whole_window_loses_the_replica_of_the_fullest_node() {
-    let world = spare_world(scaling(), (20, 50, 5), 10);
-    assert_eq!(rule_at(&world, 10_100), "spare_holding");
-    let world = spare_world(scaling(), (20, 50, 5), 21);
-    let verdict = judge_at(&world, 21_100, &situation());
-    assert_eq!(
-        verdict.intent,
-        Some(Intent::ScaleIn { service: "s1".parse().expect("an ID"), node: "n2".parse().expect("an ID") }),
-        "{verdict:?}"
-    );
-}
-
-#[test]
-fn the_sum_over_all_must_fit_the_others_with_margin() {
-    // Two of three could carry (75 - 10) x 2 = 130 %: 3 x 43 = 129 is spare, 3 x 44 = 132 is not.
-    for (each, expected) in [
-        ((43, 50, 5), "scale_in"),
-        ((44, 50, 5), "calm"),
-        ((20, 95, 5), "scale_in"),
-        ((20, 50, 36), "scale_in"),
-        ((20, 50, 37), "calm"),
-    ] {
-        assert_eq!(rule_at(&spare_world(scaling(), each, 21), 21_100), expected, "{each:?}");
-    }
-    let with_memory = with_label(scaling(), "scale.memory", "true");
-    assert_eq!(rule_at(&spare_world(with_memory, (20, 60, 5), 21), 21_100), "calm");
-}
-
-#[test]
-fn a_figure_that_is_missing_or_a_busy_moment_begins_the_window_anew() {
-    let mut world = spare_world(scaling(), (20, 50, 5), 15);
-    // A second in which t3 says nothing is bridged; four are not.
-    for ms in (15_000..=19_000).step_by(500) {
-        world.report(ms, "n1", 10, &[("t1", 20, 50, 5)]);
-        world.report(ms, "n2", 10, &[("t2", 20, 50, 5)]);
-        world.report(ms, "n3", 10, &[]);
-        note(&mut world, ms);
-    }
-    assert_eq!(rule_at(&world, 19_050), "unknown");
-    spend(&mut world, (20, 50, 5), 19_500, 30_000);
-    assert_eq!(rule_at(&world, 30_100), "spare_holding");
-}
-
-#[test]
-fn bounds_come_first_and_cooldowns_hold() {
-    let at_least = with_label(scaled(replicated("s1", 3), "3", "5"), "scale.down.window", "20s");
-    assert_eq!(rule_at(&spare_world(at_least, (20, 50, 5), 21), 21_100), "at_min");
-    let below = scaled(replicated("s1", 3), "4", "5");
-    assert_eq!(rule_at(&spare_world(below, (20, 50, 5), 5), 5_100), "below_min");
-    let above = scaled(replicated("s1", 3), "1", "2");
-    assert_eq!(rule_at(&spare_world(above, (70, 50, 5), 5), 5_100), "above_max");
-    let mut world = World::new(["n1", "n2", "n3"]);
-    world.service(scaling()).task("t1", "s1", 1, "n1").task("t2", "s1", 2, "n2").task("t3", "s1", 3, "n3").read(0);
-    let intent = Intent::ScaleIn { service: "s1".parse().expect("an ID"), node: "n1".parse().expect("an ID") };
-    let record = tombstone(&world, intent, 3);
-    world.record(record).read(100);
-    spend(&mut world, (20, 50, 5), 500, 25_000);
-    assert_eq!(rule_at(&world, 25_100), "down_cooldown");
-    spend(&mut world, (20, 50, 5), 25_500, 61_000);
-    assert_eq!(rule_at(&world, 61_100), "scale_in");
-}
-
-#[test]
-fn a_spike_of_two_seconds_does_nothing() {
-    let mut world = spare_world(scaled(replicated("s1", 3), "1", "5"), (50, 50, 70), 10);
-    world.alert(10_800, "n2", "t2", Condition::CpuHigh, Edge::Raise, 300);
-    for ms in (10_500..=12_500).step_by(250) {
-        world.report(ms, "n1", 50, &[("t1", 50, 50, 70)]);
-        world.report(ms, "n2", 100, &[("t2", 100, 50, 70)]);
-        world.report(ms, "n3", 50, &[("t3", 50, 50, 70)]);
-        assert_ne!(judge_at(&world, ms, &situation()).judgement.conclusion, Conclusion::Act);
-    }
-    world.alert(12_600, "n2", "t2", Condition::CpuHigh, Edge::Clear, 0);
-    spend(&mut world, (50, 50, 70), 12_750, 16_000);
-    assert_eq!(judge_at(&world, 16_100, &situation()).judgement.conclusion, Conclusion::Calm);
-}
-
-#[test]
-fn several_steps_at_once_only_where_labels_allow_and_all_is_hot() {
-    for (step, expected) in [("1", 3), ("4", 4)] {
-        let service = with_label(scaled(replicated("s1", 2), "1", "9"), "scale.step", step);
-        let mut world = hot_world(service, Heat { cpu: 100, network: 80, ..HOT });
-        world.alert(1_000, "n3", "t2", Condition::CpuHigh, Edge::Raise, 300);
-        world.report(6_050, "n3", 100, &[("t2", 100, 5, 80)]);
-        let verdict = judge_at(&world, 6_100, &situation());
-        let Some(Intent::ScaleOut { replicas, .. }) = verdict.intent else { panic!("{verdict:?}") };
-        assert_eq!(replicas, expected);
-    }
-}
-
 proptest::proptest! {
     /// Whatever figures are missing, no action rests on one that is not there.
     #[test]
@@ -603,118 +486,4 @@ proptest::proptest! {
             proptest::prop_assert!(silent_ms < 1_000, "acted on figures {silent_ms} ms old: {verdict:?}");
         }
     }
-}
-
-// A node that returns.
-
-#[test]
-fn a_node_that_returned_gets_one_replica_of_what_crowds_elsewhere() {
-    let table = [
-        ("true", true, 60, Some("rebalance")),
-        ("true", true, 10, None),
-        ("true", true, 3_600, None),
-        ("true", false, 60, None),
-        ("false", true, 60, None),
-    ];
-    for (label, away, seconds, expected) in table {
-        let mut world = World::new(["n1", "n2", "n3"]);
-        world.service(with_label(replicated("s1", 3), "rebalance", label));
-        // n1 has one, n2 two; n3 was away.
-        world.task("t1", "s1", 1, "n1").task("t2", "s1", 2, "n2").task("t3", "s1", 3, "n2");
-        let n3: NodeId = "n3".parse().expect("an ID");
-        world.swarm.nodes.get_mut(&n3).expect("there").ready = !away;
-        world.read(0);
-        world.swarm.nodes.get_mut(&n3).expect("there").ready = true;
-        world.read(1_000);
-        let end = 1_000 + seconds * 1_000;
-        for ms in (end - 8_000..=end).step_by(250) {
-            world.report(ms, "n1", 20, &[("t1", 10, 10, 1)]);
-            world.report(ms, "n2", 20, &[("t2", 10, 10, 1), ("t3", 10, 10, 1)]);
-            world.report(ms, "n3", 5, &[]);
-        }
-        world.read(end);
-        let verdict = judge_at(&world, end + 100, &situation());
-        let rule = (verdict.judgement.conclusion == Conclusion::Act).then_some(verdict.judgement.rule);
-        assert_eq!(rule, expected, "{verdict:?}");
-        if rule.is_some() {
-            let Some(Intent::Migrate { source, target, .. }) = verdict.intent else { panic!("{:?}", verdict.intent) };
-            assert_eq!((source.as_str(), target), ("n2", Some(n3)));
-        }
-    }
-}
-
-#[test]
-fn our_own_pause_is_no_absence() {
-    let mut world = World::new(["n1", "n2", "n3"]);
-    let n3: NodeId = "n3".parse().expect("an ID");
-    for availability in [Availability::Pause, Availability::Active] {
-        world.swarm.nodes.get_mut(&n3).expect("there").availability = availability;
-        world.read(if availability == Availability::Pause { 0 } else { 1_000 });
-    }
-    assert_eq!(world.view.history.returned(&n3), None);
-    for availability in [Availability::Drain, Availability::Active] {
-        world.swarm.nodes.get_mut(&n3).expect("there").availability = availability;
-        world.read(if availability == Availability::Drain { 2_000 } else { 3_000 });
-    }
-    assert_eq!(world.view.history.returned(&n3), Some(at(3_000)));
-}
-
-// Jobs.
-
-/// A job of one task on n2, which is lost (or not) for this long.
-fn job_world(lost: bool, seconds: u64) -> World {
-    let mut world = World::new(["n1", "n2"]);
-    let mut job = replicated("s1", 1);
-    job.mode = Mode::ReplicatedJob { concurrent: 1, completions: 1 };
-    job.job_iteration = Some(4);
-    world.service(job).task("t1", "s1", 0, "n2");
-    let task = world.swarm.tasks.get_mut(&"t1".parse().expect("an ID")).expect("there");
-    task.desired = crate::swarm::TaskState::Complete;
-    task.job_iteration = Some(4);
-    world.read(0);
-    world.swarm.nodes.get_mut(&"n2".parse().expect("an ID")).expect("there").ready = !lost;
-    world.read(1_000);
-    for ms in (1_000..=1_000 + seconds * 1_000).step_by(250) {
-        world.report(ms, "n1", 10, &[]);
-        if !lost {
-            world.report(ms, "n2", 10, &[("t1", 50, 10, 1)]);
-        }
-    }
-    world.read(1_000 + seconds * 1_000);
-    world
-}
-
-fn judge_job(world: &World, seconds: u64, attempts: u32) -> (&'static str, bool) {
-    let service = &world.swarm.services[&"s1".parse().expect("an ID")];
-    let (judgement, again) =
-        jobs::judge(&world.view, service, attempts, at(1_000 + seconds * 1_000)).expect("an enabled job");
-    (judgement.rule, again.is_some())
-}
-
-#[test]
-fn a_job_runs_again_when_its_node_stays_lost_and_only_so_often() {
-    assert_eq!(judge_job(&job_world(false, 20), 20, 0), ("job", false));
-    assert_eq!(judge_job(&job_world(true, 2), 2, 0), ("job", false));
-    assert_eq!(judge_job(&job_world(true, 10), 10, 0), ("job_again", true));
-    assert_eq!(judge_job(&job_world(true, 10), 10, 2), ("job_again", true));
-    assert_eq!(judge_job(&job_world(true, 10), 10, 3), ("job_retries", false));
-}
-
-#[test]
-fn a_job_that_goes_on_elsewhere_or_is_done_is_left_alone() {
-    let mut world = job_world(true, 10);
-    let mut other = world.swarm.tasks[&"t1".parse().expect("an ID")].clone();
-    (other.id, other.slot) = ("t2".parse().expect("an ID"), 1);
-    other.node = Some("n1".parse().expect("an ID"));
-    world.swarm.tasks.insert(other.id.clone(), other.clone());
-    world.read(11_000);
-    assert_eq!(judge_job(&world, 10, 0), ("job_goes_on", false));
-    other.state = crate::swarm::TaskState::Complete;
-    world.swarm.tasks.insert(other.id.clone(), other);
-    world.read(11_000);
-    assert_eq!(judge_job(&world, 10, 0), ("job_again", true));
-    world.swarm.tasks.get_mut(&"t1".parse().expect("an ID")).expect("there").state =
-        crate::swarm::TaskState::Complete;
-    world.read(11_000);
-    assert_eq!(judge_job(&world, 10, 0), ("job", false));
 }

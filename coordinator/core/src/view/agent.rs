@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, time::Duration};
 use swarmguard_common::{
     clock::Time,
     domain::{Condition, ContainerId, Edge, TaskId},
-    wire::agent::{Alert, ContainerChange, ContainerEvent, Hello, NodeLoad, Report, TaskIntro, TaskLoad, ToAgent},
+    wire::agent::{
+        Alert, ContainerChange, ContainerEvent, Hello, NodeLoad, Report, TaskIntro, TaskLoad, ToAgent,
+    },
 };
 
 use super::{
@@ -212,7 +214,8 @@ impl Agent {
         self.cpu.update(now, report.node.cpu);
         self.memory.update(now, report.node.memory);
         for load in &report.tasks {
-            let Some(container) = self.handles.get(&load.handle).and_then(|id| self.containers.get_mut(id)) else {
+            let Some(container) = self.handles.get(&load.handle).and_then(|id| self.containers.get_mut(id))
+            else {
                 continue; // A datagram may overtake the introduction.
             };
             container.load = Some((*load, now));
@@ -238,8 +241,13 @@ impl Agent {
             return None;
         };
         statistics.alerts += 1;
-        let mut new =
-            NewEdge { container: None, condition, edge, percent: f64::from(alert.value) / 100.0, age_ms: alert.age_ms };
+        let mut new = NewEdge {
+            container: None,
+            condition,
+            edge,
+            percent: f64::from(alert.value) / 100.0,
+            age_ms: alert.age_ms,
+        };
         if alert.handle == 0 {
             return Some(new);
         }
@@ -266,7 +274,9 @@ impl Agent {
                 if known.is_none() {
                     new.edge = Edge::Raise;
                 }
-                container.standing.insert(condition, Standing { since: known.unwrap_or(standing.since), ..standing });
+                container
+                    .standing
+                    .insert(condition, Standing { since: known.unwrap_or(standing.since), ..standing });
             }
             Edge::Clear => {
                 container.standing.remove(&condition);

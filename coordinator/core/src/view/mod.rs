@@ -99,7 +99,8 @@ impl View {
         if self.snapshot.as_ref().is_some_and(|newest| snapshot.taken < newest.taken) {
             return false;
         }
-        let running = snapshot.tasks.values().filter_map(|task| Some((task.container.clone()?, task.id.clone())));
+        let running =
+            snapshot.tasks.values().filter_map(|task| Some((task.container.clone()?, task.id.clone())));
         self.tasks_by_container = running.collect();
         self.tasks_by_service.clear();
         self.tasks_by_node.clear();
@@ -109,7 +110,8 @@ impl View {
                 self.tasks_by_node.entry(node.clone()).or_default().push(task.id.clone());
             }
         }
-        self.agents.retain(|node, agent| snapshot.nodes.contains_key(node) || agent.lease.age(now) < FORGET_AFTER);
+        self.agents
+            .retain(|node, agent| snapshot.nodes.contains_key(node) || agent.lease.age(now) < FORGET_AFTER);
         self.history.read(now, self.snapshot.as_deref(), &snapshot);
         self.snapshot = Some(snapshot);
         self.placed = OnceLock::new();
@@ -144,8 +146,11 @@ impl View {
                 Heard::Went
             }
             AgentEvent::Report(report) => {
-                let counter =
-                    if agent.report(now, &report) { &mut statistics.reports } else { &mut statistics.stale_reports };
+                let counter = if agent.report(now, &report) {
+                    &mut statistics.reports
+                } else {
+                    &mut statistics.stale_reports
+                };
                 *counter += 1;
                 Heard::Nothing
             }
@@ -243,7 +248,9 @@ impl View {
 
     /// Whether any alert stands anywhere.
     pub fn any_alert(&self) -> bool {
-        self.agents.values().any(|agent| agent.containers.values().any(|container| !container.standing.is_empty()))
+        self.agents
+            .values()
+            .any(|agent| agent.containers.values().any(|container| !container.standing.is_empty()))
     }
 
     /// Figures of a node that may be judged by.
@@ -255,7 +262,8 @@ impl View {
     /// that no spec shows). `None` when nobody can tell.
     pub fn healthcheck(&self, service: &Service, now: Time) -> Option<bool> {
         if let Some(check) = service.spec.pointer("/TaskTemplate/ContainerSpec/Healthcheck")
-            && let Some(test) = check.get("Test").and_then(|test| test.as_array()).filter(|test| !test.is_empty())
+            && let Some(test) =
+                check.get("Test").and_then(|test| test.as_array()).filter(|test| !test.is_empty())
         {
             return Some(test[0] != "NONE");
         }

@@ -224,7 +224,15 @@ impl World {
     }
 
     /// An alert edge of a condition that began `age_ms` before.
-    pub fn alert(&mut self, ms: u64, node: &str, id: &str, condition: Condition, edge: Edge, age_ms: u32) -> super::Heard {
+    pub fn alert(
+        &mut self,
+        ms: u64,
+        node: &str,
+        id: &str,
+        condition: Condition,
+        edge: Edge,
+        age_ms: u32,
+    ) -> super::Heard {
         self.seq += 1;
         let alert = Alert {
             epoch: 1,

@@ -39,7 +39,10 @@ fn older_reports_and_superseded_connections_are_dropped() {
         tasks: Vec::new(),
     };
     assert_eq!(stale(&mut world, report.clone()), 1, "seen before");
-    assert_eq!(stale(&mut world, swarmguard_common::wire::agent::Report { epoch: 2, seq: 9, ..report.clone() }), 1);
+    assert_eq!(
+        stale(&mut world, swarmguard_common::wire::agent::Report { epoch: 2, seq: 9, ..report.clone() }),
+        1
+    );
     let newer = AgentInput {
         node: "n1".parse().expect("an ID"),
         connection: ConnectionId(2),
@@ -53,7 +56,11 @@ fn older_reports_and_superseded_connections_are_dropped() {
         world.out.last(),
         Some(AgentOutput { connection: ConnectionId(1), what: AgentOrder::Close { .. } })
     ));
-    assert_eq!(stale(&mut world, swarmguard_common::wire::agent::Report { seq: 99, ..report }), 1, "old connection");
+    assert_eq!(
+        stale(&mut world, swarmguard_common::wire::agent::Report { seq: 99, ..report }),
+        1,
+        "old connection"
+    );
 }
 
 #[test]

@@ -1,0 +1,140 @@
+//! Scaling: spare replicas, windows, bounds, spikes, steps.
+
+use super::*;
+
+/// `s1` with three replicas that use this much CPU, memory and network each, reported for `seconds`.
+fn spare_world(service: Service, each: (u16, u16, u16), seconds: u64) -> World {
+    let mut world = World::new(["n1", "n2", "n3"]);
+    world
+        .service(service)
+        .task("t1", "s1", 1, "n1")
+        .task("t2", "s1", 2, "n2")
+        .task("t3", "s1", 3, "n3")
+        .read(0);
+    spend(&mut world, each, 0, seconds * 1_000);
+    world
+}
+
+fn spend(world: &mut World, (cpu, memory, network): (u16, u16, u16), from: u64, to: u64) {
+    for ms in (from..=to).step_by(500) {
+        for (node, task, node_cpu) in [("n1", "t1", 10), ("n2", "t2", 60), ("n3", "t3", 20)] {
+            world.report(ms, node, node_cpu, &[(task, cpu, memory, network)]);
+        }
+        note(world, ms);
+    }
+    world.read(to);
+}
+
+fn note(world: &mut World, ms: u64) {
+    let id = "s1".parse().expect("an ID");
+    let service = world.swarm.services[&id].clone();
+    let Mode::Replicated(replicas) = service.mode else { panic!("replicated") };
+    let policy = service.policy.clone().expect("sensible");
+    let is_spare = matches!(spare(&world.view, &service, &policy, at(ms)), Spare::Yes { .. });
+    world.view.history.note_spare(&id, at(ms), replicas, is_spare);
+}
+
+fn scaling() -> Service {
+    with_label(scaled(replicated("s1", 3), "1", "5"), "scale.down.window", "20s")
+}
+
+fn rule_at(world: &World, ms: u64) -> &'static str {
+    judge_at(world, ms, &situation()).judgement.rule
+}
+
+#[test]
+fn spare_for_the_whole_window_loses_the_replica_of_the_fullest_node() {
+    let world = spare_world(scaling(), (20, 50, 5), 10);
+    assert_eq!(rule_at(&world, 10_100), "spare_holding");
+    let world = spare_world(scaling(), (20, 50, 5), 21);
+    let verdict = judge_at(&world, 21_100, &situation());
+    assert_eq!(
+        verdict.intent,
+        Some(Intent::ScaleIn { service: "s1".parse().expect("an ID"), node: "n2".parse().expect("an ID") }),
+        "{verdict:?}"
+    );
+}
+
+#[test]
+fn the_sum_over_all_must_fit_the_others_with_margin() {
+    // Two of three could carry (75 - 10) x 2 = 130 %: 3 x 43 = 129 is spare, 3 x 44 = 132 is not.
+    for (each, expected) in [
+        ((43, 50, 5), "scale_in"),
+        ((44, 50, 5), "calm"),
+        ((20, 95, 5), "scale_in"),
+        ((20, 50, 36), "scale_in"),
+        ((20, 50, 37), "calm"),
+    ] {
+        assert_eq!(rule_at(&spare_world(scaling(), each, 21), 21_100), expected, "{each:?}");
+    }
+    let with_memory = with_label(scaling(), "scale.memory", "true");
+    assert_eq!(rule_at(&spare_world(with_memory, (20, 60, 5), 21), 21_100), "calm");
+}
+
+#[test]
+fn a_figure_that_is_missing_or_a_busy_moment_begins_the_window_anew() {
+    let mut world = spare_world(scaling(), (20, 50, 5), 15);
+    // A second in which t3 says nothing is bridged; four are not.
+    for ms in (15_000..=19_000).step_by(500) {
+        world.report(ms, "n1", 10, &[("t1", 20, 50, 5)]);
+        world.report(ms, "n2", 10, &[("t2", 20, 50, 5)]);
+        world.report(ms, "n3", 10, &[]);
+        note(&mut world, ms);
+    }
+    assert_eq!(rule_at(&world, 19_050), "unknown");
+    spend(&mut world, (20, 50, 5), 19_500, 30_000);
+    assert_eq!(rule_at(&world, 30_100), "spare_holding");
+}
+
+#[test]
+fn bounds_come_first_and_cooldowns_hold() {
+    let at_least = with_label(scaled(replicated("s1", 3), "3", "5"), "scale.down.window", "20s");
+    assert_eq!(rule_at(&spare_world(at_least, (20, 50, 5), 21), 21_100), "at_min");
+    let below = scaled(replicated("s1", 3), "4", "5");
+    assert_eq!(rule_at(&spare_world(below, (20, 50, 5), 5), 5_100), "below_min");
+    let above = scaled(replicated("s1", 3), "1", "2");
+    assert_eq!(rule_at(&spare_world(above, (70, 50, 5), 5), 5_100), "above_max");
+    let mut world = World::new(["n1", "n2", "n3"]);
+    world
+        .service(scaling())
+        .task("t1", "s1", 1, "n1")
+        .task("t2", "s1", 2, "n2")
+        .task("t3", "s1", 3, "n3")
+        .read(0);
+    let intent =
+        Intent::ScaleIn { service: "s1".parse().expect("an ID"), node: "n1".parse().expect("an ID") };
+    let record = tombstone(&world, intent, 3);
+    world.record(record).read(100);
+    spend(&mut world, (20, 50, 5), 500, 25_000);
+    assert_eq!(rule_at(&world, 25_100), "down_cooldown");
+    spend(&mut world, (20, 50, 5), 25_500, 61_000);
+    assert_eq!(rule_at(&world, 61_100), "scale_in");
+}
+
+#[test]
+fn a_spike_of_two_seconds_does_nothing() {
+    let mut world = spare_world(scaled(replicated("s1", 3), "1", "5"), (50, 50, 70), 10);
+    world.alert(10_800, "n2", "t2", Condition::CpuHigh, Edge::Raise, 300);
+    for ms in (10_500..=12_500).step_by(250) {
+        world.report(ms, "n1", 50, &[("t1", 50, 50, 70)]);
+        world.report(ms, "n2", 100, &[("t2", 100, 50, 70)]);
+        world.report(ms, "n3", 50, &[("t3", 50, 50, 70)]);
+        assert_ne!(judge_at(&world, ms, &situation()).judgement.conclusion, Conclusion::Act);
+    }
+    world.alert(12_600, "n2", "t2", Condition::CpuHigh, Edge::Clear, 0);
+    spend(&mut world, (50, 50, 70), 12_750, 16_000);
+    assert_eq!(judge_at(&world, 16_100, &situation()).judgement.conclusion, Conclusion::Calm);
+}
+
+#[test]
+fn several_steps_at_once_only_where_labels_allow_and_all_is_hot() {
+    for (step, expected) in [("1", 3), ("4", 4)] {
+        let service = with_label(scaled(replicated("s1", 2), "1", "9"), "scale.step", step);
+        let mut world = hot_world(service, Heat { cpu: 100, network: 80, ..HOT });
+        world.alert(1_000, "n3", "t2", Condition::CpuHigh, Edge::Raise, 300);
+        world.report(6_050, "n3", 100, &[("t2", 100, 5, 80)]);
+        let verdict = judge_at(&world, 6_100, &situation());
+        let Some(Intent::ScaleOut { replicas, .. }) = verdict.intent else { panic!("{verdict:?}") };
+        assert_eq!(replicas, expected);
+    }
+}
