@@ -21,7 +21,7 @@ use crate::{
     proxy::{Global, tls, worker},
     registry::Registry,
     settings::Settings,
-    source::{Picture, addresses, dns, feed, fixed},
+    source::{Picture, addresses, agents, dns, feed, fixed},
     stats::Stats,
 };
 
@@ -146,12 +146,14 @@ async fn spawn_sources(
         let nodes = Arc::new(settings.worker_nodes.clone());
         let name = settings.target_service.first().map_or("default", |it| dns::split(it, 0).0).to_owned();
         registry.apply(&fixed::picture(&names, &nodes, &name, settings.target_port).await, clock::now());
-        let (interval, port) = (settings.dns_interval, settings.target_port);
+        let (interval, port) = (settings.dns_interval.min(settings.cache_ttl), settings.target_port);
+        let metrics_port = settings.metrics_port;
         control.spawn(async move {
             loop {
-                tokio::time::sleep(interval).await;
-                let picture = fixed::picture(&names, &nodes, &name, port).await;
+                let mut picture = fixed::picture(&names, &nodes, &name, port).await;
+                agents::fill(&mut picture, metrics_port).await;
                 registry.apply(&picture, clock::now());
+                tokio::time::sleep(interval).await;
             }
         });
         return;

@@ -112,7 +112,7 @@ pub struct Settings {
     /// Log every pick with its reason
     #[arg(long, env = "DEBUG_ROUTING", default_value_t = false, action = ArgAction::Set)]
     pub debug_routing: bool,
-    /// Log a summary after so many requests of one worker; 0 never
+    /// Log a summary after so many requests of one worker, at most once a second; 0 never
     #[arg(long, env = "LOG_EVERY_N_REQUESTS", default_value_t = 100)]
     pub log_every_n_requests: u64,
 

@@ -171,7 +171,8 @@ fn tls_speaks_both_protocols_and_takes_a_new_certificate() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = |name: &str| directory.path().join(name);
     let issue = || {
-        Authority::create("c").expect("made").issue("host", Unit::Worker, directory.path()).expect("issued")
+        let authority = Authority::create("c").expect("made");
+        authority.issue("host", Unit::Worker, directory.path()).expect("issued");
     };
     issue();
     let first_roots = file("first.pem");

@@ -77,7 +77,7 @@ pub async fn watch(certificate: PathBuf, key: PathBuf, current: Arc<ArcSwap<Serv
                 tracing::info!(certificate = %certificate.display(), "the certificate was read again");
             }
             Err(error) => {
-                tracing::error!(%error, "the certificate changed but cannot be used, the old one is kept")
+                tracing::error!(%error, "the certificate changed but cannot be used, the old one is kept");
             }
         }
     }

@@ -1,6 +1,7 @@
 //! A worker: one thread, one runtime, its own listeners, connections, leases and counters.
 
 use std::{
+    cell::Cell,
     io,
     net::SocketAddr,
     rc::Rc,
@@ -8,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use swarmguard_common::clock;
+use swarmguard_common::clock::{self, Time};
 use tokio::{
     net::{TcpListener, TcpSocket},
     sync::Semaphore,
@@ -31,6 +32,9 @@ const BACKLOG: u32 = 4_096;
 /// One pick in so many is timed.
 const TIMED_ONE_IN: u64 = 16;
 
+/// Least time between two summaries in the log.
+const LOG_PAUSE: Duration = Duration::from_secs(1);
+
 /// See the module.
 #[derive(Debug)]
 pub struct Worker {
@@ -44,6 +48,8 @@ pub struct Worker {
     pub fast: fast::Pools,
     chooser: Chooser,
     ledger: Rc<Ledger>,
+    /// When a summary was logged last.
+    logged: Cell<Time>,
 }
 
 /// Runs a worker on the calling thread until the balancer closes; `ready` is told once it listens, or why it cannot.
@@ -101,7 +107,15 @@ impl Worker {
         let ledger = Rc::new(Ledger::default());
         let stats = global.stats.workers().get(index).cloned().unwrap_or_default();
         let chooser = Chooser::new(Rc::clone(&ledger), global.settings.tuning(), fastrand::u64(..));
-        Self { global, stats, pools: Pools::default(), fast: fast::Pools::default(), chooser, ledger }
+        Self {
+            global,
+            stats,
+            pools: Pools::default(),
+            fast: fast::Pools::default(),
+            chooser,
+            ledger,
+            logged: Cell::default(),
+        }
     }
 
     async fn serve(self: Rc<Self>, listeners: Listeners) {
@@ -219,15 +233,24 @@ impl Worker {
         }
         let every = settings.log_every_n_requests;
         if every > 0 && self.stats.picks.load(Relaxed).is_multiple_of(every) {
-            tracing::debug!(
-                requests = self.stats.requests.load(Relaxed),
-                retries = self.stats.retries.load(Relaxed),
-                failures = self.stats.upstream_failures.load(Relaxed),
-                service = service.name,
-                node = replica.node,
-                "requests so far"
-            );
+            self.log_summary(service);
         }
+    }
+
+    /// At most once a second, however many requests there are.
+    fn log_summary(&self, service: &Service) {
+        let now = clock::now();
+        if now.since(self.logged.get()) < LOG_PAUSE {
+            return;
+        }
+        self.logged.set(now);
+        tracing::info!(
+            requests = self.stats.requests.load(Relaxed),
+            retries = self.stats.retries.load(Relaxed),
+            failures = self.stats.upstream_failures.load(Relaxed),
+            service = service.name,
+            "requests so far"
+        );
     }
 
     /// Notes how a request to a replica ended.

@@ -3,6 +3,7 @@
 //! Each source makes a [`Picture`]; [`crate::registry`] turns pictures into what workers see.
 
 pub mod addresses;
+pub mod agents;
 pub mod dns;
 pub mod feed;
 pub mod fixed;

@@ -2,7 +2,7 @@
 //! calls. Everything else is handed to hyper, connection and unread bytes and all, before anything of it was done.
 //!
 //! Why not hyper for these too: its connection, its client and the channels between them cost about 2.5 us of 12.5 a
-//! request here (docs/decisions/0010-proxy-stack.md); nginx costs 11.8. Heads are read by httparse, hyper's own parser, and
+//! request here (docs/decisions/0008-proxy-stack.md); nginx costs 11.8. Heads are read by httparse, hyper's own parser, and
 //! only those are taken that leave no room for interpretation ([`request`]).
 
 pub mod request;
