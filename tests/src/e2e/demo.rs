@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use swarmguard_common::clock::{Time, now};
-use swarmguard_common::journal::Kind;
 
 use super::report::Report;
 use super::stage::{Stage, until};
@@ -72,7 +71,7 @@ impl Demo<'_> {
     ) -> Result<bool> {
         let stage = trial.stage;
         let first = trial.first_sample(heated);
-        let decision = trial.journal.first(Kind::Decision, &trial.service);
+        let decision = trial.decision(heated);
         let between = |from: Option<Time>, to: Option<Time>| {
             let ms = (to? - from?).as_millis();
             u64::try_from(ms).ok()
@@ -168,6 +167,9 @@ impl Narrator {
     fn print(&mut self, trial: &Trial<'_>) {
         let news = trial.journal.entries(self.entries);
         self.entries += news.len();
+        // A busy node stalls its tasks on and off; the story is told by thresholds, decisions and steps.
+        let news: Vec<_> =
+            news.into_iter().filter(|heard| !heard.entry.code.starts_with("stalled")).collect();
         for heard in news
             .iter()
             .filter(|heard| heard.entry.service.is_none() || is_about(&heard.entry, &trial.service))

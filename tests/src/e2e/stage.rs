@@ -150,7 +150,9 @@ impl Stage {
 /// Does the coordinator's list of nodes hold a live lease of this one?
 fn hears(answer: &Value, id: &str) -> bool {
     let mut nodes = answer.as_array().into_iter().flatten();
-    nodes.any(|node| node["node"] == id && node["lease"]["state"] == "live" && node["lease"]["connected"] == true)
+    nodes.any(|node| {
+        node["node"] == id && node["lease"]["state"] == "live" && node["lease"]["connected"] == true
+    })
 }
 
 /// Waits until `holds`, asking ten times a second.

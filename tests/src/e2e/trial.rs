@@ -232,16 +232,25 @@ impl<'a> Trial<'a> {
         Time::from_millis(u64::try_from(local).unwrap_or_default())
     }
 
-    /// The first sample over a threshold after `heated`, by the first alert about this service: the alert says how old
-    /// that sample was.
+    /// The first sample over a threshold after `heated`, by the first such alert about this service: the alert says how
+    /// old that sample was.
     pub fn first_sample(&self, heated: Time) -> Option<(Time, Heard)> {
         let alert = self.journal.entries(0).into_iter().find(|heard| {
             let entry = &heard.entry;
-            entry.kind == Kind::Alert && is_about(entry, &self.service) && !entry.code.contains("clear")
+            let raised = entry.kind == Kind::Alert && entry.code.ends_with("_high_raise");
+            raised && heard.at >= heated && is_about(entry, &self.service)
         })?;
         let age = alert.entry.figures.get("age_ms").copied().unwrap_or_default().max(0.0);
         let first = self.time_of(&alert.entry).before(Duration::from_secs_f64(age / 1000.0));
         Some((first.max(heated), alert))
+    }
+
+    /// The first decision about this service after `heated`.
+    pub fn decision(&self, heated: Time) -> Option<Heard> {
+        let mut entries = self.journal.entries(0).into_iter();
+        entries.find(|heard| {
+            heard.entry.kind == Kind::Decision && heard.at >= heated && is_about(&heard.entry, &self.service)
+        })
     }
 
     /// Seconds since the trial began, for lines of narration.

@@ -21,11 +21,11 @@ const HEAT: &str = "/stress/cpu?target=90&duration=600&ramp=1";
 /// Requests a second during a scenario.
 const RATE_HZ: f64 = 20.0;
 /// Longest wait for the journal to say something, once a replica is hot.
-const SAYS: Duration = Duration::from_secs(60);
+const SAYS: Duration = Duration::from_secs(120);
 /// Longest wait for a whole migration.
-const MOVES: Duration = Duration::from_secs(150);
+const MOVES: Duration = Duration::from_secs(300);
 /// Longest wait until nothing is left behind.
-const SETTLES: Duration = Duration::from_secs(90);
+const SETTLES: Duration = Duration::from_secs(180);
 
 /// One scenario.
 struct Scenario {
