@@ -53,7 +53,7 @@ pub async fn run(global: Arc<Global>) {
                 if !due(&records, replica.key, now) {
                     continue;
                 }
-                let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { break };
+                let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
                 lock(&records).entry(replica.key).or_default().under_way = true;
                 let interval = global.settings.health_check_interval;
                 let (records, service, replica) =

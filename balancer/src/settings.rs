@@ -69,7 +69,7 @@ pub struct Settings {
     #[arg(long, env = "TARGET_PORT", default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1..))]
     pub target_port: u16,
     /// Replicas, host or host:port, comma-separated: nothing is discovered then
-    #[arg(long, env = "WORKER_NODES", value_delimiter = ',', value_parser = name_port, conflicts_with = "coordinators")]
+    #[arg(long, env = "WORKER_NODES", value_delimiter = ',', value_parser = name_port)]
     pub worker_nodes: Vec<String>,
     /// How often names are resolved
     #[arg(long, env = "SWARMGUARD_DNS_INTERVAL", default_value = "1s", value_parser = seconds)]
@@ -207,7 +207,17 @@ impl Settings {
             let at = 1.min(arguments.len());
             arguments.splice(at..at, kept);
         }
-        Self::from_arg_matches(&command.try_get_matches_from(arguments)?)
+        let mut settings = Self::from_arg_matches(&command.clone().try_get_matches_from(arguments)?)?;
+        // A stack file sets variables that it leaves empty.
+        for list in [&mut settings.coordinators, &mut settings.target_service, &mut settings.worker_nodes] {
+            list.retain(|item| !item.is_empty());
+        }
+        if !settings.worker_nodes.is_empty() && !settings.coordinators.is_empty() {
+            let why = "--worker-nodes (WORKER_NODES) and --coordinators (SWARMGUARD_COORDINATORS) exclude each other: \
+                       either replicas are listed or they are discovered";
+            return Err(command.clone().error(clap::error::ErrorKind::ArgumentConflict, why));
+        }
+        Ok(settings)
     }
 
     /// How figures are weighed.
@@ -258,14 +268,15 @@ fn algorithm(text: &str) -> Result<Algorithm, String> {
 }
 
 fn host_port(text: &str) -> Result<String, String> {
-    let legal = text.rsplit_once(':').is_some_and(|(host, port)| is_name(host) && is_port(port));
+    let named = text.rsplit_once(':').is_some_and(|(host, port)| is_name(host) && is_port(port));
+    let legal = named || text.is_empty();
     if legal { Ok(text.trim().into()) } else { Err("host:port, comma-separated".into()) }
 }
 
 fn name_port(text: &str) -> Result<String, String> {
     let legal = match text.rsplit_once(':') {
         Some((name, port)) => is_name(name) && is_port(port),
-        None => is_name(text),
+        None => text.is_empty() || is_name(text),
     };
     if legal { Ok(text.trim().into()) } else { Err("name or name:port, comma-separated".into()) }
 }
@@ -314,6 +325,13 @@ mod tests {
             let error = read(&[&format!("{flag}={value}")]).expect_err("refused");
             assert!(error.contains(flag) && error.contains(allowed), "{error}");
         }
+    }
+
+    #[test]
+    fn empty_lists_are_none_and_contradictions_are_refused() {
+        let settings = read(&["--coordinators=", "--worker-nodes=a:1,b"]).expect("sensible");
+        assert_eq!((settings.coordinators.len(), settings.worker_nodes.len()), (0, 2));
+        assert!(read(&["--coordinators=m:1", "--worker-nodes=a"]).expect_err("refused").contains("exclude"));
     }
 
     #[test]
