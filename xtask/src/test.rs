@@ -22,6 +22,9 @@ pub struct Args {
     /// Only what needs neither root nor virtual machines
     #[arg(long)]
     quick: bool,
+    /// Seeds of the simulation, each a whole cluster with faults; 2000, or 200 with --quick, unless said otherwise
+    #[arg(long, value_name = "SEEDS")]
+    simulate: Option<u32>,
     /// Only the tiers whose name starts with this; may be given several times
     #[arg(long = "only", value_name = "TIER")]
     only: Vec<String>,
@@ -60,6 +63,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             all += tier(name, what, |log| cargo_test(arguments, log));
         }
     }
+    if wanted("simulation") {
+        let seeds = args.simulate.unwrap_or(if args.quick { 200 } else { 2_000 });
+        all += tier("simulation", "whole clusters in simulated time, by seed", |log| simulate(seeds, log));
+    }
     if !args.quick {
         let real = real::Tiers::new(args.install.allowed());
         for (name, what) in real::TIERS {
@@ -79,7 +86,7 @@ mod real;
 /// Tiers that are plain `cargo test`: name, what is in them, arguments.
 const CARGO_TIERS: [(&str, &str, &[&str]); 2] = [
     ("unit", "unit tests, properties, fixtures", &["test", "--lib", "--bins"]),
-    ("simulation", "whole brains against a model of Swarm, seeded", &["test", "--test", "*"]),
+    ("integration", "programs against played peers, actions against a model of Swarm", &["test", "--test", "*"]),
 ];
 
 /// Plays one tier and prints its line.
@@ -189,6 +196,18 @@ fn cargo_test(arguments: &[&str], log: &mut Log) -> Result<Counts> {
     // Without a count it did not compile; with failures cargo says no as well.
     ensure!(success || counts.failed > 0, "cargo {} failed, see above", arguments.join(" "));
     Ok(counts)
+}
+
+fn simulate(seeds: u32, log: &mut Log) -> Result<Counts> {
+    let mut counts = None;
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root()).args(["run", "--quiet", "--package", "swarmguard-tests", "--bin", "swarmguard-simulate"]);
+    cargo.args(["--", "--seeds", &seeds.to_string()]);
+    log.command(&mut cargo, |line| {
+        // It ends with a line like those of our other programs, without a name before it.
+        counts = summary(&format!("simulation: {line}"), "simulation").or(counts);
+    })?;
+    counts.context("the simulation ended without a count")
 }
 
 /// The counts of a line that ends one of the test harness's runs.
