@@ -130,7 +130,7 @@ pub async fn work(load: &Load) -> Result<()> {
         }
         Load::Memory { mb, file_mb } => {
             let _load = MemoryLoad::start(MemoryPlan { mb: *mb, duration: DURATION, ramp: Duration::ZERO })?;
-            let _file = cached(*file_mb)?;
+            cached(*file_mb)?;
             while resident_mb()? < f64::from(*mb) {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -156,18 +156,20 @@ async fn wait() -> Result<()> {
     std::future::pending().await
 }
 
-/// Page cache of a file written by this cgroup: charged to it, but given back when memory is short.
-fn cached(mb: u32) -> Result<std::fs::File> {
-    use std::io::Write;
-    let path = format!("/var/tmp/swarmguard-kernel-{}", std::process::id());
-    let mut file = std::fs::File::create(&path).with_context(|| format!("cannot write {path}"))?;
-    std::fs::remove_file(&path).with_context(|| format!("cannot unlink {path}"))?;
-    let block = vec![0x5A_u8; 1 << 20];
-    for _ in 0..mb {
-        file.write_all(&block).with_context(|| format!("cannot fill {path}"))?;
+/// Page cache of files read once by this cgroup: charged to it, but given back when memory is short. Programs are read,
+/// not a file of our own: where the root file system is in memory a written file would be no page cache.
+fn cached(mb: u32) -> Result<()> {
+    let mut left = u64::from(mb) << 20;
+    let directory = "/usr/bin";
+    for entry in std::fs::read_dir(directory).with_context(|| format!("cannot list {directory}"))?.flatten() {
+        let Ok(file) = std::fs::File::open(entry.path()) else { continue };
+        let read = std::io::copy(&mut std::io::Read::take(file, left), &mut std::io::sink()).unwrap_or(0);
+        left = left.saturating_sub(read);
+        if left == 0 {
+            return Ok(());
+        }
     }
-    file.sync_all().with_context(|| format!("cannot write {path} out"))?;
-    Ok(file)
+    anyhow::bail!("{directory} holds less than {mb} MiB")
 }
 
 fn resident_mb() -> Result<f64> {

@@ -54,18 +54,18 @@ impl Pace {
         bytes
     }
 
-    /// Waits until at least something is due and says how much, at most `most`; `None` at the end.
-    async fn due(&mut self, most: u64) -> Option<u64> {
+    /// Waits until at least `least` bytes are due and says how many, at most `most`; `None` at the end.
+    async fn due(&mut self, least: u64, most: u64) -> Option<u64> {
         loop {
             let elapsed = self.start.elapsed();
             if elapsed >= self.plan.duration {
                 return None;
             }
             let allowed = self.bytes_until(elapsed);
-            let lag = self.bytes_until(Duration::from_secs(1));
+            let lag = self.bytes_until(Duration::from_secs(1)).max(least);
             self.sent = self.sent.max(allowed.saturating_sub(lag));
             let due = (allowed - self.sent.min(allowed)).min(most);
-            if due > 0 {
+            if due >= least {
                 self.sent += due;
                 return Some(due);
             }
@@ -78,7 +78,7 @@ impl Pace {
 pub fn body(plan: NetworkPlan, stop: watch::Receiver<bool>) -> Body {
     let zeros = Bytes::from(vec![0_u8; usize::try_from(CHUNK_BYTES).unwrap_or_default()]);
     let stream = unfold((Pace::new(plan), zeros), |(mut pace, zeros)| async move {
-        let due = pace.due(CHUNK_BYTES).await?;
+        let due = pace.due(1, CHUNK_BYTES).await?;
         let piece = zeros.slice(..usize::try_from(due).unwrap_or_default());
         Some((Ok::<_, std::convert::Infallible>(piece), (pace, zeros)))
     });
@@ -120,10 +120,10 @@ impl Drop for UdpLoad {
 async fn send(plan: NetworkPlan, socket: UdpSocket, peer: SocketAddr) {
     let zeros = vec![0_u8; usize::try_from(DATAGRAM_BYTES).unwrap_or_default()];
     let mut pace = Pace::new(plan);
-    while let Some(due) = pace.due(DATAGRAM_BYTES).await {
-        let datagram = &zeros[..usize::try_from(due).unwrap_or_default()];
+    // Whole datagrams only, so that the headers' share of the traffic is known.
+    while pace.due(DATAGRAM_BYTES, DATAGRAM_BYTES).await.is_some() {
         // Not connected, so that the ICMP answer of a port nobody listens on is no error; a full queue is waited out.
-        if socket.send_to(datagram, peer).await.is_err() {
+        if socket.send_to(&zeros, peer).await.is_err() {
             tokio::time::sleep(TICK).await;
         }
     }
