@@ -143,7 +143,10 @@ fn apt_line(packages: &[Package]) -> String {
 
 fn install_packages(packages: &[Package]) -> Result<()> {
     // Without the update a fresh machine knows no packages, and one with old lists asks for versions long gone.
-    apt(&["update", "-qq"])?;
+    // One unreachable third-party source is no reason to stop: Debian's lists may have come all the same.
+    if let Err(error) = apt(&["update", "-qq"]) {
+        eprintln!("{error:#}; going on with the package lists that are there");
+    }
     let mut arguments = vec!["install", "-y", "-qq", "--no-install-recommends"];
     arguments.extend(packages.iter().map(|package| package.name));
     apt(&arguments)

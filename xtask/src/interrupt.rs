@@ -16,7 +16,12 @@ pub fn install() {
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         let handler = note as extern "C" fn(libc::c_int);
         // SAFETY: the handler only stores to an atomic, which is async-signal-safe.
-        unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+        let before = unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+        if signal == libc::SIGHUP && before == libc::SIG_IGN {
+            // Started by nohup, which is to outlive the terminal.
+            // SAFETY: takes no pointers.
+            unsafe { libc::signal(signal, libc::SIG_IGN) };
+        }
     }
 }
 
