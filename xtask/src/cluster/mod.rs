@@ -285,7 +285,11 @@ fn load_durably(node: &Node, archive: &Path) -> Result<()> {
     if node.kind == Kind::Vm {
         let synced = remote::output(node, &["sync".to_owned()])?;
         if synced.status != 0 {
-            bail!("sync ended with status {}: {}", synced.status, String::from_utf8_lossy(&synced.stderr).trim());
+            bail!(
+                "sync ended with status {}: {}",
+                synced.status,
+                String::from_utf8_lossy(&synced.stderr).trim()
+            );
         }
     }
     Ok(())
