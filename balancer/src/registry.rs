@@ -27,6 +27,9 @@ const STRAINED_CPU_PERCENT: f64 = 95.0;
 /// Drains remembered at once; Swarm stops a few tasks at a time.
 const MAX_DRAINING: usize = 4_096;
 
+/// The drain of a task that is in no picture is remembered for so long: the picture may be late.
+const DRAIN_MEMORY: Duration = Duration::from_secs(60);
+
 /// How figures are weighed and believed.
 #[derive(Clone, Copy, Debug)]
 pub struct Weighing {
@@ -44,7 +47,8 @@ pub struct Registry {
     table: Arc<ArcSwap<Table>>,
     weighing: Weighing,
     services: BTreeMap<String, Known>,
-    draining: BTreeSet<TaskId>,
+    /// Since when each was announced.
+    draining: BTreeMap<TaskId, Time>,
     /// The first picture's replicas ran before this balancer did: no slow start for them.
     started: bool,
 }
@@ -64,7 +68,7 @@ impl Registry {
             table: Arc::default(),
             weighing,
             services: BTreeMap::new(),
-            draining: BTreeSet::new(),
+            draining: BTreeMap::new(),
             started: false,
         }
     }
@@ -84,6 +88,8 @@ impl Registry {
         for service in &picture.services {
             changed |= self.apply_service(service, now);
         }
+        let known = |task: &TaskId| self.services.values().any(|service| service.replicas.contains_key(task));
+        self.draining.retain(|task, since| now.since(*since) < DRAIN_MEMORY || known(task));
         if changed {
             self.publish();
         }
@@ -121,16 +127,16 @@ impl Registry {
             if !self.started {
                 replica.skip_ramp();
             }
-            replica.set_draining(seen.draining || self.draining.contains(task));
+            replica.set_draining(seen.draining || self.draining.contains_key(task));
             replica.set_load(seen.load.map(|load| self.weighing.load(load, now)));
         }
         changed
     }
 
     /// These are about to be stopped; answers those that are known here.
-    pub fn drain(&mut self, tasks: &[TaskId]) -> Vec<Arc<Replica>> {
+    pub fn drain(&mut self, tasks: &[TaskId], now: Time) -> Vec<Arc<Replica>> {
         let room = MAX_DRAINING.saturating_sub(self.draining.len());
-        self.draining.extend(tasks.iter().take(room).cloned());
+        self.draining.extend(tasks.iter().take(room).map(|task| (task.clone(), now)));
         let found = self.find(tasks);
         for replica in &found {
             replica.set_draining(true);
@@ -150,7 +156,7 @@ impl Registry {
 
     /// Forgets all drains: whoever announced them is gone and will not take them back.
     pub fn resume_all(&mut self) {
-        let tasks: Vec<TaskId> = std::mem::take(&mut self.draining).into_iter().collect();
+        let tasks: Vec<TaskId> = std::mem::take(&mut self.draining).into_keys().collect();
         self.resume(&tasks);
     }
 
@@ -254,13 +260,23 @@ mod tests {
         let one = picture(&["10.0.0.1:80"]);
         registry.apply(&one, NOW);
         let tasks = [one.services[0].replicas[0].task.clone()];
-        assert_eq!(registry.drain(&tasks).len(), 1);
+        assert_eq!(registry.drain(&tasks, NOW).len(), 1);
         registry.apply(&one, NOW);
         let replica = Arc::clone(&registry.table.load().services[0].replicas[0]);
         assert!(replica.draining());
         registry.resume(&tasks);
         assert!(!replica.draining());
-        assert!(registry.drain(&["unknown".parse().expect("letters")]).is_empty());
+        assert!(registry.drain(&["unknown".parse().expect("letters")], NOW).is_empty());
+    }
+
+    #[test]
+    fn drains_of_tasks_that_are_long_gone_are_forgotten() {
+        let mut registry = registry();
+        let one = picture(&["10.0.0.1:80"]);
+        let known = one.services[0].replicas[0].task.clone();
+        registry.drain(&["gone".parse().expect("letters"), known.clone()], NOW);
+        registry.apply(&one, NOW + DRAIN_MEMORY);
+        assert_eq!(registry.draining.keys().collect::<Vec<_>>(), [&known]);
     }
 
     #[test]

@@ -10,7 +10,10 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use arc_swap::ArcSwap;
-use swarmguard_common::clock::{self, Time};
+use swarmguard_common::{
+    clock::{self, Time},
+    domain::TaskId,
+};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
@@ -31,6 +34,8 @@ const STALE: Duration = Duration::from_secs(5);
 const DRAIN_LAPSE: Duration = Duration::from_secs(30);
 /// Time given to coordinators at start before DNS steps in.
 const START: Duration = Duration::from_secs(2);
+/// Drains remembered of one coordinator.
+const MAX_ANNOUNCED: usize = 1_024;
 /// Events of sources that wait; sources wait when it is full.
 const QUEUE: usize = 64;
 
@@ -178,6 +183,8 @@ async fn spawn_sources(
         heard: BTreeMap::new(),
         last_heard: None,
         lapsed: true,
+        announced: BTreeMap::new(),
+        orphans: Vec::new(),
     };
     control.spawn(sources.run(events, events_in, settings.dns_interval));
 }
@@ -194,6 +201,10 @@ struct Sources {
     last_heard: Option<Time>,
     /// Whether drains were forgotten since a coordinator was heard.
     lapsed: bool,
+    /// What each coordinator announced and did not take back.
+    announced: BTreeMap<SocketAddr, BTreeSet<TaskId>>,
+    /// The same of coordinators that were lost, with the time of the loss: whoever takes over announces it again.
+    orphans: Vec<(Time, BTreeSet<TaskId>)>,
 }
 
 impl Sources {
@@ -237,6 +248,8 @@ impl Sources {
     fn hear(&mut self, from: SocketAddr, said: feed::Said) {
         let now = clock::now();
         match said {
+            // A coordinator that has not read the swarm yet knows of nothing; that is not the same as nothing.
+            feed::Said::Routes(routes) if routes.revision == 0 => {}
             feed::Said::Routes(routes) => {
                 self.heard.insert(from, now);
                 self.heard.retain(|_, heard| now.since(*heard) < STALE);
@@ -250,21 +263,34 @@ impl Sources {
                     self.registry.apply(&feed::picture(&routes, &subnets), now);
                 }
             }
-            feed::Said::Drain(tasks, back) => self.drain(&tasks, back),
+            feed::Said::Drain(tasks, back) => {
+                self.orphans.iter_mut().for_each(|(_, orphans)| orphans.retain(|task| !tasks.contains(task)));
+                self.announced.entry(from).or_default().extend(tasks.iter().cloned());
+                self.drain(&tasks, back);
+            }
             feed::Said::Resume(tasks) => {
                 tracing::info!(?tasks, "replicas stay after all");
+                self.forget(&tasks);
                 self.registry.resume(&tasks);
             }
-            feed::Said::Lost => drop(self.heard.remove(&from)),
+            feed::Said::Lost => {
+                self.heard.remove(&from);
+                if let Some(tasks) = self.announced.remove(&from) {
+                    self.orphans.push((now, tasks));
+                }
+            }
         }
     }
 
-    fn drain(
-        &mut self,
-        tasks: &[swarmguard_common::domain::TaskId],
-        back: mpsc::Sender<Vec<swarmguard_common::domain::TaskId>>,
-    ) {
-        let replicas = self.registry.drain(tasks);
+    fn forget(&mut self, tasks: &[TaskId]) {
+        let orphans = self.orphans.iter_mut().map(|(_, orphans)| orphans);
+        for announced in self.announced.values_mut().chain(orphans) {
+            announced.retain(|task| !tasks.contains(task));
+        }
+    }
+
+    fn drain(&mut self, tasks: &[TaskId], back: mpsc::Sender<Vec<TaskId>>) {
+        let replicas = self.registry.drain(tasks, clock::now());
         tracing::info!(?tasks, known = replicas.len(), "replicas are about to be stopped");
         let known: BTreeSet<_> = replicas.iter().map(|replica| replica.task.clone()).collect();
         let unknown: Vec<_> = tasks.iter().filter(|task| !known.contains(*task)).cloned().collect();
@@ -288,8 +314,31 @@ impl Sources {
         }
     }
 
+    /// Takes back what was announced by coordinators that are gone for long.
     fn lapse(&mut self) {
-        let silent = self.last_heard.is_some_and(|heard| clock::now().since(heard) > DRAIN_LAPSE);
+        let now = clock::now();
+        let (old, young) = std::mem::take(&mut self.orphans)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(lost, _)| now.since(*lost) > DRAIN_LAPSE);
+        self.orphans = young;
+        for (_, tasks) in old {
+            let again = |task: &TaskId| self.announced.values().any(|announced| announced.contains(task));
+            let tasks: Vec<TaskId> = tasks.into_iter().filter(|task| !again(task)).collect();
+            if !tasks.is_empty() {
+                tracing::warn!(
+                    ?tasks,
+                    "the coordinator that announced these is gone: they may take requests again"
+                );
+                self.registry.resume(&tasks);
+            }
+        }
+        // Nothing stopped is listed any more, so what is left here is little: a picture may still name what drains.
+        for announced in self.announced.values_mut() {
+            while announced.len() > MAX_ANNOUNCED {
+                announced.pop_first();
+            }
+        }
+        let silent = self.last_heard.is_some_and(|heard| now.since(heard) > DRAIN_LAPSE);
         if silent && !self.lapsed {
             tracing::warn!(
                 "no coordinator speaks: the last known routes are kept, announced drains are forgotten"

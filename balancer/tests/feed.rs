@@ -137,6 +137,10 @@ fn traffic_goes_on_when_the_coordinator_dies() {
     let lb = start(&coordinator, &["--algorithm=round-robin", "--dns-interval=100ms"]);
     coordinator.routes(&labels(port), &[("a", one), ("b", two)]);
     eventually("routes are known", || !lb.global.table.load().services.is_empty());
+    // What a coordinator says that has not read the swarm yet.
+    coordinator.say(FromRouteSource::Routes(swarmguard_common::wire::routes::Routes::default()));
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(lb.get("/").status, 200);
     coordinator.kill();
     // Longer than routes count as fresh: DNS is asked, knows nothing, and the last known routes stay.
     let end = std::time::Duration::from_secs(7);
