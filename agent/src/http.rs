@@ -82,6 +82,10 @@ pub struct Health {
     pub coordinators_connected: usize,
     /// Coordinators that there are.
     pub coordinators: usize,
+    /// Interval of sampling at present, in milliseconds.
+    pub sampling_interval_ms: u64,
+    /// What the agent uses of one CPU, in per cent.
+    pub own_cpu_percent: Option<f64>,
     /// What does not work, in words.
     pub problems: Vec<String>,
 }
@@ -155,8 +159,8 @@ async fn healthz(State(served): State<Served>) -> (StatusCode, Json<Health>) {
 
 /// Whether the agent does what it can, and how it is. A node without coordinators is well: restarting helps nothing.
 pub fn health(served: &Served) -> (bool, Health) {
-    let ticked = served.vitals().ticked_at;
-    let stuck = ticked.is_none_or(|at| clock::now().since(at) > STUCK_AFTER);
+    let vitals = served.vitals();
+    let stuck = vitals.ticked_at.is_none_or(|at| clock::now().since(at) > STUCK_AFTER);
     let links = served.shared.links();
     let mut problems: Vec<String> = served.blind.iter().cloned().collect();
     problems.extend(links.identity_error.clone());
@@ -176,6 +180,8 @@ pub fn health(served: &Served) -> (bool, Health) {
         containers: served.shared.lock().containers().len(),
         coordinators_connected: links.by_address.values().filter(|link| link.connected).count(),
         coordinators: links.by_address.len(),
+        sampling_interval_ms: u64::try_from(vitals.interval.as_millis()).unwrap_or(u64::MAX),
+        own_cpu_percent: vitals.own_share.map(|share| (share * 10_000.0).round() / 100.0),
         problems,
     };
     (!stuck, health)

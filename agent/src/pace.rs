@@ -72,41 +72,53 @@ pub struct Budget {
     allowed: BasisPoints,
     fastest: Duration,
     interval: Duration,
+    started: Option<Time>,
     last: Option<(Time, u64)>,
     share: Option<f64>,
 }
 
-/// CPU use is averaged over this long: starting up, or a burst of births, is not a habit.
-const WINDOW: Duration = Duration::from_secs(10);
+/// What is used in this time after the start is not counted: loading programs and finding containers is not a habit.
+const GRACE: Duration = Duration::from_secs(10);
 
-/// From this share of the budget sampling slows, below that one it quickens again.
+/// CPU use is judged over this long, and the interval changed no more often, so that each change shows before the next.
+const WINDOW: Duration = Duration::from_secs(5);
+
+/// From this share of the budget sampling slows, so far that this share should be left.
 const SLOW_FROM: f64 = 0.85;
-const QUICKEN_BELOW: f64 = 0.5;
+const AIM: f64 = 0.7;
+
+/// Most that the interval grows at once, and what it shrinks by.
+const SLOWER: f64 = 2.0;
+const QUICKER: f64 = 0.8;
 
 impl Budget {
     /// `allowed` is a share of one CPU; `fastest` the sampling interval when there is no need to slow.
     pub const fn new(allowed: BasisPoints, fastest: Duration) -> Self {
-        Self { allowed, fastest, interval: fastest, last: None, share: None }
+        Self { allowed, fastest, interval: fastest, started: None, last: None, share: None }
     }
 
     /// Takes this process's CPU time so far. Call about once a second.
     pub fn measure(&mut self, now: Time, cpu_usec: u64) {
-        let Some((at, before)) = self.last.replace((now, cpu_usec)) else { return };
-        let elapsed = now.since(at);
-        let Some(used) = crate::model::rate(before, cpu_usec, elapsed).map(|micros| micros / 1_000_000.0)
-        else {
+        let started = *self.started.get_or_insert(now);
+        if now.since(started) < GRACE {
             return;
-        };
-        let weight = (elapsed.as_secs_f64() / WINDOW.as_secs_f64()).min(1.0);
-        // From nothing: what starting up takes is not what running takes.
-        let mean = self.share.unwrap_or(0.0);
-        let share = mean + (used - mean) * weight;
-        self.share = Some(share);
+        }
+        let (at, before) = *self.last.get_or_insert((now, cpu_usec));
+        let elapsed = now.since(at);
+        if elapsed < WINDOW {
+            return;
+        }
+        self.last = Some((now, cpu_usec));
+        let used = crate::model::rate(before, cpu_usec, elapsed).map(|micros| micros / 1_000_000.0);
+        self.share = used.or(self.share);
+        let Some(share) = used else { return };
         let of_budget = share / self.allowed.ratio().max(1e-6);
         if of_budget >= SLOW_FROM {
-            self.interval = self.interval.mul_f64(1.25).min(SLOWEST.max(self.fastest));
-        } else if of_budget < QUICKEN_BELOW {
-            self.interval = self.interval.mul_f64(0.9).max(self.fastest);
+            let slower = self.interval.mul_f64((of_budget / AIM).min(SLOWER));
+            self.interval = slower.min(SLOWEST.max(self.fastest));
+        } else if of_budget / QUICKER < SLOW_FROM {
+            // Even if all of it went into sampling, that would not be too much.
+            self.interval = self.interval.mul_f64(QUICKER).max(self.fastest);
         }
     }
 
@@ -120,7 +132,7 @@ impl Budget {
         self.interval > self.fastest.mul_f64(1.2)
     }
 
-    /// CPU use as a share of one CPU, averaged.
+    /// CPU use as a share of one CPU, over the last few seconds.
     pub fn share(&self) -> Option<f64> {
         self.share
     }
@@ -155,21 +167,36 @@ mod tests {
 
     #[test]
     fn sampling_slows_before_the_budget_is_exceeded_and_recovers() {
-        let mut budget = Budget::new(BasisPoints::from_percent(1), Duration::from_millis(100));
-        let mut cpu = 0;
-        let mut run = |budget: &mut Budget, from: u64, seconds: u64, usec_per_s: u64| {
-            for second in from..from + seconds {
-                cpu += usec_per_s;
+        let fastest = Duration::from_millis(100);
+        let mut budget = Budget::new(BasisPoints::from_percent(1), fastest);
+        let (mut cpu, mut second) = (0, 0);
+        // What sampling costs falls with its rate; the rest does not.
+        let mut run = |budget: &mut Budget, seconds: u64, fixed: f64, sampling: f64| {
+            for _ in 0..seconds {
+                second += 1;
+                let used = fixed + sampling * fastest.as_secs_f64() / budget.interval().as_secs_f64();
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "positive and small"
+                )]
+                let used = used as u64;
+                cpu += used;
                 budget.measure(at(second * 1_000), cpu);
             }
         };
-        run(&mut budget, 0, 30, 3_000);
-        assert!(!budget.slowed() && budget.interval() == Duration::from_millis(100));
-        run(&mut budget, 30, 60, 20_000);
-        assert!(budget.slowed() && budget.interval() <= SLOWEST);
-        assert!(budget.share().is_some_and(|share| (0.019..0.021).contains(&share)));
-        run(&mut budget, 90, 120, 1_000);
-        assert!(!budget.slowed() && budget.interval() == Duration::from_millis(100));
+        run(&mut budget, 8, 900_000.0, 0.0);
+        run(&mut budget, 30, 1_000.0, 3_000.0);
+        assert_eq!(budget.interval(), fastest, "starting up is not a habit");
+        run(&mut budget, 60, 1_000.0, 20_000.0);
+        assert!(
+            budget.slowed() && budget.interval() <= Duration::from_millis(500),
+            "{:?}",
+            budget.interval()
+        );
+        assert!(budget.share().is_some_and(|share| share < 0.01), "{:?}", budget.share());
+        run(&mut budget, 120, 1_000.0, 6_500.0);
+        assert!(!budget.slowed(), "7.5 of 10 allowed is within the budget: {:?}", budget.interval());
     }
 
     proptest! {

@@ -7,7 +7,7 @@ use std::time::Duration;
 pub const SHORTEST: Duration = Duration::from_millis(200);
 
 /// Longest wait, before jitter.
-pub const LONGEST: Duration = Duration::from_secs(5);
+pub const LONGEST: Duration = Duration::from_secs(3);
 
 /// Waits between attempts.
 #[derive(Clone, Copy, Debug)]

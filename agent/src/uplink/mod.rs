@@ -230,7 +230,7 @@ impl Uplink {
         let mut backoff = Backoff::new(self.seed.wrapping_add(port));
         loop {
             let started = clock::now();
-            let error = self.attempt(address, &identity).await;
+            let error = self.attempt(address, &identity, backoff.attempts()).await;
             let was_connected = {
                 let mut connected = false;
                 self.shared.link(address, |link| {
@@ -256,12 +256,12 @@ impl Uplink {
         }
     }
 
-    async fn attempt(&self, address: SocketAddr, identity: &Identity) -> SessionError {
+    async fn attempt(&self, address: SocketAddr, identity: &Identity, attempts: u32) -> SessionError {
         let endpoint = match (self.endpoints)(address) {
             Ok(endpoint) => endpoint,
             Err(error) => return SessionError::Transport(error),
         };
-        let result = session::run(&self.shared, &endpoint, address, identity).await;
+        let result = session::run(&self.shared, &endpoint, address, identity, attempts).await;
         endpoint.close(0_u32.into(), b"");
         match result {
             Ok(never) => match never {},

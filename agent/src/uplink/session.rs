@@ -20,8 +20,11 @@ use tokio::time::MissedTickBehavior;
 use super::Shared;
 use crate::state::Told;
 
-/// Handshake and welcome together have this long. A starved node is slow, so it is generous.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Handshake and welcome together have this long at first, and a second more with each attempt that failed: a
+/// coordinator that is just coming back should not be waited for with packets that went to its former container, while
+/// a starved node needs seconds for the handshake alone.
+const PATIENCE: Duration = Duration::from_secs(3);
+const MOST_PATIENCE: Duration = Duration::from_secs(12);
 
 /// Messages taken from the state at once; more follow in the next round.
 const BATCH: usize = 256;
@@ -45,8 +48,8 @@ pub enum SessionError {
     #[error("the connection failed: {0}")]
     Connection(#[from] quinn::ConnectionError),
     /// Handshake or welcome did not come.
-    #[error("no welcome within {} s", PATIENCE.as_secs())]
-    Patience,
+    #[error("no welcome within {} s", .0.as_secs())]
+    Patience(Duration),
     /// The first answer was something else.
     #[error("the coordinator did not say welcome first")]
     Unwelcome,
@@ -70,7 +73,9 @@ pub(super) async fn run(
     endpoint: &Endpoint,
     address: SocketAddr,
     identity: &Identity,
+    attempts: u32,
 ) -> Result<Infallible, SessionError> {
+    let patience = (PATIENCE + Duration::from_secs(attempts.into())).min(MOST_PATIENCE);
     let config = transport::client_config(identity.client_config()?)?;
     let greet = async {
         let connection = endpoint.connect_with(config, address, COORDINATOR_NAME)?.await?;
@@ -84,7 +89,7 @@ pub(super) async fn run(
         }
     };
     let (connection, send, receive, version) =
-        tokio::time::timeout(PATIENCE, greet).await.map_err(|_| SessionError::Patience)??;
+        tokio::time::timeout(patience, greet).await.map_err(|_| SessionError::Patience(patience))??;
     let mut acknowledged = 0;
     shared.link(address, |link| {
         link.connected = true;
