@@ -116,7 +116,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let settings = &worker.global.settings;
-    let timer = Timer::new(clock::now(), settings.head_timeout);
+    let timer = Timer::new(clock::now(), settings.idle_timeout);
     let mut link = Link { worker, client, stream, read: Vec::with_capacity(HEAD_BYTES), timer };
     let mut closing = worker.global.closing.clone();
     let mut closing = pin!(closing.wait_for(|closing| *closing));
