@@ -68,6 +68,8 @@ pub async fn play(stage: &Stage, only: &[String]) -> Result<(u32, u32)> {
         if !only.is_empty() && !only.iter().any(|name| name == scenario.name) {
             continue;
         }
+        // Also what an interrupted run has left.
+        clean(stage, scenario.name).await?;
         let start = now();
         let outcome = (scenario.play)(stage, port).await;
         let seconds = (now() - start).as_secs_f64();
