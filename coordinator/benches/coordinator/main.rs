@@ -52,8 +52,10 @@ fn main() -> ExitCode {
         window: Duration::from_secs(u64::try_from(number("--window-s", 10)).unwrap_or(10)),
         alerts: number("--alerts", 200),
     };
+    let named = arguments.iter().find_map(|argument| argument.strip_prefix("--program="));
+    let program = named.unwrap_or(env!("CARGO_BIN_EXE_swarmguard-coordinator"));
     let json = arguments.iter().find_map(|argument| argument.strip_prefix("--json="));
-    let measured = run(scale).and_then(|rows| {
+    let measured = run(scale, Path::new(program)).and_then(|rows| {
         measure::print(&rows);
         json.map_or(Ok(()), |path| measure::write(&rows, Path::new(path)))
     });
@@ -66,14 +68,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(scale: Scale) -> anyhow::Result<Vec<Row>> {
+fn run(scale: Scale, program: &Path) -> anyhow::Result<Vec<Row>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no runtime")?;
     let dir = tempfile::tempdir().context("no temporary directory")?;
     runtime.block_on(async {
         certificates(dir.path(), scale.agents)?;
         let mut rows = vec![bytes_of_an_alert()?];
         rows.extend(oneway::measure(dir.path()).await?);
-        rows.extend(load(dir.path(), scale).await?);
+        rows.extend(load(dir.path(), scale, program).await?);
         Ok(rows)
     })
 }
@@ -100,9 +102,9 @@ fn bytes_of_an_alert() -> anyhow::Result<Row> {
     Ok(Row::of("alert.bytes", "B", "<= 64", &[measure::float(bytes)]))
 }
 
-async fn load(dir: &Path, scale: Scale) -> anyhow::Result<Vec<Row>> {
+async fn load(dir: &Path, scale: Scale, program: &Path) -> anyhow::Result<Vec<Row>> {
     let socket = engine::serve(dir, scale).await?;
-    let coordinator = Coordinator::spawn(dir, &socket).await?;
+    let coordinator = Coordinator::spawn(program, dir, &socket).await?;
     let crowd = agents::start(dir, scale, coordinator.quic).await?;
     coordinator
         .until(Duration::from_secs(120), |text| {

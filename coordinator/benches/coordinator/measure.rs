@@ -116,11 +116,11 @@ pub struct Coordinator {
 
 impl Coordinator {
     /// Starts the program and waits until it answers.
-    pub async fn spawn(dir: &Path, socket: &Path) -> anyhow::Result<Self> {
+    pub async fn spawn(program: &Path, dir: &Path, socket: &Path) -> anyhow::Result<Self> {
         // Free a moment ago; whoever takes them in between makes the start fail, not the figures wrong.
         let quic = std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
         let api = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let child = Command::new(env!("CARGO_BIN_EXE_swarmguard-coordinator"))
+        let child = Command::new(program)
             .arg("--observe")
             .arg(format!("--quic-addr={quic}"))
             .arg(format!("--api-addr={api}"))
@@ -131,7 +131,7 @@ impl Coordinator {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
-            .context("cannot start the coordinator")?;
+            .with_context(|| format!("cannot start {}", program.display()))?;
         let coordinator = Self { child, quic, api };
         coordinator.until(Duration::from_secs(60), |text| text.contains("snapshot_age_seconds")).await?;
         Ok(coordinator)

@@ -1,7 +1,7 @@
 //! `cargo xtask bench coordinator`: the program with 1,000 agents of 50 containers on loopback.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
@@ -25,6 +25,9 @@ pub struct Args {
     /// Length of each in seconds
     #[arg(long, default_value_t = 10)]
     window: u32,
+    /// Measure this build of the program instead of one made for the measurement
+    #[arg(long)]
+    program: Option<PathBuf>,
     /// Alerts whose way to a decision is timed
     #[arg(long, default_value_t = 200)]
     alerts: u32,
@@ -37,7 +40,14 @@ pub struct Args {
 pub fn run(args: &Args, root: &Path) -> Result<ExitCode> {
     let json = root.join("target/bench/coordinator.json");
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root).args(["bench", "--package", "swarmguard-coordinator", "--bench", "coordinator", "--"]);
+    command.current_dir(root).args([
+        "bench",
+        "--package",
+        "swarmguard-coordinator",
+        "--bench",
+        "coordinator",
+        "--",
+    ]);
     let numbers = [
         ("agents", args.agents),
         ("containers", args.containers),
@@ -47,6 +57,9 @@ pub fn run(args: &Args, root: &Path) -> Result<ExitCode> {
     ];
     for (name, value) in numbers {
         command.arg(format!("--{name}={value}"));
+    }
+    if let Some(program) = &args.program {
+        command.arg(format!("--program={}", program.display()));
     }
     if args.json {
         command.arg(format!("--json={}", json.display()));
