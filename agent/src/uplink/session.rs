@@ -26,6 +26,10 @@ use crate::state::Told;
 const PATIENCE: Duration = Duration::from_secs(3);
 const MOST_PATIENCE: Duration = Duration::from_secs(12);
 
+/// Every report is acknowledged by the peer's QUIC. Without a word for this long (twice that on a starved node) the
+/// connection is made anew: a coordinator that was killed is back sooner than the transport would give up.
+const SILENCE: Duration = Duration::from_secs(5);
+
 /// Messages taken from the state at once; more follow in the next round.
 const BATCH: usize = 256;
 
@@ -50,6 +54,9 @@ pub enum SessionError {
     /// Handshake or welcome did not come.
     #[error("no welcome within {} s", .0.as_secs())]
     Patience(Duration),
+    /// Nothing comes back.
+    #[error("the coordinator has been silent for {} s", .0.as_secs())]
+    Silent(Duration),
     /// The first answer was something else.
     #[error("the coordinator did not say welcome first")]
     Unwelcome,
@@ -163,8 +170,18 @@ async fn report(
 ) -> Result<Infallible, SessionError> {
     let mut ticks = tokio::time::interval(Duration::from_millis(HEARTBEAT_INTERVAL_MS));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut heard = (0, clock::now());
     loop {
         ticks.tick().await;
+        let received = connection.stats().udp_rx.datagrams;
+        if received != heard.0 {
+            heard = (received, clock::now());
+        }
+        let silent = clock::now().since(heard.1);
+        let starved = shared.lock().node.starved;
+        if silent > if starved { SILENCE * 2 } else { SILENCE } {
+            return Err(SessionError::Silent(silent));
+        }
         let datagrams = {
             let mut told = told.lock().await;
             let mut agent = shared.lock();
