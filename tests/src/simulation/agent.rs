@@ -235,7 +235,9 @@ impl World {
         if link.established || !reachable || now < link.retry_at {
             return link.established;
         }
-        let Some(number) = self.coordinators.get_mut(coordinator).map(Coordinator::accept) else { return false };
+        let Some(number) = self.coordinators.get_mut(coordinator).map(Coordinator::accept) else {
+            return false;
+        };
         link.established = true;
         link.connection = number;
         let hello = Hello {
@@ -286,13 +288,12 @@ impl World {
             .filter(|(task, _)| !loads.contains_key(*task))
             .map(|(task, handle)| (task.clone(), *handle))
             .collect();
-        for (task, handle) in gone {
-            link.handles.remove(&task);
-            link.unacknowledged.retain(|(_, of, _)| *of != task);
+        for (task, _) in &gone {
+            link.handles.remove(task);
+            link.unacknowledged.retain(|(_, of, _)| of != task);
+        }
+        for (_, handle) in gone {
             self.up(node, coordinator, AgentEvent::Message(ToCoordinator::Gone { handle }));
-            let link = self.agents.get_mut(node).and_then(|agent| agent.links.get_mut(coordinator));
-            let Some(_) = link else { return };
-            return self.introduce(node, coordinator, loads);
         }
     }
 
