@@ -151,7 +151,7 @@ impl Look<'_> {
             };
             return Step { next: Next::Do(next.update()), notes };
         }
-        if let Some(task) = new.iter().find(|task| task.node.is_none())
+        if let Some(task) = new.iter().find(|task| task.node.is_none() && task.state == TaskState::Pending)
             && self.age() > tuning.pending
         {
             return self.undo("no_node", &format!("no node takes the successor: {}", task.message));
