@@ -383,25 +383,6 @@ async fn every_coordinator_is_told_and_alerts_wait_for_the_slowest() {
 }
 
 #[tokio::test]
-async fn a_coordinator_that_vanishes_without_a_word_is_looked_for_again() {
-    let certificates = Certificates::new();
-    let identity = certificates.issue("manager1", Unit::Manager);
-    let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
-    let coordinator = Coordinator::listen(&identity, any);
-    let address = coordinator.address();
-    let shared = shared();
-    let uplink = start(&shared, &certificates.issue("node1", Unit::Worker), &[address]);
-    let peer = coordinator.accept().await;
-    // It listens elsewhere from now on, so that nothing answers for the old connection, as after a kill.
-    let elsewhere = std::net::UdpSocket::bind(any).expect("a port");
-    coordinator.endpoint.rebind(elsewhere).expect("moved away");
-    let again = Coordinator::listen(&identity, address);
-    let second = again.accept().await;
-    assert_eq!(second.hello.node, peer.hello.node);
-    uplink.abort();
-}
-
-#[tokio::test]
 async fn a_renewed_certificate_is_used() {
     let certificates = Certificates::new();
     let coordinator = Coordinator::listen(
