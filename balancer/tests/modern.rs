@@ -195,6 +195,7 @@ fn tls_speaks_both_protocols_and_takes_a_new_certificate() {
         for method in ["GET", "DELETE", "GET"] {
             let request =
                 Request::builder().method(method).header("host", "h.example").body(Full::<Bytes>::default());
+            client.ready().await.expect("kept open");
             let answer = client.send_request(request.expect("a request")).await.expect("an answer");
             assert_eq!(answer.collect().await.expect("a body").to_bytes(), "secret");
         }
