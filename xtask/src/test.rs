@@ -86,7 +86,11 @@ mod real;
 /// Tiers that are plain `cargo test`: name, what is in them, arguments.
 const CARGO_TIERS: [(&str, &str, &[&str]); 2] = [
     ("unit", "unit tests, properties, fixtures", &["test", "--lib", "--bins"]),
-    ("integration", "programs against played peers, actions against a model of Swarm", &["test", "--test", "*"]),
+    (
+        "integration",
+        "programs against played peers, actions against a model of Swarm",
+        &["test", "--test", "*"],
+    ),
 ];
 
 /// Plays one tier and prints its line.
@@ -201,7 +205,14 @@ fn cargo_test(arguments: &[&str], log: &mut Log) -> Result<Counts> {
 fn simulate(seeds: u32, log: &mut Log) -> Result<Counts> {
     let mut counts = None;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(root()).args(["run", "--quiet", "--package", "swarmguard-tests", "--bin", "swarmguard-simulate"]);
+    cargo.current_dir(root()).args([
+        "run",
+        "--quiet",
+        "--package",
+        "swarmguard-tests",
+        "--bin",
+        "swarmguard-simulate",
+    ]);
     cargo.args(["--", "--seeds", &seeds.to_string()]);
     log.command(&mut cargo, |line| {
         // It ends with a line like those of our other programs, without a name before it.
