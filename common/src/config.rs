@@ -74,8 +74,10 @@ pub fn file_as_arguments(path: &Path, known: &[String]) -> Result<Vec<OsString>,
         return Err(ConfigError::Large { path: shown, bytes });
     }
     let text = fs::read_to_string(path).map_err(read)?;
-    let table: toml::Table = toml::from_str(&text)
-        .map_err(|error| ConfigError::Syntax { path: shown.clone(), reason: error.to_string().trim().into() })?;
+    let table: toml::Table = toml::from_str(&text).map_err(|error| ConfigError::Syntax {
+        path: shown.clone(),
+        reason: error.to_string().trim().into(),
+    })?;
     let mut arguments = Vec::new();
     for (key, value) in table {
         let flag = key.replace('_', "-");
@@ -124,7 +126,9 @@ mod tests {
 
     #[test]
     fn unknown_keys_wrong_kinds_and_bad_syntax_are_named() {
-        assert!(matches!(read("htpp_addr = 1"), Err(ConfigError::UnknownKey { key, .. }) if key == "htpp_addr"));
+        assert!(
+            matches!(read("htpp_addr = 1"), Err(ConfigError::UnknownKey { key, .. }) if key == "htpp_addr")
+        );
         assert!(matches!(read("[http_addr]"), Err(ConfigError::Kind { kind: "table", .. })));
         assert!(matches!(read("= 1"), Err(ConfigError::Syntax { .. })));
         assert!(matches!(file_as_arguments(Path::new("/nonexistent"), &[]), Err(ConfigError::Read { .. })));

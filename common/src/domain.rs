@@ -106,7 +106,11 @@ impl BasisPoints {
 
     /// From a ratio where 1.0 is all; held to 0..=1, and NaN is 0.
     pub fn from_ratio(ratio: f64) -> Self {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0..=10,000 first")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "clamped to 0..=10,000 first"
+        )]
         let points = (ratio.clamp(0.0, 1.0) * 10_000.0).round() as u16;
         Self(points)
     }

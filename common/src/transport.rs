@@ -55,7 +55,8 @@ pub fn endpoint(
 /// # Errors
 /// When the address cannot be bound.
 pub fn bind(address: SocketAddr, server: Option<quinn::ServerConfig>) -> Result<Endpoint, TransportError> {
-    let socket = std::net::UdpSocket::bind(address).map_err(|source| TransportError::Bind { address, source })?;
+    let socket =
+        std::net::UdpSocket::bind(address).map_err(|source| TransportError::Bind { address, source })?;
     let runtime: Arc<dyn Runtime> = Arc::new(quinn::TokioRuntime);
     let socket = runtime.wrap_udp_socket(socket)?;
     endpoint(socket, runtime, server, None)

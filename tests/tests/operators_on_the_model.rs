@@ -32,9 +32,9 @@ struct Stage {
 impl Stage {
     fn new(workers: u64, services: &[(&str, u64, &[(&str, &str)])]) -> Self {
         let mut model = SwarmModel::new(7, 1, workers);
-        let made = services.iter().map(|(name, replicas, labels)| {
-            model.create_service(name, *replicas, labels, WORKLOAD)
-        });
+        let made = services
+            .iter()
+            .map(|(name, replicas, labels)| model.create_service(name, *replicas, labels, WORKLOAD));
         let services: Vec<ServiceId> = made.collect();
         model.advance(model.now + Duration::from_secs(20));
         let own = model.leader.clone();
@@ -87,7 +87,8 @@ impl Stage {
     fn report(&mut self) {
         self.reports += 1;
         for node in self.model.nodes.keys().cloned().collect::<Vec<_>>() {
-            let here = self.model.tasks.values().filter(|task| task.serves() && task.node.as_ref() == Some(&node));
+            let here =
+                self.model.tasks.values().filter(|task| task.serves() && task.node.as_ref() == Some(&node));
             let tasks: Vec<_> = here.cloned().collect();
             let mut loads = Vec::new();
             for task in tasks {
@@ -104,7 +105,8 @@ impl Stage {
                 };
                 self.agent(&node, AgentEvent::Message(ToCoordinator::Task(intro)));
                 let share = Some(BasisPoints::from_percent(10));
-                let load = TaskLoad { handle, cpu: share, memory: share, network: share, ..TaskLoad::default() };
+                let load =
+                    TaskLoad { handle, cpu: share, memory: share, network: share, ..TaskLoad::default() };
                 loads.push(TaskLoad { cpu_millis: 400, ..load });
             }
             let share = Some(BasisPoints::from_percent(20));
@@ -144,7 +146,11 @@ impl Stage {
         self.poll();
         for (service, least) in &self.floor {
             let serving = self.model.serving(service).count();
-            assert!(serving >= *least, "{service} has {serving} healthy of {least}\n{}", self.journal.join("\n"));
+            assert!(
+                serving >= *least,
+                "{service} has {serving} healthy of {least}\n{}",
+                self.journal.join("\n")
+            );
         }
     }
 
@@ -197,12 +203,19 @@ fn a_drained_node_is_left_by_all_before_it_is_drained() {
         let specs: Vec<_> = stage.services.iter().map(|id| stage.model.services[id].spec.clone()).collect();
         stage.order(OperatorCommand::Drain { node: node.clone() }).expect("nothing stands against it");
         if replaced {
-            stage.until("a first replica is on its way", |stage| stage.journal.iter().any(|line| line.contains("source_paused")));
+            stage.until("a first replica is on its way", |stage| {
+                stage.journal.iter().any(|line| line.contains("source_paused"))
+            });
             stage.pass(Duration::from_millis(1_500));
             stage.replace_brain();
         }
         stage.until("drained", |stage| {
-            let left = stage.model.tasks.values().filter(|task| task.serves()).all(|task| task.node.as_ref() != Some(&node));
+            let left = stage
+                .model
+                .tasks
+                .values()
+                .filter(|task| task.serves())
+                .all(|task| task.node.as_ref() != Some(&node));
             let drained = stage.model.nodes[&node].availability() == Availability::Drain;
             assert!(left || !drained, "drained before all had left\n{}", stage.journal.join("\n"));
             drained
@@ -221,12 +234,16 @@ fn a_drain_that_would_lose_data_is_refused_and_names_the_service() {
     let mut stage = Stage::new(2, &[("db", 1, SURGE)]);
     let id = stage.services[0].clone();
     let mount = serde_json::json!([{"Type": "volume", "Source": "data", "Target": "/data"}]);
-    stage.model.operator_update(&id, |spec| spec["TaskTemplate"]["ContainerSpec"]["Mounts"] = mount).expect("current");
+    stage
+        .model
+        .operator_update(&id, |spec| spec["TaskTemplate"]["ContainerSpec"]["Mounts"] = mount)
+        .expect("current");
     // The update stops the one replica first, as the operator chose.
     stage.floor.insert(id, 0);
     stage.pass(Duration::from_secs(30));
     let node = stage.nodes_of(0)[0].clone();
-    let refused = stage.order(OperatorCommand::Drain { node: node.clone() }).expect_err("its data would stay behind");
+    let refused =
+        stage.order(OperatorCommand::Drain { node: node.clone() }).expect_err("its data would stay behind");
     assert_eq!(refused.code, "services_stay");
     assert!(refused.text.contains("db: its data stays behind"), "{refused}");
     assert_eq!(stage.model.nodes[&node].availability(), Availability::Active);

@@ -3,8 +3,8 @@
 use std::{fs, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose,
 };
 
 use super::{IdentityError, OU_MANAGER, OU_OPERATOR, OU_WORKER, Unit};
@@ -52,7 +52,8 @@ impl Authority {
         let key = KeyPair::generate().map_err(refused)?;
         let mut params = CertificateParams::new([role.to_owned(), name.to_owned()]).map_err(refused)?;
         params.distinguished_name = subject(name, Some(role), &self.cluster);
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let start = i64::try_from(crate::clock::wall_ms() / 1_000).unwrap_or(0) - 3_600;
         params.not_before = unix(start);
         params.not_after = unix(start + VALID_DAYS * 86_400);

@@ -67,7 +67,9 @@ impl fmt::Display for Source {
 impl Source {
     fn paths(&self) -> [PathBuf; 3] {
         match self {
-            Self::Swarm(dir) => ["swarm-node.crt", "swarm-node.key", "swarm-root-ca.crt"].map(|name| dir.join(name)),
+            Self::Swarm(dir) => {
+                ["swarm-node.crt", "swarm-node.key", "swarm-root-ca.crt"].map(|name| dir.join(name))
+            }
             Self::Files(dir) => ["cert.pem", "key.pem", "ca.pem"].map(|name| dir.join(name)),
         }
     }
@@ -77,7 +79,9 @@ impl Source {
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// A file is missing or unreadable.
-    #[error("cannot read {path}: {source}; is the directory bound into the container, and is this node in a swarm?")]
+    #[error(
+        "cannot read {path}: {source}; is the directory bound into the container, and is this node in a swarm?"
+    )]
     Read {
         /// The file.
         path: PathBuf,
@@ -95,7 +99,9 @@ pub enum IdentityError {
         reason: String,
     },
     /// An autolocked swarm encrypts its managers' keys.
-    #[error("{path} is encrypted, because the swarm is autolocked: give certificate files instead (--identity files:<directory>)")]
+    #[error(
+        "{path} is encrypted, because the swarm is autolocked: give certificate files instead (--identity files:<directory>)"
+    )]
     Locked {
         /// The file.
         path: PathBuf,
@@ -146,7 +152,8 @@ impl Peer {
         let bad = |reason: String| IdentityError::Subject { what: "subject", found: reason };
         let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| bad(error.to_string()))?;
         let subject = parsed.subject();
-        let first = |mut texts: Box<dyn Iterator<Item = &str> + '_>| texts.next().unwrap_or_default().to_owned();
+        let first =
+            |mut texts: Box<dyn Iterator<Item = &str> + '_>| texts.next().unwrap_or_default().to_owned();
         let unit = first(Box::new(subject.iter_organizational_unit().filter_map(|it| it.as_str().ok())));
         let unit = match unit.as_str() {
             OU_MANAGER => Unit::Manager,
@@ -230,10 +237,11 @@ impl Identity {
     /// When rustls refuses certificate or key.
     pub fn server_config(&self) -> Result<rustls::ServerConfig, IdentityError> {
         let provider = provider();
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), Arc::clone(&provider))
-            .allow_unauthenticated()
-            .build()
-            .map_err(|error| IdentityError::Tls(error.to_string()))?;
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), Arc::clone(&provider))
+                .allow_unauthenticated()
+                .build()
+                .map_err(|error| IdentityError::Tls(error.to_string()))?;
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(tls)?

@@ -35,7 +35,10 @@ fn read(path: &Path) -> Result<String, IdentityError> {
     let fail = |source| IdentityError::Read { path: path.into(), source };
     let bytes = fs::read(path).map_err(fail)?;
     if bytes.len() > MAX_PEM_BYTES {
-        return Err(fail(std::io::Error::other(format!("{} bytes are too many for a PEM file", bytes.len()))));
+        return Err(fail(std::io::Error::other(format!(
+            "{} bytes are too many for a PEM file",
+            bytes.len()
+        ))));
     }
     String::from_utf8(bytes).map_err(|_| fail(std::io::Error::other("it is not text")))
 }
@@ -47,7 +50,10 @@ fn is_encrypted(text: &str) -> bool {
 
 /// RFC 1421 headers stand between the BEGIN line and an empty line; they contain `: `, which base64 never does.
 fn without_headers(text: &str) -> String {
-    text.lines().filter(|line| !line.contains(": ") && !line.is_empty()).flat_map(|line| [line, "\n"]).collect()
+    text.lines()
+        .filter(|line| !line.contains(": ") && !line.is_empty())
+        .flat_map(|line| [line, "\n"])
+        .collect()
 }
 
 #[cfg(test)]
@@ -57,7 +63,10 @@ mod tests {
     #[test]
     fn headers_of_swarms_keys_are_taken_off() {
         let text = "-----BEGIN EC PRIVATE KEY-----\nkek-version: 0\nraft-dek: abc=\n\nMHcC\n-----END EC PRIVATE KEY-----\n";
-        assert_eq!(without_headers(text), "-----BEGIN EC PRIVATE KEY-----\nMHcC\n-----END EC PRIVATE KEY-----\n");
+        assert_eq!(
+            without_headers(text),
+            "-----BEGIN EC PRIVATE KEY-----\nMHcC\n-----END EC PRIVATE KEY-----\n"
+        );
     }
 
     #[test]

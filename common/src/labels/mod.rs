@@ -183,12 +183,18 @@ impl ServicePolicy {
         let mut policy = Self::default();
         read.take("enable", yes_or_no, &mut policy.enabled);
         read.take("observe", yes_or_no, &mut policy.observe);
-        let parts = [("agent", Part::Agent), ("coordinator", Part::Coordinator), ("balancer", Part::Balancer)];
+        let parts =
+            [("agent", Part::Agent), ("coordinator", Part::Coordinator), ("balancer", Part::Balancer)];
         read.take("role", |text| one_of(text, &parts).map(Some), &mut policy.role);
         read_thresholds(&mut read, &mut policy.thresholds);
         read.take(
             "migrate",
-            |text| one_of(text, &[("off", MigrateMode::Off), ("auto", MigrateMode::Auto), ("surge", MigrateMode::Surge)]),
+            |text| {
+                one_of(
+                    text,
+                    &[("off", MigrateMode::Off), ("auto", MigrateMode::Auto), ("surge", MigrateMode::Surge)],
+                )
+            },
             &mut policy.migrate,
         );
         read.take("migrate.allow", allowances, &mut policy.allow);
@@ -226,7 +232,9 @@ fn read_scaling(read: &mut Reader<'_>, policy: &mut ServicePolicy) {
     read.take("scale.down.window", |text| duration(text, 1, 86_400), &mut policy.down_window);
     read.take("scale.margin", percent, &mut policy.margin);
     match (policy.scale_min, policy.scale_max) {
-        (Some(min), Some(max)) if min > max => read.refuse("scale.min", format!("at most scale.max, which is {max}")),
+        (Some(min), Some(max)) if min > max => {
+            read.refuse("scale.min", format!("at most scale.max, which is {max}"))
+        }
         (Some(_), None) => read.refuse("scale.min", "only together with scale.max".into()),
         (None, Some(_)) => read.refuse("scale.max", "only together with scale.min".into()),
         _ => {}

@@ -83,7 +83,10 @@ pub(super) fn read(read: &mut Reader<'_>) -> Option<RouteLabels> {
     };
     if port == 0 {
         if read.any_left("lb.") {
-            read.refuse("lb.port", "needed by the other lb labels: the port on which replicas serve HTTP".into());
+            read.refuse(
+                "lb.port",
+                "needed by the other lb labels: the port on which replicas serve HTTP".into(),
+            );
         }
         return None;
     }
@@ -111,6 +114,7 @@ fn hosts(text: &str) -> Result<Vec<String>, String> {
 }
 
 fn path(text: &str) -> Result<String, String> {
-    let legal = text.starts_with('/') && text.len() <= 1_024 && text.bytes().all(|byte| byte.is_ascii_graphic());
+    let legal =
+        text.starts_with('/') && text.len() <= 1_024 && text.bytes().all(|byte| byte.is_ascii_graphic());
     if legal { Ok(text.into()) } else { Err("a path that begins with /".into()) }
 }

@@ -66,7 +66,9 @@ pub(super) fn one_of<T: Clone>(text: &str, known: &[(&str, T)]) -> Result<T, Str
 /// Per cent with at most two decimals, more than 0.
 pub(super) fn percent(text: &str) -> Result<BasisPoints, String> {
     let number: Option<f64> = text.parse().ok().filter(|number| (0.01..=100.0).contains(number));
-    number.map(|percent| BasisPoints::from_ratio(percent / 100.0)).ok_or_else(|| "per cent, 0.01 to 100".into())
+    number
+        .map(|percent| BasisPoints::from_ratio(percent / 100.0))
+        .ok_or_else(|| "per cent, 0.01 to 100".into())
 }
 
 pub(super) fn bounded<T: FromStr + PartialOrd + Display>(text: &str, least: T, most: T) -> Result<T, String> {

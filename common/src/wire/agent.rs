@@ -214,16 +214,25 @@ mod tests {
     use crate::wire::codec::{decode, encode};
 
     fn alert() -> Alert {
-        Alert { epoch: 1_734_567_890_123, seq: 300, handle: 7, condition: 0, edge: 0, value: 9_150, age_ms: 312 }
+        Alert {
+            epoch: 1_734_567_890_123,
+            seq: 300,
+            handle: 7,
+            condition: 0,
+            edge: 0,
+            value: 9_150,
+            age_ms: 312,
+        }
     }
 
     #[test]
     fn golden_bytes_of_an_alert() {
         let bytes = encode(&ToCoordinator::Alert(alert())).expect("small");
-        let golden = [
-            3, 253, 203, 140, 77, 220, 147, 1, 0, 0, 251, 44, 1, 7, 0, 0, 251, 190, 35, 251, 56, 1,
-        ];
-        assert_eq!(bytes, golden, "the wire format changed: agents and coordinators of different builds must still talk");
+        let golden = [3, 253, 203, 140, 77, 220, 147, 1, 0, 0, 251, 44, 1, 7, 0, 0, 251, 190, 35, 251, 56, 1];
+        assert_eq!(
+            bytes, golden,
+            "the wire format changed: agents and coordinators of different builds must still talk"
+        );
         assert_eq!(decode::<ToCoordinator>(&golden).expect("golden"), ToCoordinator::Alert(alert()));
     }
 

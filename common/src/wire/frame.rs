@@ -42,7 +42,10 @@ pub fn to_bytes<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
 ///
 /// # Errors
 /// When the message is too large or the stream is broken.
-pub async fn write<T: Serialize>(stream: &mut (impl AsyncWrite + Unpin), message: &T) -> Result<(), FrameError> {
+pub async fn write<T: Serialize>(
+    stream: &mut (impl AsyncWrite + Unpin),
+    message: &T,
+) -> Result<(), FrameError> {
     stream.write_all(&to_bytes(message)?).await?;
     Ok(())
 }
@@ -52,7 +55,9 @@ pub async fn write<T: Serialize>(stream: &mut (impl AsyncWrite + Unpin), message
 ///
 /// # Errors
 /// When the frame is oversized, truncated or not a message of type `T`.
-pub async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<T>, FrameError> {
+pub async fn read<T: DeserializeOwned>(
+    stream: &mut (impl AsyncRead + Unpin),
+) -> Result<Option<T>, FrameError> {
     let mut length = [0; 4];
     if stream.read(&mut length[..1]).await? == 0 {
         return Ok(None);
@@ -87,7 +92,10 @@ mod tests {
     fn oversized_truncated_and_trailing_are_told_apart() {
         assert!(matches!(read_all(&u32::MAX.to_le_bytes()), Err(FrameError::Oversized { .. })));
         assert!(matches!(read_all(&[1, 0]), Err(FrameError::Io(_))));
-        assert!(matches!(read_all(&[2, 0, 0, 0, 7, 7]), Err(FrameError::Codec(CodecError::Trailing { left: 1, .. }))));
+        assert!(matches!(
+            read_all(&[2, 0, 0, 0, 7, 7]),
+            Err(FrameError::Codec(CodecError::Trailing { left: 1, .. }))
+        ));
         assert!(matches!(read_all(&[0, 0, 0, 0]), Err(FrameError::Codec(CodecError::Decode { .. }))));
     }
 }
