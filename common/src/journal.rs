@@ -50,6 +50,29 @@ pub struct Entry {
     pub otherwise: Option<String>,
 }
 
+impl Entry {
+    /// An entry about nothing in particular: the fields that apply are set afterwards. Number and time are 0; who keeps
+    /// the journal sets them.
+    pub fn new(kind: Kind, code: impl Into<String>, text: impl Into<String>) -> Self {
+        Self {
+            id: 0,
+            at_ms: 0,
+            kind,
+            code: code.into(),
+            service: None,
+            service_name: None,
+            task: None,
+            node: None,
+            target: None,
+            action: None,
+            text: text.into(),
+            figures: BTreeMap::new(),
+            rule: None,
+            otherwise: None,
+        }
+    }
+}
+
 /// What sort of journal entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

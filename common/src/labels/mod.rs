@@ -233,7 +233,7 @@ fn read_scaling(read: &mut Reader<'_>, policy: &mut ServicePolicy) {
     read.take("scale.margin", percent, &mut policy.margin);
     match (policy.scale_min, policy.scale_max) {
         (Some(min), Some(max)) if min > max => {
-            read.refuse("scale.min", format!("at most scale.max, which is {max}"))
+            read.refuse("scale.min", format!("at most scale.max, which is {max}"));
         }
         (Some(_), None) => read.refuse("scale.min", "only together with scale.max".into()),
         (None, Some(_)) => read.refuse("scale.max", "only together with scale.min".into()),

@@ -43,23 +43,8 @@ struct Speaker<'a> {
 impl Ingest {
     pub(super) async fn greet_agent(&self, mut streams: Streams, peer: &Peer) -> Option<Guest> {
         let (connection, from) = (streams.connection.clone(), streams.from);
-        let hello = match frame::read::<ToCoordinator>(&mut streams.receive).await {
-            Ok(Some(ToCoordinator::Hello(hello))) => hello,
-            Ok(Some(_)) => {
-                return self.refuse(&connection, from, Reason::Unexpected, "the first message is a hello");
-            }
-            Ok(None) => {
-                return self.refuse(
-                    &connection,
-                    from,
-                    Reason::Truncated,
-                    "the stream ended before the hello",
-                );
-            }
-            Err(error) => {
-                let reason = reason_of(&error)?;
-                return self.refuse(&connection, from, reason, &error.to_string());
-            }
+        let ToCoordinator::Hello(hello) = self.first(&mut streams).await? else {
+            return self.refuse(&connection, from, Reason::Unexpected, "the first message is a hello");
         };
         let node = peer.node()?;
         if hello.node != node {

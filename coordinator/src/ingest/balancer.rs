@@ -24,23 +24,8 @@ pub(super) struct Guest {
 impl Ingest {
     pub(super) async fn greet_balancer(&self, mut streams: Streams, expected: &Token) -> Option<Guest> {
         let (connection, from) = (streams.connection.clone(), streams.from);
-        let (token, name) = match frame::read::<ToRouteSource>(&mut streams.receive).await {
-            Ok(Some(ToRouteSource::Hello { token, name })) => (token, name),
-            Ok(Some(_)) => {
-                return self.refuse(&connection, from, Reason::Unexpected, "the first message is a hello");
-            }
-            Ok(None) => {
-                return self.refuse(
-                    &connection,
-                    from,
-                    Reason::Truncated,
-                    "the stream ended before the hello",
-                );
-            }
-            Err(error) => {
-                let reason = reason_of(&error)?;
-                return self.refuse(&connection, from, reason, &error.to_string());
-            }
+        let ToRouteSource::Hello { token, name } = self.first(&mut streams).await? else {
+            return self.refuse(&connection, from, Reason::Unexpected, "the first message is a hello");
         };
         if !expected.matches(&token) {
             return self.refuse(

@@ -26,10 +26,14 @@ use std::{
 
 use quinn::{Connection, ConnectionError, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
+use serde::de::DeserializeOwned;
 use swarmguard_common::{
     domain::{NodeId, Role},
     identity::Peer,
-    wire::{agent::ToAgent, frame::FrameError},
+    wire::{
+        agent::ToAgent,
+        frame::{self, FrameError},
+    },
 };
 use swarmguard_core::brain::{AgentInput, ConnectionId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -300,6 +304,16 @@ impl Ingest {
         self.refusals.note(from, reason, why);
         connection.close(VarInt::from_u32(close::REFUSED), format!("{}: {why}", reason.word()).as_bytes());
         None
+    }
+
+    /// The first message of a peer; one that brings none is refused.
+    async fn first<T: DeserializeOwned>(&self, streams: &mut Streams) -> Option<T> {
+        let (reason, why) = match frame::read(&mut streams.receive).await {
+            Ok(Some(message)) => return Some(message),
+            Ok(None) => (Reason::Truncated, "the stream ended before the hello".to_owned()),
+            Err(error) => (reason_of(&error)?, error.to_string()),
+        };
+        self.refuse(&streams.connection, streams.from, reason, &why)
     }
 
     /// Makes this the node's connection and ends the one that was.

@@ -150,22 +150,7 @@ impl Journal {
     /// Keeps a notice of the coordinator itself.
     pub fn notice(&self, code: &str, text: String) -> Arc<Entry> {
         tracing::warn!(code, "{text}");
-        self.append(Entry {
-            id: 0,
-            at_ms: clock::wall_ms(),
-            kind: Kind::Notice,
-            code: code.into(),
-            service: None,
-            service_name: None,
-            task: None,
-            node: None,
-            target: None,
-            action: None,
-            text,
-            figures: Default::default(),
-            rule: None,
-            otherwise: None,
-        })
+        self.append(Entry { at_ms: clock::wall_ms(), ..Entry::new(Kind::Notice, code, text) })
     }
 
     /// Entries from memory where they reach back far enough, else from disk.

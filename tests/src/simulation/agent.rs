@@ -78,7 +78,7 @@ impl Agent {
         };
         match what {
             AgentOrder::Send(ToAgent::Acknowledge { seq }) => {
-                link.unacknowledged.retain(|(_, _, alert)| alert.seq > seq)
+                link.unacknowledged.retain(|(_, _, alert)| alert.seq > seq);
             }
             AgentOrder::Send(_) => {}
             AgentOrder::Close { .. } => *link = Link::again(link, now),

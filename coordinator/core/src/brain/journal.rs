@@ -48,25 +48,6 @@ impl Said {
     }
 }
 
-fn entry(kind: Kind, code: impl Into<String>, text: impl Into<String>) -> Entry {
-    Entry {
-        id: 0,
-        at_ms: 0,
-        kind,
-        code: code.into(),
-        service: None,
-        service_name: None,
-        task: None,
-        node: None,
-        target: None,
-        action: None,
-        text: text.into(),
-        figures: BTreeMap::new(),
-        rule: None,
-        otherwise: None,
-    }
-}
-
 impl Brain {
     fn write(&mut self, mut entry: Entry) {
         if self.entries.len() >= MAX_ENTRIES {
@@ -104,7 +85,7 @@ impl Brain {
         });
         let condition = edge.condition.to_string();
         let text = format!("{condition} at {:.1} % on {}", edge.percent, self.hostname(node));
-        let mut entry = entry(Kind::Alert, format!("{}_{word}", condition.replace(' ', "_")), text);
+        let mut entry = Entry::new(Kind::Alert, format!("{}_{word}", condition.replace(' ', "_")), text);
         (entry.service, entry.task, entry.node) = (service, task, Some(node.clone()));
         entry.figures.insert("value_percent".into(), edge.percent);
         entry.figures.insert("age_ms".into(), f64::from(edge.age_ms));
@@ -115,7 +96,7 @@ impl Brain {
         let (code, what) = if again { ("agent_again", "came again") } else { ("agent_came", "came") };
         let version =
             self.view.agents.get(node).map_or_else(String::new, |agent| agent.hello.version.clone());
-        let mut entry = entry(
+        let mut entry = Entry::new(
             Kind::Lease,
             code,
             format!("the agent of {} {what}, version {version}", self.hostname(node)),
@@ -126,7 +107,7 @@ impl Brain {
 
     pub(super) fn journal_went(&mut self, node: &NodeId) {
         let text = format!("the connection of the agent of {} ended; its lease runs on", self.hostname(node));
-        let mut entry = entry(Kind::Lease, "agent_went", text);
+        let mut entry = Entry::new(Kind::Lease, "agent_went", text);
         entry.node = Some(node.clone());
         self.write(entry);
     }
@@ -149,7 +130,7 @@ impl Brain {
                 ("lease_lapsed", format!("{host} is silent: what it said counts no more"))
             }
         };
-        let mut entry = entry(Kind::Lease, code, text);
+        let mut entry = Entry::new(Kind::Lease, code, text);
         entry.node = Some(node.clone());
         if let Some(agent) = self.view.agents.get(node) {
             entry.figures.insert("age_ms".into(), agent.lease.age(now).as_secs_f64() * 1_000.0);
@@ -160,7 +141,7 @@ impl Brain {
 
     fn from_verdict(kind: Kind, code: &str, verdict: &Verdict) -> Entry {
         let judgement = &verdict.judgement;
-        let mut entry = entry(kind, code, judgement.text.clone());
+        let mut entry = Entry::new(kind, code, judgement.text.clone());
         entry.service = Some(verdict.service.clone());
         entry.task.clone_from(&judgement.task);
         entry.node.clone_from(&judgement.node);
@@ -206,7 +187,7 @@ impl Brain {
             return;
         }
         self.statistics.refusals += 1;
-        let mut entry = entry(Kind::Refusal, refusal.code, refusal.text.clone());
+        let mut entry = Entry::new(Kind::Refusal, refusal.code, refusal.text.clone());
         entry.service = order.intent.service().cloned();
         entry.action = Some(order.token.clone());
         entry.rule = Some(refusal.code.into());
@@ -227,7 +208,7 @@ impl Brain {
         };
         *counter += 1;
         let prefix = if held && acts { "paused or observed only: " } else { "" };
-        let mut entry = entry(kind, judgement.rule, format!("{prefix}{}", judgement.text));
+        let mut entry = Entry::new(kind, judgement.rule, format!("{prefix}{}", judgement.text));
         entry.service = Some(service.id.clone());
         entry.node.clone_from(&judgement.node);
         entry.figures = judgement.signals.iter().map(|(name, value)| ((*name).into(), *value)).collect();
@@ -241,7 +222,7 @@ impl Brain {
         if !self.said.is_due(&service.id, "job_again_step", now) {
             return;
         }
-        let mut entry = entry(Kind::Action, "job_again", format!("run again, attempt {attempt}"));
+        let mut entry = Entry::new(Kind::Action, "job_again", format!("run again, attempt {attempt}"));
         entry.service = Some(service.id.clone());
         entry.figures.insert("attempt".into(), f64::from(attempt));
         self.write(entry);
@@ -255,7 +236,7 @@ impl Brain {
         service: Option<ServiceId>,
         action: Option<String>,
     ) {
-        let mut entry = entry(Kind::Decision, code, text);
+        let mut entry = Entry::new(Kind::Decision, code, text);
         (entry.service, entry.action, entry.rule) = (service, action, Some("operator".into()));
         self.write(entry);
     }
@@ -267,7 +248,7 @@ impl Brain {
         if matches!(note.code, "balancers_drained" | "removed") {
             self.note_relieved(&note.action, now);
         }
-        let mut entry = entry(Kind::Action, note.code, note.text.clone());
+        let mut entry = Entry::new(Kind::Action, note.code, note.text.clone());
         entry.service.clone_from(&note.service);
         entry.task.clone_from(&note.task);
         entry.node.clone_from(&note.node);
@@ -299,7 +280,7 @@ impl Brain {
             Command::ResumeBalancers { .. } => "resuming at the balancers",
         };
         let text = format!("{what} for {record} failed, looking again: {error}");
-        self.write(entry(Kind::Notice, "command_failed", text));
+        self.write(Entry::new(Kind::Notice, "command_failed", text));
     }
 }
 

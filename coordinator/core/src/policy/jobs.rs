@@ -41,7 +41,7 @@ pub fn judge(view: &View, service: &Service, attempts: u32, now: Time) -> Option
         match (task.state, &task.node) {
             (TaskState::Complete, _) => done += 1,
             (state, Some(node)) if state <= TaskState::Running && is_lost(view, node, now) => {
-                lost.push(node.clone())
+                lost.push(node.clone());
             }
             // Waiting, running, or failed and Swarm's to restart.
             _ if task.desired <= TaskState::Complete => alive += 1,

@@ -335,6 +335,19 @@ impl Round<'_> {
         verdict
     }
 
+    /// What forbids every move of a service now, for whatever reason it is to move: what it is made of, or the cooldown
+    /// of its last move.
+    pub(super) fn is_tied(&self, service: &Service, policy: &ServicePolicy) -> Option<Verdict> {
+        let healthcheck = self.view.healthcheck(service, self.now);
+        let found = preflight::findings(service, policy, healthcheck);
+        if let Some(found) = found.into_iter().find(|finding| finding.refuses) {
+            return Some(self.refuse(service, found.code, found.text, found.otherwise));
+        }
+        let since = self.now - self.view.history.past(&service.id, Kind::Migrate)?.ended;
+        (since < policy.cooldown)
+            .then(|| self.cooling(service, "cooldown", "migration", policy.cooldown, policy.cooldown - since))
+    }
+
     /// What forbids a service to move now, whatever its load and wherever it would go.
     fn may_not_move(
         &self,
@@ -346,23 +359,12 @@ impl Round<'_> {
             let otherwise = "swarmguard.migrate=auto";
             return Some(self.refuse(service, "migrate_off", "its labels forbid to move it", otherwise));
         }
-        let healthcheck = self.view.healthcheck(service, self.now);
-        let found = preflight::findings(service, policy, healthcheck);
-        if let Some(found) = found.into_iter().find(|finding| finding.refuses) {
-            return Some(self.refuse(service, found.code, found.text, found.otherwise));
+        if let Some(verdict) = self.is_tied(service, policy) {
+            return Some(verdict);
         }
         let source = &certain.replica.node.id;
         if let Some(past) = self.view.history.past(&service.id, Kind::Migrate) {
             let since = self.now - past.ended;
-            if since < policy.cooldown {
-                return Some(self.cooling(
-                    service,
-                    "cooldown",
-                    "migration",
-                    policy.cooldown,
-                    policy.cooldown - since,
-                ));
-            }
             if !past.undone && past.target.as_ref() == Some(source) && since < constant::MOVED_IN_VAIN {
                 let text = format!(
                     "it was moved to {} {} s ago and is hot again: moving did not help",

@@ -13,13 +13,9 @@ use swarmguard_common::{
 use super::{
     Precedence, Round, Verdict, constant,
     migrate::{Burden, Target, best_target},
-    ms, name, preflight,
+    ms, name,
 };
-use crate::{
-    action::{Intent, Kind},
-    explain::Conclusion,
-    swarm::Service,
-};
+use crate::{action::Intent, explain::Conclusion, swarm::Service};
 
 /// A node must have been back for this long, so that one that flaps gets nothing.
 const STEADY: Duration = Duration::from_secs(30);
@@ -43,22 +39,8 @@ impl Round<'_> {
         if !self.snapshot.nodes.keys().any(|node| back(node) && copies(node) + 2 <= most) {
             return None;
         }
-        let healthcheck = self.view.healthcheck(service, self.now);
-        let found = preflight::findings(service, policy, healthcheck);
-        if let Some(found) = found.into_iter().find(|finding| finding.refuses) {
-            return Some(self.refuse(service, found.code, found.text, found.otherwise));
-        }
-        if let Some(past) = self.view.history.past(&service.id, Kind::Migrate) {
-            let since = self.now - past.ended;
-            if since < policy.cooldown {
-                return Some(self.cooling(
-                    service,
-                    "cooldown",
-                    "migration",
-                    policy.cooldown,
-                    policy.cooldown - since,
-                ));
-            }
+        if let Some(verdict) = self.is_tied(service, policy) {
+            return Some(verdict);
         }
         let Some(burden) = self.burden_on(service, crowded) else {
             return Some(self.refuse(
