@@ -2,8 +2,12 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand, builder::RangedU64ValueParser};
-use swarmguard_common::{config::file_as_arguments, domain::BasisPoints, identity::Source};
+use clap::{ArgAction, Args, Parser, Subcommand, builder::RangedU64ValueParser};
+use swarmguard_common::{
+    config::{self, ConfigError},
+    domain::BasisPoints,
+    identity::Source,
+};
 
 use crate::uplink::addresses::Wanted;
 
@@ -113,26 +117,9 @@ impl Cli {
     /// Reads flags, environment and file.
     ///
     /// # Errors
-    /// When the file is wrong; a wrong flag or variable ends the process with a message, as clap does.
-    pub fn read() -> anyhow::Result<Self> {
-        let arguments: Vec<_> = std::env::args_os().collect();
-        let cli = Self::parse_from(&arguments);
-        let Some(file) = &cli.settings.config else { return Ok(cli) };
-        let command = Self::command();
-        let known: Vec<String> = command
-            .get_arguments()
-            .filter_map(|argument| argument.get_long())
-            .filter(|name| !matches!(*name, "config" | "help" | "version"))
-            .map(Into::into)
-            .collect();
-        let from_file = file_as_arguments(file, &known)?;
-        let mut all = arguments;
-        all.splice(1..1, from_file);
-        Self::try_parse_from(all).map_err(|error| {
-            let text = error.to_string();
-            let why = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-            anyhow::anyhow!("the settings file {} is refused: {why}", file.display())
-        })
+    /// As [`config::read`].
+    pub fn read() -> Result<Self, ConfigError> {
+        config::read()
     }
 }
 
@@ -157,17 +144,7 @@ fn socket(text: &str) -> Result<Socket, String> {
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
-    let range = Duration::from_millis(20)..=Duration::from_secs(10);
-    let read = duration(text).filter(|duration| range.contains(duration));
-    read.ok_or_else(|| "a duration with its unit, 20ms to 10s, is allowed".into())
-}
-
-/// A whole number with the unit `ms` or `s`.
-fn duration(text: &str) -> Option<Duration> {
-    match text.strip_suffix("ms") {
-        Some(millis) => millis.trim().parse().ok().map(Duration::from_millis),
-        None => text.strip_suffix('s')?.trim().parse().ok().map(Duration::from_secs),
-    }
+    config::duration(text, Duration::from_millis(20)..=Duration::from_secs(10))
 }
 
 fn percent(text: &str) -> Result<BasisPoints, String> {

@@ -4,10 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use swarmguard_agent::{
-    config::{Cli, Command, Settings},
+    config::{Cli, Command},
     doctor, http, run,
 };
-use tracing_subscriber::EnvFilter;
+use swarmguard_common::logging;
 
 fn main() -> ExitCode {
     match begin() {
@@ -31,7 +31,7 @@ fn begin() -> anyhow::Result<ExitCode> {
         }
         Some(Command::Doctor { json }) => runtime()?.block_on(doctor::run(&cli.settings, json)),
         Some(Command::Run) | None => {
-            log_to_stderr(&cli.settings)?;
+            logging::to_stderr(&cli.settings.log, cli.settings.log_json)?;
             runtime()?.block_on(run::run(cli.settings))?;
             Ok(ExitCode::SUCCESS)
         }
@@ -42,17 +42,4 @@ fn begin() -> anyhow::Result<ExitCode> {
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     builder.enable_all().max_blocking_threads(2).build().context("cannot start the runtime")
-}
-
-fn log_to_stderr(settings: &Settings) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&settings.log)
-        .with_context(|| format!("--log {:?}: a level or target=level list is allowed", settings.log))?;
-    let subscriber =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
-    if settings.log_json {
-        subscriber.json().init();
-    } else {
-        subscriber.init();
-    }
-    Ok(())
 }

@@ -18,6 +18,8 @@ pub mod journal;
 #[cfg(feature = "std")]
 pub mod labels;
 #[cfg(feature = "std")]
+pub mod logging;
+#[cfg(feature = "std")]
 pub mod transport;
 #[cfg(feature = "std")]
 pub mod wire;

@@ -2,9 +2,11 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use anyhow::Context as _;
-use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand};
-use swarmguard_common::{config::file_as_arguments, identity::Source};
+use clap::{ArgAction, Args, Parser, Subcommand};
+use swarmguard_common::{
+    config::{self, ConfigError},
+    identity::Source,
+};
 
 use crate::api::Plain;
 
@@ -128,22 +130,9 @@ impl Cli {
     /// Reads flags, environment and file.
     ///
     /// # Errors
-    /// When the file is wrong; a wrong flag or variable ends the process with a message, as clap does.
-    pub fn read() -> anyhow::Result<Self> {
-        let arguments: Vec<_> = std::env::args_os().collect();
-        let cli = Self::parse_from(&arguments);
-        let Some(file) = &cli.settings.config else { return Ok(cli) };
-        let command = Self::command();
-        let known: Vec<String> = command
-            .get_arguments()
-            .filter_map(|argument| argument.get_long())
-            .filter(|name| !matches!(*name, "config" | "help" | "version"))
-            .map(Into::into)
-            .collect();
-        let from_file = file_as_arguments(file, &known)?;
-        let mut all = arguments;
-        all.splice(1..1, from_file);
-        Self::try_parse_from(all).with_context(|| format!("the settings file {} is refused", file.display()))
+    /// As [`config::read`].
+    pub fn read() -> Result<Self, ConfigError> {
+        config::read()
     }
 }
 

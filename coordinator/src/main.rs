@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use swarmguard_common::logging;
 use swarmguard_coordinator::{
-    config::{Certs, Cli, Command, Settings},
+    config::{Certs, Cli, Command},
     errands, start,
 };
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     match begin() {
@@ -32,24 +32,11 @@ fn begin() -> anyhow::Result<()> {
             Ok(())
         }
         Some(Command::Run) | None => {
-            log_to_stderr(&cli.settings)?;
+            logging::to_stderr(&cli.settings.log, cli.settings.log_json)?;
             let mut builder = tokio::runtime::Builder::new_multi_thread();
             let runtime =
                 builder.enable_all().max_blocking_threads(8).build().context("cannot start the runtime")?;
             runtime.block_on(start::coordinate(cli.settings))
         }
     }
-}
-
-fn log_to_stderr(settings: &Settings) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&settings.log)
-        .with_context(|| format!("--log {:?}: a level or target=level list is allowed", settings.log))?;
-    let subscriber =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
-    if settings.log_json {
-        subscriber.json().init();
-    } else {
-        subscriber.init();
-    }
-    Ok(())
 }

@@ -16,13 +16,13 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Map, MapData};
-use aya::programs::{BtfTracePoint, Iter, ProgramError};
+use aya::programs::{BtfTracePoint, Iter};
 use aya::{Btf, Ebpf, util::nr_cpus};
 use swarmguard_common::kernel::{GroupSample, MAX_GROUPS, Waits, offset};
 
 use super::btf::{self, KernelTypes};
 use super::sys::{self, Mapped};
-use super::{BpfError, Finding, Options, chain};
+use super::{BpfError, Finding, Options, chain, with_program};
 
 const PASS: &str = "all containers in one pass";
 const PASS_INSTEAD: &str = "the files of each container";
@@ -176,16 +176,11 @@ fn start_pass(ebpf: &mut Ebpf, types: &Btf, root: &OwnedFd) -> Result<Pass, Stri
     let failed = |error| format!("cannot map the samples: {error}");
     let samples = Mapped::new(samples.fd().as_fd(), MAX_GROUPS as usize).map_err(failed)?;
     let count = Mapped::new(count.fd().as_fd(), 1).map_err(failed)?;
-    let program: &mut Iter = ebpf
-        .program_mut("sample_groups")
-        .ok_or("the BPF object has no program sample_groups: build it again")?
-        .try_into()
-        .map_err(|error: ProgramError| chain(&error))?;
-    program.load("cgroup", types).map_err(|error| {
-        tracing::debug!("sample_groups: {error:?}");
-        format!("{} (kernels before 6.1 have no cgroup iterator)", chain(&error))
-    })?;
-    let fd = program.fd().map_err(|error| chain(&error))?;
+    let fd = with_program(ebpf, "sample_groups", |program: &mut Iter| {
+        program.load("cgroup", types)?;
+        Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+    })
+    .map_err(|why| format!("{why} (kernels before 6.1 have no cgroup iterator)"))?;
     let link = sys::attach_cgroup_iter(fd.as_fd(), root.as_fd())
         .map_err(|error| format!("cannot attach: {error}"))?;
     Ok(Pass { link, samples, count })
@@ -193,16 +188,11 @@ fn start_pass(ebpf: &mut Ebpf, types: &Btf, root: &OwnedFd) -> Result<Pass, Stri
 
 /// Loads a program and ties it to a tracepoint, for as long as `ebpf` lives.
 pub(super) fn start_tracepoint(ebpf: &mut Ebpf, name: &str, at: &str, types: &Btf) -> Result<(), String> {
-    let program: &mut BtfTracePoint = ebpf
-        .program_mut(name)
-        .ok_or_else(|| format!("the BPF object has no program {name}: build it again"))?
-        .try_into()
-        .map_err(|error: ProgramError| chain(&error))?;
-    let result = program.load(at, types).and_then(|()| program.attach());
-    result.map(|_| ()).map_err(|error| {
-        tracing::debug!("{name}: {error:?}");
-        format!("{at}: {}", chain(&error))
-    })
+    let tied = with_program(ebpf, name, |program: &mut BtfTracePoint| {
+        program.load(at, types)?;
+        program.attach()
+    });
+    tied.map(|_| ())
 }
 
 /// The files that make the kernel sum up CPU times, one for each directory that holds containers.

@@ -28,6 +28,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use swarmguard_common::kernel::{GroupCounters, GroupSample, NetCounters, OFFSETS, Waits, offset};
 
@@ -318,6 +319,25 @@ fn read_object(options: Options, table: &[u32; OFFSETS]) -> Result<Ebpf, BpfErro
         .override_global("KERNEL_OFFSETS", table, true)
         .load(OBJECT)
         .map_err(|error| BpfError::Refused(chain(&error)))
+}
+
+/// Does something to a program of the object, which is of the kind `P`.
+fn with_program<P, T>(
+    ebpf: &mut Ebpf,
+    name: &str,
+    run: impl FnOnce(&mut P) -> Result<T, ProgramError>,
+) -> Result<T, String>
+where
+    for<'a> &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let program = ebpf
+        .program_mut(name)
+        .ok_or_else(|| format!("the BPF object has no program {name}: build it again"))?;
+    program.try_into().and_then(run).map_err(|error| {
+        // The verifier's listing, too long for anything but a debug log.
+        tracing::debug!("{name}: {error:?}");
+        format!("{name}: {}", chain(&error))
+    })
 }
 
 /// An error and its causes on one line, without the verifier's listing, which belongs into a debug log.

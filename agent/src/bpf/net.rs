@@ -15,12 +15,12 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use aya::maps::{Map, MapData};
-use aya::programs::{CgroupSkb, ProgramError, SockOps};
+use aya::programs::{CgroupSkb, SockOps};
 use aya::{Ebpf, util::nr_cpus};
 use swarmguard_common::kernel::{GroupCounters, MAX_GROUPS};
 
 use super::sys::{self, AttachType};
-use super::{BpfError, Finding, NetworkMode, Options, chain};
+use super::{BpfError, Finding, NetworkMode, Options, chain, with_program};
 
 const WHAT: &str = "network per container";
 const INSTEAD: &str = "/proc/<pid>/net/dev, which cannot tell host-network containers apart";
@@ -95,17 +95,11 @@ impl Counting {
             (AttachType::Ingress, program(ebpf, "group_ingress_requests")?),
             (AttachType::Egress, program(ebpf, "group_egress_requests")?),
         ];
-        let name = "group_connections";
-        let program: &mut SockOps = ebpf
-            .program_mut(name)
-            .ok_or_else(|| missing(name))?
-            .try_into()
-            .map_err(|error| refused(name, &error))?;
-        let mut load = || -> Result<OwnedFd, ProgramError> {
+        let connections = with_program(ebpf, "group_connections", |program: &mut SockOps| {
             program.load()?;
             Ok(program.fd()?.as_fd().try_clone_to_owned()?)
-        };
-        programs.push((AttachType::SockOps, load().map_err(|error| refused(name, &error))?));
+        })?;
+        programs.push((AttachType::SockOps, connections));
         Ok(programs)
     }
 
@@ -235,24 +229,8 @@ impl Counting {
 
 /// Loads a program and keeps a descriptor of it.
 fn program(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd, String> {
-    let program: &mut CgroupSkb = ebpf
-        .program_mut(name)
-        .ok_or_else(|| missing(name))?
-        .try_into()
-        .map_err(|error| refused(name, &error))?;
-    let mut load = || -> Result<OwnedFd, ProgramError> {
+    with_program(ebpf, name, |program: &mut CgroupSkb| {
         program.load()?;
         Ok(program.fd()?.as_fd().try_clone_to_owned()?)
-    };
-    load().map_err(|error| refused(name, &error))
-}
-
-fn missing(name: &str) -> String {
-    format!("the BPF object has no program {name}: build it again")
-}
-
-fn refused(name: &str, error: &ProgramError) -> String {
-    // The verifier's listing, too long for anything but a debug log.
-    tracing::debug!("{name}: {error:?}");
-    format!("{name}: {}", chain(error))
+    })
 }

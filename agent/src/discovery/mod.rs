@@ -4,5 +4,6 @@
 //! container is watched from its first moment, not from the event that follows it.
 
 pub mod engine;
+pub mod follow;
 pub mod scan;
 pub mod watch;

@@ -78,9 +78,7 @@ pub(super) fn bounded<T: FromStr + PartialOrd + Display>(text: &str, least: T, m
 
 /// A duration with its unit, such as `300ms` or `1m 30s`, between `least` and `most` seconds.
 pub(super) fn duration(text: &str, least: u64, most: u64) -> Result<Duration, String> {
-    let range = Duration::from_secs(least)..=Duration::from_secs(most);
-    let read = humantime::parse_duration(text).ok().filter(|duration| range.contains(duration));
-    read.ok_or_else(|| format!("a duration with its unit (300ms, 3s, 1m), {least}s to {most}s"))
+    crate::config::duration(text, Duration::from_secs(least)..=Duration::from_secs(most))
 }
 
 #[cfg(test)]

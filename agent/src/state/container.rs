@@ -1,0 +1,234 @@
+//! One container as the agent knows it: what it is, its newest figures, and how samples become them.
+
+use std::time::Duration;
+
+use swarmguard_common::{
+    clock::Time,
+    domain::{BasisPoints, ContainerId, ServiceId, TaskId},
+    kernel::GroupCounters,
+    labels::Thresholds,
+    wire::agent::{TaskIntro, TaskLoad},
+};
+
+use crate::{
+    conditions::{Conditions, Values},
+    model::{
+        Capacity, Ewma, FastRates, Limits, SlowRates, fast_rates, in_flight, median_us, network_share, ratio,
+        slow_rates, working_set,
+    },
+    sources::{
+        group::{FastReading, SlowReading},
+        network::NetworkReading,
+    },
+};
+
+/// Smoothing of the figures that are reported and shown. Ten times that of the conditions: whoever plans with a figure
+/// wants the last second, not the last tenth of one.
+pub const REPORT_SMOOTHING: Duration = Duration::from_millis(500);
+
+/// What the engine says of a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Description {
+    /// The engine's name of it, without the leading slash.
+    pub name: String,
+    /// From the label `com.docker.swarm.task.id`.
+    pub task: Option<TaskId>,
+    /// From the label `com.docker.swarm.service.id`.
+    pub service: Option<ServiceId>,
+    /// From the label `com.docker.swarm.service.name`.
+    pub service_name: Option<String>,
+    /// Whether it has a healthcheck, its image's included.
+    pub healthcheck: Option<bool>,
+    /// Its first process, in the node's numbering.
+    pub pid: Option<u32>,
+    /// Uses the node's network, or another container's.
+    pub shared_network: bool,
+}
+
+/// One container.
+#[derive(Debug)]
+pub struct Container {
+    /// The engine's ID.
+    pub id: ContainerId,
+    /// As the engine says; `None` until it did.
+    pub description: Option<Description>,
+    /// Its own limits.
+    pub limits: Limits,
+    /// Newest figures.
+    pub figures: Figures,
+    /// Its conditions.
+    pub conditions: Conditions,
+    pub(super) born: Time,
+    pub(super) fast: Option<(Time, FastReading, Option<NetworkReading>)>,
+    slow: Option<(Time, SlowReading)>,
+    requests: Option<GroupCounters>,
+    smooth_cpu: Ewma,
+    smooth_rx: Ewma,
+    smooth_tx: Ewma,
+    pub(super) learnt: Option<(TaskId, ServiceId)>,
+}
+
+/// A container's newest figures, smoothed over [`REPORT_SMOOTHING`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Figures {
+    /// CPU in use, in thousandths of a CPU.
+    pub cpu_millis: Option<f64>,
+    /// CPU utilisation, 0 to 1.
+    pub cpu: Option<f64>,
+    /// Working set, bytes.
+    pub memory_bytes: Option<u64>,
+    /// Memory utilisation, 0 to 1.
+    pub memory: Option<f64>,
+    /// Received, bytes a second.
+    pub rx_bytes_per_s: Option<f64>,
+    /// Sent, bytes a second.
+    pub tx_bytes_per_s: Option<f64>,
+    /// Network utilisation, 0 to 1.
+    pub network: Option<f64>,
+    /// PSI and the like.
+    pub slow: SlowRates,
+    /// Share of periods held back by `cpu.max`.
+    pub throttled: Option<f64>,
+    /// Requests in flight.
+    pub in_flight: Option<u32>,
+    /// Median latency of answers, in microseconds.
+    pub latency_us: Option<u32>,
+}
+
+impl Container {
+    pub(super) fn new(
+        now: Time,
+        id: &ContainerId,
+        limits: Limits,
+        learnt: Option<(TaskId, ServiceId)>,
+    ) -> Self {
+        Self {
+            id: id.clone(),
+            description: None,
+            limits,
+            figures: Figures::default(),
+            conditions: Conditions::default(),
+            born: now,
+            fast: None,
+            slow: None,
+            requests: None,
+            smooth_cpu: Ewma::new(REPORT_SMOOTHING),
+            smooth_rx: Ewma::new(REPORT_SMOOTHING),
+            smooth_tx: Ewma::new(REPORT_SMOOTHING),
+            learnt,
+        }
+    }
+
+    /// The service that it belongs to, by its label, else as a coordinator said.
+    pub fn service(&self) -> Option<&ServiceId> {
+        let named = self.description.as_ref().and_then(|description| description.service.as_ref());
+        named.or(self.learnt.as_ref().map(|(_, service)| service))
+    }
+
+    pub(super) fn take_fast(
+        &mut self,
+        now: Time,
+        reading: FastReading,
+        network: Option<NetworkReading>,
+        node: Capacity,
+        thresholds: &Thresholds,
+    ) -> Values {
+        let mbps = thresholds.network_mbps.or(node.network_mbps);
+        let mine = node.limited(self.limits);
+        let before = self.fast.replace((now, reading, network));
+        let span = before.map_or(Duration::ZERO, |(at, ..)| now.since(at));
+        let rates = before.map_or_else(FastRates::default, |(_, old, old_network)| {
+            let traffic = |reading: Option<NetworkReading>| reading.map(|reading| reading.traffic);
+            fast_rates((&old, traffic(old_network)), (&reading, traffic(network)), span)
+        });
+        let inactive = self.slow.and_then(|(_, slow)| slow.inactive_file_bytes);
+        let memory_bytes = working_set(reading.memory_bytes, inactive);
+        #[expect(clippy::cast_precision_loss, reason = "a share needs no more than 53 bits")]
+        let memory = ratio(memory_bytes.map(|bytes| bytes as f64), mine.memory_bytes as f64);
+        let cpu_of = |millis| ratio(millis, f64::from(mine.cpu_millis));
+        let values = Values {
+            cpu: cpu_of(rates.cpu_millis),
+            memory,
+            network: network_share(&rates, mbps),
+            // Waiting on the run queue is what PSI sums up; where PSI is off it stands in.
+            psi_cpu: self.figures.slow.psi_cpu.or(self.figures.slow.run_queue.map(|share| share.min(1.0))),
+            psi_memory: self.figures.slow.psi_memory,
+            span,
+        };
+        let cpu_millis = self.smooth_cpu.update(now, rates.cpu_millis);
+        let smooth = FastRates {
+            rx_bytes_per_s: self.smooth_rx.update(now, rates.rx_bytes_per_s),
+            tx_bytes_per_s: self.smooth_tx.update(now, rates.tx_bytes_per_s),
+            ..rates
+        };
+        self.figures = Figures {
+            cpu_millis,
+            cpu: cpu_of(cpu_millis),
+            memory_bytes,
+            memory,
+            rx_bytes_per_s: smooth.rx_bytes_per_s,
+            tx_bytes_per_s: smooth.tx_bytes_per_s,
+            network: network_share(&smooth, mbps),
+            throttled: rates.throttled,
+            ..self.figures
+        };
+        values
+    }
+
+    pub(super) fn take_slow(&mut self, now: Time, reading: SlowReading) {
+        let before = self.slow.replace((now, reading));
+        let Some((at, before)) = before else { return };
+        self.figures.slow = slow_rates(&before, &reading, now.since(at));
+        self.take_requests();
+    }
+
+    /// Latency over the time since the last slow sample; requests in flight now.
+    fn take_requests(&mut self) {
+        let counters = self
+            .fast
+            .and_then(|(_, _, network)| network?.counters.filter(|_| network.is_some_and(|it| it.requests)));
+        let before = std::mem::replace(&mut self.requests, counters);
+        self.figures.in_flight = counters.as_ref().map(in_flight);
+        self.figures.latency_us = before.zip(counters).and_then(|(a, b)| median_us(&a.answers, &b.answers));
+    }
+
+    pub(super) fn load(&self, handle: u32) -> TaskLoad {
+        let points = |ratio: Option<f64>| ratio.map(BasisPoints::from_ratio);
+        let figures = &self.figures;
+        TaskLoad {
+            handle,
+            cpu: points(figures.cpu),
+            memory: points(figures.memory),
+            network: points(figures.network),
+            cpu_millis: whole(figures.cpu_millis.unwrap_or(0.0)),
+            memory_kib: u32::try_from(figures.memory_bytes.unwrap_or(0) / 1_024).unwrap_or(u32::MAX),
+            psi_cpu: points(figures.slow.psi_cpu),
+            psi_memory: points(figures.slow.psi_memory),
+            throttled: points(figures.throttled),
+            in_flight: figures.in_flight,
+            latency_us: figures.latency_us,
+        }
+    }
+}
+
+pub(super) fn intro(handle: u32, container: &Container) -> TaskIntro {
+    let description = container.description.as_ref();
+    let learnt = container.learnt.as_ref();
+    TaskIntro {
+        handle,
+        container: container.id.clone(),
+        task: description.and_then(|it| it.task.clone()).or_else(|| learnt.map(|(task, _)| task.clone())),
+        service: description
+            .and_then(|it| it.service.clone())
+            .or_else(|| learnt.map(|(_, service)| service.clone())),
+        cpu_limit_millis: container.limits.cpu_millis,
+        memory_limit_bytes: container.limits.memory_bytes,
+        healthcheck: description.and_then(|it| it.healthcheck),
+    }
+}
+
+fn whole(value: f64) -> u32 {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the range first")]
+    let whole = value.round().clamp(0.0, f64::from(u32::MAX)) as u32;
+    whole
+}
