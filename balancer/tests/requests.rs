@@ -220,7 +220,11 @@ fn without_replicas_the_answer_says_when_to_come_back_and_recovery_is_quick() {
     };
     let nodes = format!("--worker-nodes={address}");
     let lb = Lb::start(&[&nodes, "--health-check-interval=3600"]);
-    assert_eq!(lb.get("/").status, 502, "it is tried as long as there is nothing better");
+    // It is tried as long as there is nothing better, over both of the ways through the balancer.
+    let post = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
+    for answer in [lb.get("/"), lb.connect().ask(post)] {
+        assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")), "{answer:?}");
+    }
     let nobody = Lb::start(&["--target-service=nothing"]);
     let answer = nobody.get("/");
     assert!(matches!(answer.status, 404 | 503), "{answer:?}");
