@@ -52,8 +52,9 @@ impl Group {
             let _ = fs::write(root.join("cgroup.subtree_control"), "+cpu");
         }
         let path = root.join(name);
-        fs::create_dir(&path)
-            .with_context(|| format!("cannot create {}: replicas are limited by root only", path.display()))?;
+        fs::create_dir(&path).with_context(|| {
+            format!("cannot create {}: replicas are limited by root only", path.display())
+        })?;
         let group = Self { path, percent };
         let quota = PERIOD_US * percent / 100;
         match hierarchy {

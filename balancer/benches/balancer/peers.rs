@@ -67,7 +67,8 @@ pub fn start(
         Peer::Nginx => nginx(&mut command, directory.path(), port, replicas)?,
         Peer::HaProxy(balance) => haproxy(&mut command, directory.path(), balance, port, replicas)?,
     }
-    running(command, SocketAddr::from((Ipv4Addr::LOCALHOST, port)), directory).with_context(|| format!("cannot start {}", peer.name()))
+    running(command, SocketAddr::from((Ipv4Addr::LOCALHOST, port)), directory)
+        .with_context(|| format!("cannot start {}", peer.name()))
 }
 
 /// Starts a replica of a kind: this program itself, as a child.
