@@ -94,7 +94,7 @@ fn pinned(cpu: Option<u32>) -> Command {
 }
 
 fn running(mut command: Command, address: SocketAddr, directory: tempfile::TempDir) -> Result<Running> {
-    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
     let mut running = Running { child, address, _directory: directory };
     let mut waited = Duration::ZERO;
     while TcpStream::connect(address).is_err() {
@@ -118,9 +118,6 @@ fn ours(
     metrics_port: Option<u16>,
 ) -> Result<()> {
     let nodes: Vec<String> = replicas.iter().map(SocketAddr::to_string).collect();
-    if let Some(port) = metrics_port {
-        command.arg(format!("--metrics-port={port}"));
-    }
     command
         .arg(env!("CARGO_BIN_EXE_swarmguard-balancer"))
         .args(["--workers=1", "--log=error", "--listen-ip=127.0.0.1"])
@@ -128,6 +125,9 @@ fn ours(
         .arg(format!("--port={port}"))
         .arg(format!("--admin-addr=127.0.0.1:{}", free_port()?))
         .arg(format!("--worker-nodes={}", nodes.join(",")));
+    if let Some(port) = metrics_port {
+        command.arg(format!("--metrics-port={port}"));
+    }
     Ok(())
 }
 
@@ -203,6 +203,9 @@ pub fn cpu_of(pid: u32) -> u64 {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return;
+        }
         // nginx's worker ends with its master only when asked politely.
         let _ = Command::new("kill").arg(self.child.id().to_string()).status();
         for _ in 0..100 {
