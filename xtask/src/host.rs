@@ -106,7 +106,10 @@ pub fn upgrade(package: Package, install: bool) -> Result<()> {
 pub fn unpack(packages: &[&str], what: &str, dir: &Path, install: bool) -> Result<()> {
     let names = packages.join(" ");
     if !install {
-        bail!("{what} are missing: run without --no-install to unpack these below {}: {names}", dir.display());
+        bail!(
+            "{what} are missing: run without --no-install to unpack these below {}: {names}",
+            dir.display()
+        );
     }
     eprintln!("unpacking from Debian, nothing is installed: {names}");
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;

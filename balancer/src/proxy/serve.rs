@@ -23,7 +23,10 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{body::AnswerBody, exchange::Guard, fast, headers::Client, io::ClientIo, tls, upstream::LocalExecutor, worker::Worker};
+use super::{
+    body::AnswerBody, exchange::Guard, fast, headers::Client, io::ClientIo, tls, upstream::LocalExecutor,
+    worker::Worker,
+};
 use crate::stats::bump;
 
 /// What an HTTP/2 client sends first (RFC 9113, 3.4).
