@@ -8,6 +8,8 @@ pub mod conditions;
 pub mod config;
 pub mod discovery;
 pub mod doctor;
+#[doc(hidden)]
+pub mod hostile;
 pub mod http;
 pub mod metrics;
 pub mod model;

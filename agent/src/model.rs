@@ -19,13 +19,27 @@ use crate::sources::{
     pressure::Pressure,
 };
 
-/// What a container may use; `None` is no limit of its own.
+/// What a container may use, its own limits and those of the cgroups above it taken together; `None` is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// `cpu.max` in thousandths of a CPU.
     pub cpu_millis: Option<u32>,
     /// `memory.max` in bytes.
     pub memory_bytes: Option<u64>,
+}
+
+impl Limits {
+    /// What is left where both hold.
+    #[must_use]
+    pub fn least(self, other: Self) -> Self {
+        fn less<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
+            a.into_iter().chain(b).min()
+        }
+        Self {
+            cpu_millis: less(self.cpu_millis, other.cpu_millis),
+            memory_bytes: less(self.memory_bytes, other.memory_bytes),
+        }
+    }
 }
 
 /// What the node has.
@@ -94,9 +108,11 @@ pub fn rate(before: u64, after: u64, elapsed: Duration) -> Option<f64> {
 /// A counter's growth, or `None` after a reset.
 pub fn grown(before: u64, after: u64) -> Option<u64> {
     let grown = after.wrapping_sub(before);
-    // Nothing counts 2^63 of anything between two samples.
-    (grown < 1 << 63).then_some(grown)
+    (grown < MOST_GROWN).then_some(grown)
 }
+
+/// Nothing counts so much between two samples: 104 days in nanoseconds, 9 PB. What seems to have grown more was reset.
+const MOST_GROWN: u64 = 1 << 53;
 
 /// Rates between two fast samples of one container.
 pub fn fast_rates(
@@ -299,6 +315,7 @@ mod tests {
         assert_eq!(rate(10, 5, Duration::from_secs(1)), None);
         assert_eq!(rate(5, 10, Duration::ZERO), None);
         assert_eq!(rate(u64::MAX - 4, 5, Duration::from_secs(1)), Some(10.0));
+        assert_eq!(rate(u64::MAX / 2 + 2, 5, Duration::from_secs(1)), None, "a reset from a large value");
     }
 
     #[test]

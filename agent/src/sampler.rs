@@ -23,6 +23,7 @@ use crate::{
     sources::{
         BUFFER_BYTES, KeptFile, cpu,
         group::{Gone, Group},
+        limits::LimitSource,
         network::{Networks, Tap},
         node::NodeSource,
         own::{OwnSource, OwnUse},
@@ -53,6 +54,9 @@ const STARVED_FOR: Duration = Duration::from_secs(5);
 /// first and sets it up afterwards.
 const YOUNG: Duration = Duration::from_secs(5);
 
+/// While there is one this young no pass is left out: it may end before the next one that is due.
+const NEW: Duration = Duration::from_secs(1);
+
 /// A container that an engine does not know after this long belongs to another engine on this kernel.
 const FOREIGN_AFTER: Duration = Duration::from_secs(3);
 
@@ -82,6 +86,7 @@ impl Watched {
         hot: bool,
         agent: &mut Agent,
         networks: &mut Networks,
+        limits: &mut LimitSource,
         buffer: &mut [u8],
     ) -> Result<(), Gone> {
         let interval = if hot { SLOW_INTERVAL_HOT } else { SLOW_INTERVAL };
@@ -104,7 +109,7 @@ impl Watched {
             {
                 self.group = group;
             }
-            if let Some(handle) = agent.limit(self.handle, self.group.limits()) {
+            if let Some(handle) = agent.limit(self.handle, limits.read(now, self.group.dir())) {
                 self.handle = handle;
             }
         }
@@ -141,6 +146,7 @@ pub struct Vitals {
 pub struct Sampler {
     shared: Shared,
     networks: Networks,
+    limits: LimitSource,
     node: NodeSource,
     own: OwnSource,
     watched: BTreeMap<ContainerId, Watched>,
@@ -160,6 +166,7 @@ pub struct Sampler {
     clock: fn() -> Time,
     adaptive: bool,
     stalls: Option<mpsc::Sender<ContainerId>>,
+    new_until: Option<Time>,
 }
 
 impl Sampler {
@@ -174,6 +181,7 @@ impl Sampler {
         Self {
             shared,
             networks,
+            limits: LimitSource::default(),
             node: NodeSource::open(proc_root),
             own: OwnSource::open(),
             watched: BTreeMap::new(),
@@ -192,6 +200,7 @@ impl Sampler {
             clock: clock::now,
             adaptive: true,
             stalls: None,
+            new_until: None,
         }
     }
 
@@ -250,6 +259,7 @@ impl Sampler {
             }
         }
         if !new.is_empty() {
+            self.new_until = Some(now + NEW);
             self.sums = None;
             self.shared.wake();
         }
@@ -282,7 +292,7 @@ impl Sampler {
                 return false;
             }
         };
-        let limits = group.limits();
+        let limits = self.limits.read(now, dir);
         let Some(handle) = self.shared.lock().born(now, id, limits) else {
             if self.reported.insert("too many") {
                 tracing::error!("more containers than --max-containers allows: the rest is not watched");
@@ -402,8 +412,9 @@ impl Sampler {
         {
             let shared = self.shared.clone();
             let mut agent = shared.lock();
-            let hot =
-                !self.adaptive || agent.containers().values().any(|container| container.conditions.hot());
+            let hot = !self.adaptive
+                || self.new_until.is_some_and(|until| now < until)
+                || agent.containers().values().any(|container| container.conditions.hot());
             let tick = Tick { used_usec, alarming_millis: agent.least_alarming_millis(), hot };
             if self.pace.due(now, tick) {
                 self.vitals.passes += 1;
@@ -429,11 +440,9 @@ impl Sampler {
             // Each has its own time: reading files of many containers takes milliseconds.
             let now = (self.clock)();
             let hot = agent.containers().get(&watched.handle).is_some_and(|it| it.conditions.hot());
-            let read =
-                watched.slow(now, hot, agent, &mut self.networks, &mut self.buffer).and_then(|()| match self
-                    .handed
-                    .get(&watched.group.id())
-                {
+            let read = watched
+                .slow(now, hot, agent, &mut self.networks, &mut self.limits, &mut self.buffer)
+                .and_then(|()| match self.handed.get(&watched.group.id()) {
                     Some(sample) => Ok((handed_at, watched.group.from_pass(sample, &mut self.buffer)?)),
                     None => Ok((now, watched.group.read_fast(&mut self.buffer)?)),
                 });

@@ -1,10 +1,12 @@
-//! Detection: from the first instant of load to the alert at a coordinator, which this program plays.
+//! Detection: from the first instant of load to the alert in the queue of a coordinator's judgement. Agent, QUIC and
+//! ingest are the real ones; only what would be decided is left out.
 
 use std::{
     io::Write as _,
     net::SocketAddr,
     path::Path,
     process::{Child, ChildStdin, Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,12 +17,17 @@ use swarmguard_common::{
     identity::{Identity, Source, Unit, issue::Authority},
     labels::Thresholds,
     transport,
-    wire::{
-        agent::{ToAgent, ToCoordinator},
-        frame,
-    },
+    wire::agent::{ToAgent, ToCoordinator},
 };
-use tokio::time::timeout;
+use swarmguard_coordinator::{
+    ingest::{Event, Ingest, Limits, Outbox, hub::Hub},
+    metrics::Metrics,
+};
+use swarmguard_core::brain::AgentEvent;
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 
 use crate::{
     groups::Groups,
@@ -88,29 +95,17 @@ async fn detect(trials: usize, root: &Path, report: &mut Report) -> Result<()> {
     let worker = issue("node1", Unit::Worker)?;
     let server = transport::server_config(manager.server_config()?)?;
     let endpoint = transport::bind(SocketAddr::from(([127, 0, 0, 1], 0)), Some(server))?;
+    let address = endpoint.local_addr()?;
+    let cluster = manager.own.cluster.clone();
+    let (ingest, mut inputs) =
+        Ingest::new(Limits::default(), cluster, None, Arc::new(Hub::default()), Metrics::new());
+    tokio::spawn(ingest.serve(endpoint));
+    tokio::spawn(async move { while inputs.reports.recv().await.is_some() {} });
     let groups = Groups::make(root, 10)?;
     let mut burner = Burner::start(&groups.path(3))?;
-    let _agent = Agent::start(
-        root,
-        &[
-            "--adaptive=true",
-            &format!("--coordinators={}", endpoint.local_addr()?),
-            &format!("--identity={worker}"),
-        ],
-    )?;
-    let connection = timeout(PATIENCE, endpoint.accept()).await?.context("the endpoint closed")?.await?;
-    let (mut send, mut receive) = connection.accept_bi().await?;
-    let hello = frame::read::<ToCoordinator>(&mut receive).await?;
-    frame::write(&mut send, &ToAgent::Welcome { version: "bench".into() }).await?;
-    // One thread uses as much of a CPU as it gets, which on a busy machine is not much; the threshold is low enough.
-    let Some(ToCoordinator::Hello(hello)) = hello else { bail!("no hello") };
-    let default = Thresholds {
-        cpu_high: BasisPoints::share(50, u64::from(hello.cpu_millis)).context("no CPUs")?,
-        ..Thresholds::default()
-    };
-    let thresholds =
-        ToAgent::Thresholds { default, services: Default::default(), containers: Default::default() };
-    frame::write(&mut send, &thresholds).await?;
+    let more = ["--adaptive=true", &format!("--coordinators={address}"), &format!("--identity={worker}")];
+    let _agent = Agent::start(root, &more)?;
+    let mut coordinator = Coordinator::greet(inputs.events).await?;
 
     let mut took = Spread::default();
     for trial in 0..trials {
@@ -119,25 +114,54 @@ async fn detect(trials: usize, root: &Path, report: &mut Report) -> Result<()> {
         tokio::time::sleep(Duration::from_millis(pause)).await;
         let began = clock::now();
         burner.turn("on")?;
-        wait_for(&mut receive, Edge::Raise).await?;
+        coordinator.wait_for(Edge::Raise).await?;
         took.add((clock::now() - began).as_secs_f64() * 1_000.0);
         burner.turn("off")?;
-        wait_for(&mut receive, Edge::Clear).await?;
+        coordinator.wait_for(Edge::Clear).await?;
     }
     report.add(Row::new("detect.ms.p50", "ms", &took));
     report.add(Row::new("detect.ms.p99", "ms", &took).of(took.at(0.99)));
     Ok(())
 }
 
-async fn wait_for(stream: &mut quinn::RecvStream, wanted: Edge) -> Result<()> {
-    loop {
-        let message = timeout(PATIENCE, frame::read::<ToCoordinator>(stream)).await.context("no alert")??;
-        match message {
-            Some(ToCoordinator::Alert(alert)) if alert.parts() == Some((Condition::CpuHigh, wanted)) => {
-                return Ok(());
+/// The loop's end of the ingest.
+struct Coordinator {
+    events: mpsc::Receiver<Event>,
+    outbox: watch::Sender<Outbox>,
+}
+
+impl Coordinator {
+    /// Waits for the agent and tells it when to alert.
+    async fn greet(mut events: mpsc::Receiver<Event>) -> Result<Self> {
+        let event = timeout(PATIENCE, events.recv()).await.context("no agent")?.context("ingest ended")?;
+        let Event::Up { input, outbox } = event else { bail!("the agent did not introduce itself first") };
+        let AgentEvent::Connected(hello) = input.what else { bail!("no hello") };
+        // One thread uses as much of a CPU as it gets, which on a busy machine is not much; the threshold is low enough.
+        let default = Thresholds {
+            cpu_high: BasisPoints::share(50, u64::from(hello.cpu_millis)).context("no CPUs")?,
+            ..Thresholds::default()
+        };
+        let thresholds =
+            ToAgent::Thresholds { default, services: Default::default(), containers: Default::default() };
+        outbox.send_modify(|out| out.thresholds = Some(Arc::new(thresholds)));
+        Ok(Self { events, outbox })
+    }
+
+    async fn wait_for(&mut self, wanted: Edge) -> Result<()> {
+        loop {
+            let event =
+                timeout(PATIENCE, self.events.recv()).await.context("no alert")?.context("ingest ended")?;
+            let Event::Input(input) = event else { continue };
+            match input.what {
+                AgentEvent::Message(ToCoordinator::Alert(alert)) => {
+                    self.outbox.send_modify(|out| out.acknowledge = alert.seq);
+                    if alert.parts() == Some((Condition::CpuHigh, wanted)) {
+                        return Ok(());
+                    }
+                }
+                AgentEvent::Disconnected => bail!("the agent went away"),
+                _ => {}
             }
-            Some(_) => {}
-            None => bail!("the agent ended the stream"),
         }
     }
 }

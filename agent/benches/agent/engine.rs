@@ -1,15 +1,17 @@
 //! The engine's own statistics beside the agent's: one stream for each container, and what the engine uses for them.
+//!
+//! The engine is all of its processes: since 18.09 dockerd asks containerd for figures, which asks each container's shim.
 
 use std::{
+    fs,
     io::{Read as _, Write as _},
-    os::fd::AsRawFd as _,
     os::unix::net::UnixStream,
     path::Path,
     thread,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, ensure};
 use swarmguard_common::clock;
 
 use crate::{
@@ -17,60 +19,70 @@ use crate::{
     report::{Report, Row, Spread},
 };
 
-/// Opens a stream for every running container and compares the engine's CPU time per sample with the agent's.
-pub fn measure(seconds: u64, socket: &Path, report: &mut Report) -> Result<()> {
+/// Names of the engine's processes, as far as the kernel keeps them.
+const ENGINE: [&str; 3] = ["dockerd", "containerd", "containerd-shim"];
+
+/// Opens a stream for every running container and compares the engine's CPU time per sample with the agent's, in
+/// turns. `cgroup` is a part of the path of the engine's own cgroup, where there are several engines.
+pub fn measure(
+    seconds: u64,
+    rounds: usize,
+    socket: &Path,
+    cgroup: &str,
+    root: &Path,
+    report: &mut Report,
+) -> Result<()> {
     let ids = containers(socket)?;
     if ids.is_empty() {
         report.skip("agent.vs_engine_stats", "the engine has no running container");
         return Ok(());
     }
-    let root = swarmguard_agent::run::cgroup_root("/sys/fs/cgroup".as_ref()).context("no cgroup v2")?;
-    let engine = peer_pid(socket)?;
+    let engine = processes(cgroup)?;
+    ensure!(!engine.is_empty(), "the engine's processes are not to be found on this machine");
     let window = Duration::from_secs(seconds.max(5));
-    let (mut ours, mut theirs) = (Spread::default(), Spread::default());
-    let agent = Agent::start(&root, &["--interval=1s"])?;
-    agent.wait_for(ids.len())?;
-    ours.add(agent.measure(window)?.us_per_sample());
-    drop(agent);
-
-    let idle = used(engine, window)?;
-    let streams: Vec<_> = ids.iter().map(|id| stream(socket, id)).collect::<Result<_>>()?;
-    thread::sleep(Duration::from_secs(3));
-    let busy = used(engine, window)?;
-    drop(streams);
     let samples = window.as_secs_f64() * ids.len() as f64;
-    theirs.add((busy.as_secs_f64() - idle.as_secs_f64()).max(0.0) * 1e6 / samples);
+    let (mut ours, mut theirs) = (Spread::default(), Spread::default());
+    for _ in 0..rounds {
+        let agent = Agent::start(root, &["--interval=1s"])?;
+        agent.wait_for(ids.len())?;
+        ours.add(agent.measure(window)?.us_per_sample());
+        drop(agent);
+
+        let idle = used(&engine, window)?;
+        let streams: Vec<_> = ids.iter().map(|id| stream(socket, id)).collect::<Result<_>>()?;
+        thread::sleep(Duration::from_secs(3));
+        let busy = used(&engine, window)?;
+        for stream in streams {
+            // Ends the thread that reads it, and the engine's work for it.
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+        theirs.add((busy.as_secs_f64() - idle.as_secs_f64()).max(0.0) * 1e6 / samples);
+    }
     let name = format!("agent.vs_engine_stats.{}x1hz", ids.len());
     report.add(Row::new(name, "us", &ours).beside("engine stats", &theirs));
     Ok(())
 }
 
-fn used(pid: u32, window: Duration) -> Result<Duration> {
-    let (before, began) = (cpu(pid)?, clock::now());
-    thread::sleep(window);
-    let scale = window.as_secs_f64() / (clock::now() - began).as_secs_f64();
-    Ok((cpu(pid)? - before).mul_f64(scale))
+fn processes(cgroup: &str) -> Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // A process that ends meanwhile was none of the engine's.
+        let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        let within = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+        if ENGINE.contains(&name.trim()) && within.contains(cgroup) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
 }
 
-/// The engine at the far end of the socket, which must be a process of this machine.
-fn peer_pid(socket: &Path) -> Result<u32> {
-    let stream = UnixStream::connect(socket)?;
-    let mut about = libc::ucred { pid: 0, uid: 0, gid: 0 };
-    let mut length = libc::socklen_t::try_from(size_of::<libc::ucred>())?;
-    // SAFETY: the structure and its length are ours.
-    let result = unsafe {
-        libc::getsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            (&raw mut about).cast(),
-            &raw mut length,
-        )
-    };
-    if result != 0 || about.pid <= 0 {
-        bail!("who serves {} cannot be found out", socket.display());
-    }
-    Ok(u32::try_from(about.pid)?)
+fn used(engine: &[u32], window: Duration) -> Result<Duration> {
+    let all = || -> Result<Duration> { engine.iter().map(|pid| cpu(*pid)).sum() };
+    let (before, began) = (all()?, clock::now());
+    thread::sleep(window);
+    let scale = window.as_secs_f64() / (clock::now() - began).as_secs_f64();
+    Ok((all()? - before).mul_f64(scale))
 }
 
 fn request(socket: &Path, path: &str) -> Result<UnixStream> {

@@ -8,14 +8,17 @@ mod detect;
 mod engine;
 mod floor;
 mod groups;
+#[path = "../../tests/kernel/mod.rs"]
+mod kernel;
 mod monitor;
+mod packets;
 mod process;
 mod report;
 
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use groups::Groups;
 use process::Agent;
@@ -25,6 +28,9 @@ use report::{Report, Row, Spread};
 struct Cli {
     #[command(subcommand)]
     command: Option<Inner>,
+    /// What is measured: overhead, packets, monitor, engine, detect
+    #[arg(long, value_delimiter = ',', default_value = "overhead,packets,monitor,engine,detect")]
+    only: Vec<Part>,
     /// Numbers of containers
     #[arg(long, value_delimiter = ',', default_value = "10,100,500")]
     containers: Vec<usize>,
@@ -40,6 +46,9 @@ struct Cli {
     /// Socket of an engine on this kernel with containers running, to compare with its stats stream
     #[arg(long)]
     docker: Option<PathBuf>,
+    /// Part of the path of that engine's own cgroup, where there are several engines
+    #[arg(long, default_value = "")]
+    engine_cgroup: String,
     /// Program of netdata, to compare with it
     #[arg(long)]
     netdata: Option<PathBuf>,
@@ -54,6 +63,16 @@ struct Cli {
     bench: bool,
 }
 
+/// What can be measured by itself.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    Overhead,
+    Packets,
+    Monitor,
+    Engine,
+    Detect,
+}
+
 /// What this program runs of itself, as processes of their own.
 #[derive(Subcommand)]
 enum Inner {
@@ -63,6 +82,9 @@ enum Inner {
     /// Enters a cgroup and uses a CPU when told to
     #[command(hide = true)]
     Burn { dir: PathBuf },
+    /// Enters a cgroup and sends packets
+    #[command(hide = true)]
+    Send { dir: PathBuf, packets: u32 },
 }
 
 fn main() -> Result<()> {
@@ -70,6 +92,7 @@ fn main() -> Result<()> {
     match &cli.command {
         Some(Inner::Floor { dir, hz, seconds }) => floor::run(dir, *hz, Duration::from_secs(*seconds)),
         Some(Inner::Burn { dir }) => detect::burn(dir),
+        Some(Inner::Send { dir, packets }) => packets::send(dir, *packets),
         None => measure(&cli),
     }
 }
@@ -81,22 +104,33 @@ fn measure(cli: &Cli) -> Result<()> {
         process::use_agent(agent.clone());
     }
     let mut report = Report::new(&root);
-    for containers in &cli.containers {
-        let groups = Groups::make(&root, *containers)?;
-        for hz in [1, 10] {
-            overhead(cli, &mut report, &groups, hz)?;
+    for part in &cli.only {
+        match part {
+            Part::Overhead => {
+                for containers in &cli.containers {
+                    let groups = Groups::make(&root, *containers)?;
+                    for hz in [1, 10] {
+                        overhead(cli, &mut report, &groups, hz)?;
+                    }
+                }
+            }
+            Part::Packets => packets::measure(cli.rounds, &root, &mut report)?,
+            Part::Monitor => match &cli.netdata {
+                Some(program) => monitor::measure(cli.seconds, cli.rounds, program, &root, &mut report)?,
+                None => report.skip("agent.vs_monitor", "no --netdata given"),
+            },
+            Part::Engine => match &cli.docker {
+                Some(socket) => {
+                    engine::measure(cli.seconds, cli.rounds, socket, &cli.engine_cgroup, &root, &mut report)?;
+                }
+                None => report.skip(
+                    "agent.vs_engine_stats",
+                    "no --docker given, an engine on this kernel with containers",
+                ),
+            },
+            Part::Detect => detect::measure(cli.trials, &root, &mut report)?,
         }
     }
-    match &cli.netdata {
-        Some(program) => monitor::measure(cli.seconds, cli.rounds, program, &root, &mut report)?,
-        None => report.skip("agent.vs_monitor", "no --netdata given"),
-    }
-    match &cli.docker {
-        Some(socket) => engine::measure(cli.seconds, socket, &mut report)?,
-        None => report
-            .skip("agent.vs_engine_stats", "no --docker given, an engine on this kernel with containers"),
-    }
-    detect::measure(cli.trials, &root, &mut report)?;
     print!("{report}");
     if let Some(path) = &cli.json {
         report.write(path)?;

@@ -17,8 +17,9 @@ use swarmguard_common::clock;
 /// Longest wait for a program to be ready.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// After the start, before measuring: loading programs and finding containers is not what running costs.
-const SETTLE: Duration = Duration::from_secs(2);
+/// After the start, before measuring: loading programs and finding containers is not what running costs, and containers
+/// younger than five seconds are looked at more closely.
+const SETTLE: Duration = Duration::from_secs(6);
 
 static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
 
@@ -91,7 +92,14 @@ impl Agent {
     pub fn start(root: &std::path::Path, more: &[&str]) -> Result<Self> {
         // Free at this moment; nothing else on this machine takes ports in the same instant.
         let http = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let child = Command::new(PROGRAM.get_or_init(|| env!("CARGO_BIN_EXE_swarmguard-agent").into()))
+        let mut command = Command::new(PROGRAM.get_or_init(|| env!("CARGO_BIN_EXE_swarmguard-agent").into()));
+        // What this was started with is not meant for the agent.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("SWARMGUARD_") {
+                command.env_remove(name);
+            }
+        }
+        let child = command
             .args(["--docker=none", "--coordinators=none", "--adaptive=false", "--budget=100", "--log=error"])
             .arg(format!("--http-addr={http}"))
             .arg(format!("--cgroup-root={}", root.display()))

@@ -34,6 +34,8 @@ const KIND_FUNC: u32 = 12;
 const KIND_FUNC_PROTO: u32 = 13;
 /// Anonymous structures within structures are followed this deep.
 const MAX_NESTING: usize = 8;
+/// Most members looked at for one name: a damaged file may nest structures in themselves many times over.
+const MAX_MEMBERS: usize = 100_000;
 
 /// What is kept of the running kernel's type information.
 pub(super) struct KernelTypes {
@@ -217,26 +219,27 @@ impl<'a> TypeInfo<'a> {
         let element = self.plain(word(found.rest, 0)?)?;
         let length = word(found.rest, 8)?;
         let fits = found.kind == KIND_ARRAY && element.kind == KIND_PTR && index < length;
-        fits.then(|| offset + 8 * index)
+        if fits { offset.checked_add(index.checked_mul(8)?) } else { None }
     }
 
     fn resolve(&self, of: &str, path: &[&str]) -> Option<(u32, Type<'a>)> {
-        let mut bits = 0;
+        let (mut bits, mut left) = (0_u32, MAX_MEMBERS);
         let mut found = self.find(KIND_STRUCT, of)?;
         for name in path {
-            let (at, number) = self.member(&found, name, MAX_NESTING)?;
-            bits += at;
+            let (at, number) = self.member(&found, name, MAX_NESTING, &mut left)?;
+            bits = bits.checked_add(at)?;
             found = self.plain(number)?;
         }
         (bits % 8 == 0).then_some((bits / 8, found))
     }
 
     /// Bit offset and type of a member, looked for in anonymous members too.
-    fn member(&self, of: &Type<'a>, name: &str, nesting: usize) -> Option<(u32, u32)> {
+    fn member(&self, of: &Type<'a>, name: &str, nesting: usize, left: &mut usize) -> Option<(u32, u32)> {
         if nesting == 0 || !matches!(of.kind, KIND_STRUCT | KIND_UNION) {
             return None;
         }
         for index in 0..of.len {
+            *left = left.checked_sub(1)?;
             let at = index * 12;
             let (called, number, mut bits) =
                 (word(of.rest, at)?, word(of.rest, at + 4)?, word(of.rest, at + 8)?);
@@ -251,9 +254,9 @@ impl<'a> TypeInfo<'a> {
             }
             if called == 0
                 && let Some((inner, found)) =
-                    self.plain(number).and_then(|anonymous| self.member(&anonymous, name, nesting - 1))
+                    self.plain(number).and_then(|anonymous| self.member(&anonymous, name, nesting - 1, left))
             {
-                return Some((bits + inner, found));
+                return Some((bits.checked_add(inner)?, found));
             }
         }
         None
@@ -312,6 +315,19 @@ fn offsets(info: &TypeInfo<'_>) -> [u32; OFFSETS] {
     set(offset::RQ_CLOCK, info.offset("rq", &["clock"]));
     set(offset::TASK_TGID, info.offset("task_struct", &["tgid"]));
     table
+}
+
+/// Reads bytes as a kernel's type information, as at start; for fuzzing.
+pub(super) fn try_bytes(file: &[u8]) {
+    let Some(info) = TypeInfo::parse(file) else { return };
+    let _ = (offsets(&info), info.tracepoint_takes_pointer("mark_victim", 0));
+    if let Some(skeleton) = info.skeleton(&ATTACHED_TO) {
+        let kept = TypeInfo::parse(&skeleton).expect("what was written can be read");
+        assert!(kept.starts.len() <= info.starts.len(), "numbers stay what they were");
+        for (kind, name) in ATTACHED_TO {
+            assert_eq!(kept.find(kind, name).is_some(), info.find(kind, name).is_some(), "{name}");
+        }
+    }
 }
 
 /// Names of what is missing in a table, for the log.

@@ -158,6 +158,17 @@ fn decode(record: &[u8]) -> Option<GroupEvent> {
     }
 }
 
+/// Reads bytes as a record of the ring; for fuzzing.
+pub(super) fn try_bytes(record: &[u8]) {
+    match decode(record) {
+        Some(GroupEvent::Birth { path, .. } | GroupEvent::Death { path, .. }) => {
+            // A byte that is no UTF-8 becomes a character of three.
+            assert!(path.len() <= EVENT_PATH_LEN * 3, "{} bytes", path.len());
+        }
+        Some(GroupEvent::OutOfMemory { .. }) | None => {}
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -115,6 +115,11 @@ fn effective_capabilities(status: &str) -> u64 {
     line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
 }
 
+/// Reads a text as a release and as `/proc/self/status`; for fuzzing.
+pub(super) fn try_text(text: &str) {
+    let _ = (version(text), effective_capabilities(text));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -290,6 +290,15 @@ impl Programs {
     }
 }
 
+/// Reads bytes as what a kernel and its programs hand over; for fuzzing. Panics on a defect.
+pub(crate) fn try_bytes(data: &[u8]) {
+    btf::try_bytes(data);
+    events::try_bytes(data);
+    let text = String::from_utf8_lossy(data);
+    cost::try_text(&text);
+    facts::try_text(&text);
+}
+
 /// Two descriptors for each container are more than the usual 1,024 allow on a full node. As far as this process
 /// may; the limit is what a failing [`Programs::watch`] then names.
 fn raise_descriptor_limit() {

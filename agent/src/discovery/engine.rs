@@ -237,6 +237,28 @@ fn happening(event: &EventMessage) -> Option<Happening> {
     Some(Happening { container: actor.id.as_ref()?.parse().ok()?, task, what })
 }
 
+/// Reads bytes as each of the engine's answers; for fuzzing. Panics on a defect.
+pub(crate) fn try_bytes(data: &[u8]) {
+    const LONGEST: usize = 255;
+    let check = |description: &Description| {
+        let named = description.service_name.as_deref().unwrap_or_default();
+        for name in [description.name.as_str(), named] {
+            assert!(name.chars().count() <= LONGEST, "a name of {} characters", name.chars().count());
+        }
+        assert_ne!(description.pid, Some(0));
+    };
+    if let Ok(event) = serde_json::from_slice::<EventMessage>(data) {
+        let _ = happening(&event);
+    }
+    if let Ok(about) = serde_json::from_slice::<ContainerInspectResponse>(data) {
+        check(&inspected(about));
+    }
+    if let Ok(list) = serde_json::from_slice::<Vec<ContainerSummary>>(data) {
+        list.into_iter().filter_map(described).for_each(|(_, description)| check(&description));
+    }
+    let _ = manager(&String::from_utf8_lossy(data));
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

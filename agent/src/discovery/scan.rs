@@ -25,6 +25,13 @@ pub fn container_of(name: &str) -> Option<ContainerId> {
     if inner.len() == ID_DIGITS && inner.bytes().all(hex) { inner.parse().ok() } else { None }
 }
 
+/// The container whose cgroup is at `path`, unless it lies within another one's.
+pub fn container_at(path: &Path) -> Option<ContainerId> {
+    let mut names = path.components().filter_map(|part| part.as_os_str().to_str());
+    let id = container_of(names.next_back()?)?;
+    names.all(|above| container_of(above).is_none()).then_some(id)
+}
+
 /// What a walk found.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Found {

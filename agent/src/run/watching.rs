@@ -59,6 +59,9 @@ pub(super) struct Loop {
     stalls: mpsc::Receiver<ContainerId>,
     told: mpsc::Receiver<Told>,
     births: mpsc::Sender<ContainerId>,
+    /// When the next tick is due, and the earliest time at which events may have it.
+    due: Instant,
+    rested: Instant,
 }
 
 impl Loop {
@@ -96,24 +99,31 @@ impl Loop {
         }
         let kernel = sampler.kernel_events().and_then(KernelEvents::new);
         let proc_root = settings.proc_root.clone();
-        Self { root, proc_root, sampler, shared, served, watch, kernel, stalls, told, births }
+        Self {
+            root,
+            proc_root,
+            sampler,
+            shared,
+            served,
+            watch,
+            kernel,
+            stalls,
+            told,
+            births,
+            due: Instant::now(),
+            rested: Instant::now(),
+        }
     }
 
     /// Samples and listens, for ever.
     pub(super) async fn run(mut self) {
-        let mut due = Instant::now();
-        let mut walk_at = due;
-        let mut look_at = due;
+        let mut walk_at = Instant::now();
+        let mut look_at = walk_at;
         let mut walking = None;
         loop {
             tokio::select! {
                 biased;
-                () = sleep_until(due) => {
-                    let interval = self.sampler.tick(clock::now(), due.elapsed());
-                    *self.served.vitals.lock().unwrap_or_else(PoisonError::into_inner) = self.sampler.vitals();
-                    // No catching up, and always room for the rest of the loop.
-                    due = (due + interval).max(Instant::now() + interval / 4);
-                }
+                () = sleep_until(self.due) => self.tick(),
                 told = self.told.recv(), if !self.told.is_closed() || !self.told.is_empty() => {
                     if let Some(told) = told && self.hear(told) {
                         walk_at = Instant::now();
@@ -132,7 +142,7 @@ impl Loop {
                 stalling = self.stalls.recv(), if !self.stalls.is_closed() => {
                     if let Some(id) = stalling {
                         self.sampler.stalled(&id);
-                        due = Instant::now();
+                        self.hurry();
                     }
                 }
                 changed = changed(self.watch.as_ref()) => {
@@ -148,6 +158,20 @@ impl Loop {
                 }
             }
         }
+    }
+
+    fn tick(&mut self) {
+        let interval = self.sampler.tick(clock::now(), self.due.elapsed());
+        *self.served.vitals.lock().unwrap_or_else(PoisonError::into_inner) = self.sampler.vitals();
+        // No catching up, and always room for the rest of the loop.
+        self.rested = Instant::now() + interval / 4;
+        self.due = (self.due + interval).max(self.rested);
+    }
+
+    /// Has the next tick as soon as may be: something is there that may be gone when it would be due. A storm of such
+    /// events makes ticks four times as frequent, and no more.
+    fn hurry(&mut self) {
+        self.due = self.due.min(self.rested.max(Instant::now()));
     }
 
     /// Answers whether a walk is wanted: the engine speaks of a container that is not known.
@@ -190,12 +214,12 @@ impl Loop {
             match event {
                 GroupEvent::Birth { path, .. } => {
                     let dir = root.join(path.trim_start_matches('/'));
-                    if let Some(id) = container_at(&dir) {
+                    if let Some(id) = scan::container_at(&dir) {
                         born.insert(id, dir);
                     }
                 }
                 GroupEvent::Death { path, .. } => {
-                    if let Some(id) = container_at(Path::new(&path)) {
+                    if let Some(id) = scan::container_at(Path::new(&path)) {
                         born.remove(&id);
                         self.sampler.ended(&id);
                     }
@@ -252,6 +276,9 @@ impl Loop {
     }
 
     fn after_births(&mut self, new: Vec<ContainerId>) {
+        if !new.is_empty() {
+            self.hurry();
+        }
         for id in new {
             // A full queue only delays the name: the engine's list brings it.
             let _ = self.births.try_send(id);
@@ -283,13 +310,6 @@ async fn finished(walking: &mut Option<Walking>) -> Option<(Time, Found)> {
     let found = handle.await.ok();
     *walking = None;
     found
-}
-
-/// The container whose cgroup is at `path`, unless it lies within another one's.
-fn container_at(path: &Path) -> Option<ContainerId> {
-    let mut names = path.components().filter_map(|part| part.as_os_str().to_str());
-    let id = scan::container_of(names.next_back()?)?;
-    names.all(|above| scan::container_of(above).is_none()).then_some(id)
 }
 
 async fn changed(watch: Option<&Watch>) -> std::io::Result<()> {

@@ -9,7 +9,6 @@ use std::{
 use swarmguard_common::kernel::{GroupSample, HAS_CPU, HAS_MEMORY, HAS_THROTTLING, Waits};
 
 use super::{KeptFile, cpu, is_gone, memory, pressure};
-use crate::model::Limits;
 
 /// What is read each time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -139,15 +138,6 @@ impl Group {
         })
     }
 
-    /// Reads the limits, which change seldom; opens their files anew each time.
-    pub fn limits(&self) -> Limits {
-        let text = |name: &str| fs::read(self.dir.join(name)).ok();
-        Limits {
-            cpu_millis: text(cpu::MAX).and_then(|text| cpu::max(&text)).flatten(),
-            memory_bytes: text(memory::MAX).and_then(|text| memory::max(&text)).flatten(),
-        }
-    }
-
     /// Which fields this cgroup cannot give, by the file that is missing.
     pub fn missing(&self) -> impl Iterator<Item = &'static str> {
         let all = [
@@ -195,10 +185,8 @@ mod tests {
         let psi = "some avg10=0.00 avg60=0.00 avg300=0.00 total=5\n";
         let dir = fixture(&[
             ("cpu.stat", "usage_usec 12\nnr_periods 4\nnr_throttled 1\n"),
-            ("cpu.max", "150000 100000\n"),
             ("memory.current", "4096\n"),
             ("memory.stat", "inactive_file 1024\n"),
-            ("memory.max", "8192\n"),
             ("memory.events", "oom_kill 1\n"),
             ("cpu.pressure", psi),
             ("memory.pressure", psi),
@@ -212,7 +200,6 @@ mod tests {
         let slow = group.read_slow(&mut buffer).expect("alive");
         assert_eq!((slow.inactive_file_bytes, slow.oom_kills), (Some(1_024), Some(1)));
         assert_eq!(slow.psi_io.map(|psi| psi.some_usec), Some(5));
-        assert_eq!(group.limits(), Limits { cpu_millis: Some(1_500), memory_bytes: Some(8_192) });
         assert_eq!(group.missing().count(), 0);
     }
 
@@ -224,6 +211,5 @@ mod tests {
         assert_eq!(fast.memory_bytes, None);
         assert!(fast.cpu.is_some());
         assert!(group.missing().any(|name| name == "memory.current"));
-        assert_eq!(group.limits(), Limits::default());
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod cpu;
 pub mod group;
+pub mod limits;
 pub mod memory;
 pub mod network;
 pub mod node;

@@ -39,7 +39,8 @@ impl OwnSource {
     }
 }
 
-fn resident_pages(text: &[u8]) -> Option<u64> {
+/// Resident memory in pages, from `statm`.
+pub(crate) fn resident_pages(text: &[u8]) -> Option<u64> {
     number(words(text).nth(1)?)
 }
 

@@ -52,7 +52,7 @@ pub struct Container {
     pub id: ContainerId,
     /// As the engine says; `None` until it did.
     pub description: Option<Description>,
-    /// Its own limits.
+    /// What it may use.
     pub limits: Limits,
     /// Newest figures.
     pub figures: Figures,
