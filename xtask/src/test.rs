@@ -114,6 +114,10 @@ const CLIENTS: &[Package] = &[
 
 /// Plays one tier and prints its line.
 pub fn tier(name: &str, what: &str, play: impl FnOnce(&mut Log) -> Result<Counts>) -> Counts {
+    // After Ctrl-C only the end is left to be told.
+    if interrupt::check().is_err() {
+        return Counts::default();
+    }
     let watch = Stopwatch::start();
     let outcome = Log::create(name).and_then(|mut log| {
         let counts = play(&mut log);
