@@ -3,6 +3,8 @@
 //! The cluster, the deployment and the end are here; what happens on the cluster is played by `swarmguard-e2e`, inside the
 //! cluster's network.
 
+use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -145,7 +147,10 @@ pub fn deploy(cluster: &Cluster, file: &str, stack: &str, images: &[Image]) -> R
 }
 
 /// As [`deploy`], of several files that make one stack, with more variables (`NAME=value`).
-fn deploy_together(
+///
+/// # Errors
+/// As [`deploy`].
+pub fn deploy_together(
     cluster: &Cluster,
     files: &[&str],
     stack: &str,
@@ -173,6 +178,30 @@ fn deploy_together(
     let words: Vec<_> = words.iter().map(String::as_str).collect();
     on_manager(cluster, &words).with_context(|| format!("cannot deploy {} as {stack}", files.join(", ")))?;
     Ok(())
+}
+
+/// Makes a token that nobody knows, as a secret; returns the file with it on this machine.
+///
+/// # Errors
+/// Where the file cannot be written, or the manager refuses the secret.
+pub fn secret(cluster: &Cluster, name: &str) -> Result<PathBuf> {
+    let mut bytes = [0_u8; 32];
+    let random = fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
+    random.context("cannot read /dev/urandom")?;
+    let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    create(cluster, "secret", name, &token)
+}
+
+/// `docker secret create` or `docker config create`, by way of a file on the manager.
+fn create(cluster: &Cluster, kind: &str, name: &str, content: &str) -> Result<PathBuf> {
+    let here = root().join("target/demo").join(format!("{}-{name}", cluster.state().name));
+    let what = || format!("cannot write {}", here.display());
+    fs::create_dir_all(root().join("target/demo")).with_context(what)?;
+    fs::write(&here, content).with_context(what)?;
+    let there = format!("/root/{name}");
+    cluster.copy(&here, manager(cluster)?, &there)?;
+    on_manager(cluster, &["docker", kind, "create", name, &there])?;
+    Ok(here)
 }
 
 fn manager(cluster: &Cluster) -> Result<&str> {

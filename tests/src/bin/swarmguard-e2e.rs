@@ -30,6 +30,9 @@ struct StageArgs {
     /// The list of images
     #[arg(long, default_value = "target/images/images.json")]
     images: PathBuf,
+    /// File with the operator's token
+    #[arg(long)]
+    token_file: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -73,9 +76,6 @@ struct BalanceArgs {
     /// Requests a second
     #[arg(long, default_value_t = 40.0)]
     rate: f64,
-    /// File with the operator's token
-    #[arg(long)]
-    token_file: PathBuf,
     /// Where the report goes
     #[arg(long, default_value = "target/demo/report-balance.json")]
     report: PathBuf,
@@ -115,7 +115,7 @@ fn main() -> Result<ExitCode> {
 }
 
 async fn run(cli: Cli) -> Result<ExitCode> {
-    let stage = Stage::open(&cli.stage.state, &cli.stage.images).await?;
+    let stage = Stage::open(&cli.stage.state, &cli.stage.images, cli.stage.token_file.as_deref()).await?;
     let passed = match cli.command {
         Command::Load => {
             stage.load_images().await?;
@@ -135,14 +135,13 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Balance(args) => {
             workload(&stage, &args.service).await?;
-            let token = std::fs::read_to_string(&args.token_file)
-                .with_context(|| format!("cannot read {}", args.token_file.display()))?;
+            let token = stage.token.as_deref().context("the scenario gives orders: add --token-file")?;
             let balance = Balance {
                 service: &args.service,
                 balancer: &args.balancer,
                 port: args.port,
                 rate_hz: args.rate,
-                token: token.trim(),
+                token,
                 report: &args.report,
             };
             balance.play(&stage).await?

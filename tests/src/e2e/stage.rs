@@ -40,14 +40,16 @@ pub struct Stage {
     pub images: BTreeMap<String, Image>,
     /// The coordinator beside the first manager.
     pub coordinator: Coordinator,
+    /// The operator's token for commands, where one was given.
+    pub token: Option<String>,
 }
 
 impl Stage {
-    /// Opens a cluster and the list of images.
+    /// Opens a cluster, the list of images, and the file with the operator's token.
     ///
     /// # Errors
     /// Where a file cannot be read or an engine does not answer.
-    pub async fn open(state: &Path, images: &Path) -> Result<Self> {
+    pub async fn open(state: &Path, images: &Path, token: Option<&Path>) -> Result<Self> {
         let cluster = Cluster::open(state).await?;
         let text = std::fs::read(images)
             .with_context(|| format!("cannot read {}: run cargo xtask image", images.display()))?;
@@ -55,7 +57,12 @@ impl Stage {
             .with_context(|| format!("{} is no list of images", images.display()))?;
         let images = list.into_iter().map(|image| (image.name.clone(), image)).collect();
         let coordinator = Coordinator::at(SocketAddr::new(cluster.manager().ip, API_PORT));
-        Ok(Stage { cluster, images, coordinator })
+        let read = |path: &Path| {
+            let text = std::fs::read_to_string(path);
+            text.with_context(|| format!("cannot read {}", path.display()))
+        };
+        let token = token.map(read).transpose()?.map(|text| text.trim().to_owned());
+        Ok(Stage { cluster, images, coordinator, token })
     }
 
     /// The ID of an image.

@@ -1,14 +1,12 @@
 //! `cargo xtask demo --scenario balance`: secrets and stacks as an operator would make them, then the scenario.
 
-use std::fs;
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use super::{deploy_together, e2e, load_those, manager, on_manager, wait};
+use super::{create, deploy_together, e2e, load_those, on_manager, secret, wait};
 use crate::cluster::Cluster;
-use crate::image::{Image, root};
+use crate::image::Image;
 use crate::progress::Progress;
 
 /// Replicas of the workload.
@@ -42,27 +40,6 @@ pub fn play(report: &Path, cluster: &Cluster, images: &[Image], progress: Progre
     progress.done("balancers deployed: docker stack deploy -c balancer.yml balancer");
     drop(progress);
     let mut e2e = e2e(cluster)?;
-    e2e.arg("balance").arg("--token-file").arg(operator).arg("--report").arg(report);
+    e2e.arg("--token-file").arg(operator).arg("balance").arg("--report").arg(report);
     wait(&mut e2e)
-}
-
-/// Makes a token that nobody knows, as a secret; returns the file with it on this machine.
-fn secret(cluster: &Cluster, name: &str) -> Result<PathBuf> {
-    let mut bytes = [0_u8; 32];
-    let random = fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
-    random.context("cannot read /dev/urandom")?;
-    let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    create(cluster, "secret", name, &token)
-}
-
-/// `docker secret create` or `docker config create`, by way of a file on the manager.
-fn create(cluster: &Cluster, kind: &str, name: &str, content: &str) -> Result<PathBuf> {
-    let here = root().join("target/demo").join(format!("{}-{name}", cluster.state().name));
-    let what = || format!("cannot write {}", here.display());
-    fs::create_dir_all(root().join("target/demo")).with_context(what)?;
-    fs::write(&here, content).with_context(what)?;
-    let there = format!("/root/{name}");
-    cluster.copy(&here, manager(cluster)?, &there)?;
-    on_manager(cluster, &["docker", kind, "create", name, &there])?;
-    Ok(here)
 }

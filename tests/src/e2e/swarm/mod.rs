@@ -3,6 +3,7 @@
 //! Not `#[test]` functions: they share one cluster and must not run side by side, they need root and minutes, and each
 //! is to be named with its time, also when somebody runs one of them on a cluster of their own.
 
+mod changes;
 mod kill;
 mod moves;
 mod refusals;
@@ -41,6 +42,8 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "observe", play: |stage, port| Box::pin(refusals::observe(stage, port)) },
     Scenario { name: "no-healthcheck", play: |stage, port| Box::pin(refusals::no_healthcheck(stage, port)) },
     Scenario { name: "stale-alert", play: |stage, port| Box::pin(refusals::stale_alert(stage, port)) },
+    Scenario { name: "scale", play: |stage, port| Box::pin(changes::scales_both_ways(stage, port)) },
+    Scenario { name: "drain", play: |stage, port| Box::pin(changes::drains_and_returns(stage, port)) },
     Scenario { name: "killed-leased", play: |stage, port| Box::pin(kill::at(stage, port, "leased")) },
     Scenario { name: "killed-surging", play: |stage, port| Box::pin(kill::at(stage, port, "surging")) },
     Scenario { name: "killed-settling", play: |stage, port| Box::pin(kill::at(stage, port, "settling")) },
