@@ -14,6 +14,9 @@ use swarmguard_common::{config, labels::Algorithm};
 
 use crate::{pick::Tuning, registry::Weighing};
 
+/// What the names of our own variables begin with; those of the proposal that do not are known one by one.
+const OWN_PREFIXES: [&str; 2] = ["SWARMGUARD_", "LB_"];
+
 /// HTTP balancer for Swarm services: each request goes to the replica with most room
 #[derive(Clone, Debug, Parser)]
 #[command(name = "swarmguard-balancer", version, args_override_self = true)]
@@ -190,12 +193,24 @@ impl Settings {
     /// Reads flags, environment and file; ends the process with the reason where one of them is wrong.
     pub fn read() -> Self {
         let arguments: Vec<OsString> = std::env::args_os().collect();
-        let read = Self::merge(arguments);
+        let variables = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        let read = Self::merge(arguments, variables);
         read.unwrap_or_else(|error| error.exit())
     }
 
-    fn merge(mut arguments: Vec<OsString>) -> Result<Self, clap::Error> {
+    fn merge(
+        mut arguments: Vec<OsString>,
+        variables: impl Iterator<Item = String>,
+    ) -> Result<Self, clap::Error> {
         let command = Self::command();
+        let unknown = unknown_variables(&command, variables);
+        if !unknown.is_empty() {
+            let why = format!(
+                "unknown environment variables: {}; unset them, or see --help for those that are known",
+                unknown.join(", ")
+            );
+            return Err(command.clone().error(clap::error::ErrorKind::UnknownArgument, why));
+        }
         // The file's name is looked for first and leniently: its values stand before the real arguments.
         let lenient = command.clone().ignore_errors(true).try_get_matches_from(&arguments)?;
         if let Some(path) = lenient.get_one::<PathBuf>("config") {
@@ -235,6 +250,17 @@ impl Settings {
         let lease_weight = self.lease_count_weight as f32;
         Tuning { lease_weight, fallback: self.fallback_enabled }
     }
+}
+
+/// Variables that look like ours and are not: a misspelt one would otherwise be a setting that silently does nothing.
+fn unknown_variables(command: &clap::Command, variables: impl Iterator<Item = String>) -> Vec<String> {
+    let known = |name: &str| {
+        command.get_arguments().filter_map(clap::Arg::get_env).any(|it| it.to_str() == Some(name))
+    };
+    let ours = |name: &String| OWN_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    let mut unknown: Vec<String> = variables.filter(|name| ours(name) && !known(name)).collect();
+    unknown.sort();
+    unknown
 }
 
 /// The environment stands above the file; its variables are not all named after the flags.
@@ -298,7 +324,20 @@ mod tests {
 
     fn read(arguments: &[&str]) -> Result<Settings, String> {
         let all = std::iter::once("swarmguard-balancer").chain(arguments.iter().copied());
-        Settings::merge(all.map(OsString::from).collect()).map_err(|error| error.to_string())
+        let all = all.map(OsString::from).collect();
+        Settings::merge(all, std::iter::empty()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn misspelt_variables_are_named_and_refused() {
+        let with = |names: &[&str]| {
+            let all = vec!["swarmguard-balancer".into()];
+            let names = names.iter().map(|name| (*name).to_owned());
+            Settings::merge(all, names).map(|_| ()).map_err(|error| error.to_string())
+        };
+        assert_eq!(with(&["LB_PORT", "SWARMGUARD_LISTEN_IP", "TARGET_SERVICE", "PATH", "HOME"]), Ok(()));
+        let error = with(&["LB_PROT", "SWARMGUARD_LISTENIP", "LB_PORT"]).expect_err("refused");
+        assert!(error.contains("LB_PROT, SWARMGUARD_LISTENIP;"), "{error}");
     }
 
     #[test]

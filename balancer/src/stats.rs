@@ -94,6 +94,8 @@ counters! {
     refused_rate,
     /// Answered 400, 405, 413 or 431 by the balancer.
     refused_malformed,
+    /// Answered 503: no replica could be connected to.
+    unreachable,
     /// Answered 502: replicas failed.
     bad_gateway,
     /// Answered 504: no answer in time.

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use proptest::prelude::{ProptestConfig, any, prop, proptest};
+use proptest::prelude::{ProptestConfig, Strategy, any, prop, proptest};
 use support::{After, Lb, Replica, eventually, say};
 
 /// Reads a request's body as a careful server would, so that a smuggled request shows as a head of its own.
@@ -177,6 +177,25 @@ fn clients_that_dawdle_are_cut_off() {
 }
 
 #[test]
+fn a_head_that_drips_in_is_cut_off() {
+    // Each byte comes in time; the head as a whole does not.
+    let replica = careful();
+    let lb = Lb::with(&[&replica], &["--head-timeout=300ms", "--idle-timeout=300ms"]);
+    for request in ["GET / HTTP/1.1\r\nHost: x\r\n", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n"] {
+        let mut client = lb.connect();
+        let mut drops = request.bytes().chain("A: a\r\n".bytes().cycle());
+        let mut sent = 0;
+        while client.stream.write_all(&[drops.next().expect("endless")]).is_ok() {
+            sent += 1;
+            assert!(sent < 400, "it was let drip for ever");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    assert!(replica.seen().is_empty());
+    assert_eq!(lb.get("/").text(), "fine");
+}
+
+#[test]
 fn a_client_that_does_not_read_is_cut_off() {
     let replica = Replica::new(|stream, _, _| {
         let head = "HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n";
@@ -202,6 +221,88 @@ fn more_clients_than_allowed_wait_and_are_served() {
     third.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n");
     drop((first, second));
     assert_eq!(third.read(false).text(), "fine");
+}
+
+/// A head of likely and unlikely parts, with what may follow it.
+fn head() -> impl Strategy<Value = String> {
+    let method =
+        prop::sample::select(vec!["GET", "HEAD", "POST", "OPTIONS", "PUT", "get", "G\tT", "", "CONNECT"]);
+    let path =
+        prop::sample::select(vec!["/", "/a?b#c", "*", "http://y/", "//", "/%zz", "", "/a b", "/\u{e9}"]);
+    let version = prop::sample::select(vec!["HTTP/1.1", "HTTP/1.0", "HTTP/2.0", "http/1.1", "HTTP/1.11", ""]);
+    let line = prop::sample::select(vec![
+        "Host: x",
+        "Host: y",
+        "Host:",
+        "Host: a b",
+        "Content-Length: 0",
+        "Content-Length: 5",
+        "Content-Length: -1",
+        "Content-Length: 99999999999999999999",
+        "Transfer-Encoding: chunked",
+        "Transfer-Encoding: gzip, chunked",
+        "Transfer-Encoding: ,chunked",
+        "Connection: close",
+        "Connection: keep-alive, upgrade",
+        "Upgrade: websocket",
+        "Expect: 100-continue",
+        "Expect: nonsense",
+        "TE: trailers",
+        "Trailer: Host",
+        "Cookie: a=b; c",
+        "A:",
+        ": b",
+        " folded",
+        "\tfolded",
+        "A\u{0}: b",
+        "A: \u{7f}",
+        "X-Forwarded-For: 1.2.3.4",
+        "Forwarded: for=x",
+        "Content-length:5",
+        "Keep-Alive: timeout=0",
+        "Proxy-Connection: close",
+        "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA",
+    ]);
+    let end = prop::sample::select(vec!["\r\n", "\n", "\r", "\r\n\r\n"]);
+    let rest = prop::sample::select(vec![
+        "",
+        "hello",
+        "0\r\n\r\n",
+        "5\r\nhello\r\n0\r\n\r\n",
+        "5;x\r\nhel",
+        "-1\r\n",
+        "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    ]);
+    (method, path, version, prop::collection::vec((line, end.clone()), 0..8), end, rest).prop_map(
+        |(method, path, version, lines, end, rest)| {
+            let lines: String = lines.iter().map(|(line, end)| format!("{line}{end}")).collect();
+            format!("{method} {path} {version}{end}{lines}\r\n{rest}")
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #[test]
+    fn heads_of_random_parts_are_answered_or_refused_and_never_multiply(
+        heads in prop::collection::vec(head(), 1..6),
+    ) {
+        let replica = careful();
+        let lb = Lb::with(&[&replica], &["--head-timeout=100ms", "--idle-timeout=100ms", "--own-paths=false"]);
+        let bytes = heads.concat();
+        let answer = shout(&lb, bytes.as_bytes());
+        let seen = replica.seen();
+        // A request may be written over a new line of itself, but none is made up: each begins where one was written.
+        let written = bytes.matches("HTTP/1.").count();
+        assert!(seen.len() <= written, "{bytes:?} became {seen:?}, answered {answer:?}");
+        for head in &seen {
+            let lower = head.to_ascii_lowercase();
+            let both = lower.contains("\r\ncontent-length:") && lower.contains("\r\ntransfer-encoding:");
+            assert!(!both && lower.matches("\r\nhost:").count() == 1, "{bytes:?} arrived as {head:?}");
+        }
+        assert_eq!(lb.get("/").text(), "fine", "{bytes:?}");
+        eventually("no lease is left", || lb.in_flight() == 0);
+    }
 }
 
 proptest! {

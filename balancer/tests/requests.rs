@@ -182,6 +182,34 @@ fn safe_requests_go_elsewhere_after_a_failure_and_unsafe_ones_never() {
 }
 
 #[test]
+fn what_was_sent_over_a_kept_connection_that_breaks_is_not_sent_again_where_it_must_not_be() {
+    // The first request is answered and the connection kept; the second one is read, and then it breaks.
+    let breaks = || {
+        Replica::new(
+            |stream, head, _| {
+                if head.contains("/first") { say(stream, 200, "kept") } else { After::Close }
+            },
+        )
+    };
+    let (one, other) = (breaks(), breaks());
+    let lb = Lb::with(&[&one, &other], &["--algorithm=round-robin"]);
+    let seen = |what: &str| {
+        let heads = one.seen().into_iter().chain(other.seen());
+        heads.filter(|head| head.contains(what)).count()
+    };
+    for (number, request) in ["POST", "PATCH", "PUT"].into_iter().enumerate() {
+        for path in ["/first", "/first", "/second"] {
+            let body = "Content-Length: 4\r\n\r\nbody";
+            let answer =
+                lb.connect().ask(&format!("{request} {path}/{number} HTTP/1.1\r\nHost: x\r\n{body}"));
+            let expected = if path == "/second" { 502 } else { 200 };
+            assert_eq!(answer.status, expected, "{request} {path}: {answer:?}");
+        }
+        assert_eq!(seen(&format!("/second/{number}")), 1, "{request} was sent more than once");
+    }
+}
+
+#[test]
 fn an_unavailable_answer_is_tried_elsewhere_within_the_budget() {
     let well = Replica::named("well");
     let ill = Replica::new(|stream, _, _| say(stream, 503, "ill"));
@@ -220,7 +248,11 @@ fn without_replicas_the_answer_says_when_to_come_back_and_recovery_is_quick() {
     };
     let nodes = format!("--worker-nodes={address}");
     let lb = Lb::start(&[&nodes, "--health-check-interval=3600"]);
-    assert_eq!(lb.get("/").status, 502, "it is tried as long as there is nothing better");
+    // It is tried as long as there is nothing better, over both of the ways through the balancer.
+    let post = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
+    for answer in [lb.get("/"), lb.connect().ask(post)] {
+        assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")), "{answer:?}");
+    }
     let nobody = Lb::start(&["--target-service=nothing"]);
     let answer = nobody.get("/");
     assert!(matches!(answer.status, 404 | 503), "{answer:?}");

@@ -5,13 +5,14 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use http_body_util::BodyExt as _;
 use serde_json::Value;
 use swarmguard_common::clock::{Time, now};
 use swarmguard_common::journal::{Entry, Kind};
 use tokio::task::JoinHandle;
 
-use crate::http::Endpoint;
+use crate::http::{Endpoint, text as text_of};
 
 const EVERY: Duration = Duration::from_millis(200);
 /// Entries kept of one run.
@@ -43,6 +44,23 @@ impl Coordinator {
     /// Where it does not answer with 2xx and JSON.
     pub async fn get(&self, path: &str) -> Result<Value> {
         self.endpoint.get_json(path).await
+    }
+
+    /// POST of a command such as `scale`, with the operator's token; what the coordinator answers.
+    ///
+    /// # Errors
+    /// Where it does not answer, or does not take the command; with its words.
+    pub async fn command(&self, token: &str, name: &str, body: &Value) -> Result<Value> {
+        let path = format!("/api/v1/commands/{name}");
+        let bearer = [("authorization", format!("Bearer {token}"))];
+        let answer =
+            self.endpoint.send_with(axum::http::Method::POST, &path, &bearer, body.to_string().into());
+        let answer = tokio::time::timeout(Duration::from_secs(30), answer);
+        let answer = answer.await.with_context(|| format!("{path}: no answer"))??;
+        let status = answer.status();
+        let text = answer.into_body().collect().await.context("the answer broke off")?.to_bytes();
+        ensure!(status.is_success(), "{path} {body}: {status}: {}", text_of(&text));
+        serde_json::from_slice(&text).with_context(|| format!("{path}: the answer is no JSON"))
     }
 
     /// Journal entries later than `since`, oldest first, as many as the coordinator gives at once.

@@ -84,6 +84,20 @@ impl Endpoint {
     /// # Errors
     /// Where no connection is made, or the answer is no HTTP.
     pub async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>> {
+        self.send_with(method, path, &[], body).await
+    }
+
+    /// As [`Self::send`], with more headers.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub async fn send_with(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&'static str, String)],
+        body: Bytes,
+    ) -> Result<Response<Incoming>> {
         let mut sender = match self {
             Endpoint::Unix(socket) => handshake(UnixStream::connect(socket).await?).await?,
             Endpoint::Tcp(addr) => {
@@ -93,6 +107,9 @@ impl Endpoint {
             }
         };
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, "swarmguard-test");
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
         if body.first() == Some(&b'{') {
             request = request.header(header::CONTENT_TYPE, "application/json");
         } else if !body.is_empty() {

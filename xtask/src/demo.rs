@@ -17,9 +17,23 @@ use crate::interrupt;
 use crate::progress::Progress;
 use crate::rootfs::Engine;
 
+mod balance;
+
+/// What is played.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Scenario {
+    /// A replica runs hot and leaves its node
+    Heat,
+    /// Requests go through the balancers while replicas move, come, go and die
+    Balance,
+}
+
 /// `cargo xtask demo`.
 #[derive(clap::Args)]
 pub struct Args {
+    /// What is played
+    #[arg(long, value_enum, default_value_t = Scenario::Heat)]
+    scenario: Scenario,
     /// Docker Engine's version
     #[arg(long, value_enum, default_value_t = Engine::V20_10)]
     engine: Engine,
@@ -35,12 +49,12 @@ pub struct Args {
     /// Name of the cluster
     #[arg(long, default_value = "demo")]
     name: String,
-    /// What the replica is told once traffic flows
+    /// What the replica is told once traffic flows, in the scenario heat
     #[arg(long, default_value = "/stress/cpu?target=90&duration=600&ramp=2")]
     heat: String,
-    /// Where the report goes
-    #[arg(long, default_value = "target/demo/report.json")]
-    report: PathBuf,
+    /// Where the report goes [default: target/demo/report.json, or report-balance.json there]
+    #[arg(long)]
+    report: Option<PathBuf>,
     #[command(flatten)]
     install: InstallArgs,
 }
@@ -63,16 +77,29 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         ..cluster::Options::default()
     };
     let cluster = cluster::up(&options, &progress)?;
-    let played = play(args, &cluster, &images, progress);
+    let played = match args.scenario {
+        Scenario::Heat => play(args, &cluster, &images, progress),
+        Scenario::Balance => balance::play(&args.report("report-balance.json"), &cluster, &images, progress),
+    };
     if args.keep {
         explain(&cluster);
     } else {
         cluster.down()?;
     }
     let passed = played?;
-    let verdict = if passed { "passed: moved, nothing lost, nothing left behind" } else { "FAILED" };
+    let verdict = match args.scenario {
+        _ if !passed => "FAILED",
+        Scenario::Heat => "passed: moved, nothing lost, nothing left behind",
+        Scenario::Balance => "passed: moved, scaled, coordinators and replicas killed, nothing lost",
+    };
     println!("demo: {verdict} (in {watch})");
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl Args {
+    fn report(&self, name: &str) -> PathBuf {
+        root().join(self.report.clone().unwrap_or_else(|| Path::new("target/demo").join(name)))
+    }
 }
 
 fn play(args: &Args, cluster: &Cluster, images: &[Image], progress: Progress) -> Result<bool> {
@@ -83,16 +110,24 @@ fn play(args: &Args, cluster: &Cluster, images: &[Image], progress: Progress) ->
     progress.done("workload deployed: docker stack deploy -c web-stress.yml demo");
     drop(progress);
     let mut e2e = e2e(cluster)?;
-    e2e.arg("demo").arg("--heat").arg(&args.heat).arg("--report").arg(root().join(&args.report));
+    e2e.arg("demo").arg("--heat").arg(&args.heat).arg("--report").arg(args.report("report.json"));
     wait(&mut e2e)
 }
 
-/// Loads the images on every node.
+/// Loads the images on every node, but for the balancer's.
 ///
 /// # Errors
 /// Where an engine refuses one.
 pub fn load(cluster: &Cluster, images: &[Image], progress: &Progress) -> Result<()> {
-    for image in images.iter().filter(|image| image.name != "balancer") {
+    load_those(cluster, images.iter().filter(|image| image.name != "balancer"), progress)
+}
+
+fn load_those<'a>(
+    cluster: &Cluster,
+    images: impl Iterator<Item = &'a Image>,
+    progress: &Progress,
+) -> Result<()> {
+    for image in images {
         progress.doing(format!("loading {} on every node", image.name));
         cluster.load_image(&image.archive)?;
         interrupt::check()?;
@@ -106,9 +141,17 @@ pub fn load(cluster: &Cluster, images: &[Image], progress: &Progress) -> Result<
 /// # Errors
 /// Where the file cannot be copied, or `docker stack deploy` fails; with its words.
 pub fn deploy(cluster: &Cluster, file: &str, stack: &str, images: &[Image]) -> Result<()> {
-    let node = &cluster.state().nodes.first().context("a cluster without nodes")?.name;
-    let there = format!("/root/{stack}.yml");
-    cluster.copy(&root().join(file), node, &there)?;
+    deploy_together(cluster, &[file], stack, images, &[])
+}
+
+/// As [`deploy`], of several files that make one stack, with more variables (`NAME=value`).
+fn deploy_together(
+    cluster: &Cluster,
+    files: &[&str],
+    stack: &str,
+    images: &[Image],
+    variables: &[String],
+) -> Result<()> {
     let mut words = vec!["env".to_owned()];
     for image in images {
         let variable = match image.name.as_str() {
@@ -118,18 +161,36 @@ pub fn deploy(cluster: &Cluster, file: &str, stack: &str, images: &[Image]) -> R
         words.push(format!("{variable}={}", image.id));
     }
     words.extend(SETTINGS.map(str::to_owned));
-    words.extend(
-        ["docker", "stack", "deploy", "--resolve-image", "never", "-c", &there, stack].map(str::to_owned),
-    );
+    words.extend_from_slice(variables);
+    words.extend(["docker", "stack", "deploy", "--resolve-image", "never"].map(str::to_owned));
+    let node = manager(cluster)?;
+    for (number, file) in files.iter().enumerate() {
+        let there = format!("/root/{stack}-{number}.yml");
+        cluster.copy(&root().join(file), node, &there)?;
+        words.extend(["-c".to_owned(), there]);
+    }
+    words.push(stack.to_owned());
     let words: Vec<_> = words.iter().map(String::as_str).collect();
-    let output = cluster.exec(node, &words)?;
+    on_manager(cluster, &words).with_context(|| format!("cannot deploy {} as {stack}", files.join(", ")))?;
+    Ok(())
+}
+
+fn manager(cluster: &Cluster) -> Result<&str> {
+    Ok(&cluster.state().nodes.first().context("a cluster without nodes")?.name)
+}
+
+/// Runs a command inside the manager node and returns what it printed.
+fn on_manager(cluster: &Cluster, words: &[&str]) -> Result<String> {
+    let node = manager(cluster)?;
+    let output = cluster.exec(node, words)?;
+    let shown = words.iter().filter(|word| !word.contains('=')).copied().collect::<Vec<_>>().join(" ");
     ensure!(
         output.status == 0,
-        "docker stack deploy -c {file} {stack} on {node} ended with {}: {}",
+        "{shown} on {node} ended with {}: {}",
         output.status,
         String::from_utf8_lossy(&output.stderr).trim()
     );
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// What differs from the defaults on a cluster whose processors are emulated: ten readings a second cost several times

@@ -95,6 +95,15 @@ struct Toolchain {
     env: Vec<(&'static str, OsString)>,
 }
 
+/// The LLVM that Debian's compiler was built with.
+fn compilers_llvm() -> Result<u32> {
+    let about = output(Command::new(DEBIAN_RUSTC).arg("-vV"))
+        .with_context(|| format!("{DEBIAN_RUSTC} does not run: reinstall the package rustc-web"))?;
+    llvm_major(&about).with_context(|| {
+        format!("{DEBIAN_RUSTC} does not say its LLVM version: reinstall the package rustc-web")
+    })
+}
+
 impl Toolchain {
     fn find(root: &Path, install: bool) -> Result<Self> {
         match Self::nightly() {
@@ -124,14 +133,19 @@ impl Toolchain {
     /// Debian's compiler, and bpf-linker built against the LLVM of the same major version.
     fn debian(root: &Path, install: bool) -> Result<Self> {
         host::ensure(COMPILER, install)?;
-        let about = output(Command::new(DEBIAN_RUSTC).arg("-vV"))
-            .with_context(|| format!("{DEBIAN_RUSTC} does not run: reinstall the package rustc-web"))?;
-        let llvm = llvm_major(&about).with_context(|| {
-            format!("{DEBIAN_RUSTC} does not say its LLVM version: reinstall the package rustc-web")
-        })?;
+        let mut llvm = compilers_llvm()?;
+        if llvm < *LINKER_LLVM.start() {
+            // The release's own is too old; its security updates bring a newer one.
+            for package in COMPILER {
+                host::upgrade(*package, install)?;
+            }
+            llvm = compilers_llvm()?;
+        }
         if !LINKER_LLVM.contains(&llvm) {
             bail!(
-                "{DEBIAN_RUSTC} uses LLVM {llvm}, bpf-linker {LINKER_VERSION} knows {LINKER_LLVM:?}: use another rustc"
+                "{DEBIAN_RUSTC} uses LLVM {llvm}, bpf-linker {LINKER_VERSION} knows {LINKER_LLVM:?}: enable Debian's \
+                 security updates, which bring a newer rustc-web (deb http://deb.debian.org/debian-security \
+                 bookworm-security main)"
             );
         }
         host::ensure(&linker_packages(llvm), install)?;

@@ -99,6 +99,47 @@ pub fn upgrade(package: Package, install: bool) -> Result<()> {
     install_packages(&[package])
 }
 
+/// Unpacks packages below `dir` without installing them: for programs whose packages start a service. Needs no root.
+///
+/// # Errors
+/// Where `install` is false, where this is no Debian system, or where apt or dpkg fail.
+pub fn unpack(packages: &[&str], what: &str, dir: &Path, install: bool) -> Result<()> {
+    let names = packages.join(" ");
+    if !install {
+        bail!(
+            "{what} are missing: run without --no-install to unpack these below {}: {names}",
+            dir.display()
+        );
+    }
+    eprintln!("unpacking from Debian, nothing is installed: {names}");
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let download = || run_in(dir, "apt-get", &[&["download", "-qq"], packages].concat());
+    // A fresh machine knows no packages. Who is not root cannot change that, but may not need to.
+    download().or_else(|error| apt(&["update", "-qq"]).and_then(|()| download()).map_err(|_| error))?;
+    let files = std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    for file in files {
+        let file = file?.path();
+        if file.extension().is_some_and(|it| it == "deb") {
+            run_in(dir, "dpkg-deb", &["-x", &file.to_string_lossy(), "."])?;
+            std::fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn run_in(dir: &Path, program: &str, arguments: &[&str]) -> Result<()> {
+    let output = Command::new(program)
+        .current_dir(dir)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {program}"))?;
+    if !output.status.success() {
+        bail!("{program} failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
 fn missing(packages: &[Package]) -> Result<Vec<Package>> {
     if packages.is_empty() {
         return Ok(Vec::new());

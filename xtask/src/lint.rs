@@ -39,7 +39,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     check("format", cargo(&["fmt", "--all", "--check"]))?;
     check("sources", sources(&root()))?;
     check("clippy", cargo(&["clippy", "--quiet", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
-    check("dependencies", deny(args.install_deny))?;
+    if deny_is_there(args.install_deny)? {
+        check("dependencies", deny())?;
+    } else {
+        println!("lint dependencies: not checked, cargo-deny is missing: add --install-deny");
+    }
     println!("lint: {} in {watch}", if fine { "nothing to complain about" } else { "see above" });
     Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -61,21 +65,24 @@ fn cargo_command(arguments: &[&str]) -> Command {
     command
 }
 
-fn deny(install: bool) -> Result<Vec<String>> {
+/// Is cargo-deny installed, or installed now?
+fn deny_is_there(install: bool) -> Result<bool> {
+    let there = cargo_command(&["deny", "--version"]).output().is_ok_and(|output| output.status.success());
+    if there || !install {
+        return Ok(there);
+    }
+    eprintln!("installing cargo-deny for checking licences, sources and known vulnerabilities");
+    let status =
+        cargo_command(&["install", "--locked", "cargo-deny"]).status().context("cannot start cargo")?;
+    if !status.success() {
+        bail!("cargo install --locked cargo-deny failed ({status})");
+    }
+    Ok(true)
+}
+
+fn deny() -> Result<Vec<String>> {
     if !root().join("deny.toml").exists() {
         return Ok(vec!["there is no deny.toml".to_owned()]);
-    }
-    let there = cargo_command(&["deny", "--version"]).output().is_ok_and(|output| output.status.success());
-    if !there && install {
-        eprintln!("installing cargo-deny for checking licences, sources and known vulnerabilities");
-        let status =
-            cargo_command(&["install", "--locked", "cargo-deny"]).status().context("cannot start cargo")?;
-        if !status.success() {
-            bail!("cargo install --locked cargo-deny failed ({status})");
-        }
-    } else if !there {
-        println!("lint dependencies: not checked, cargo-deny is missing: add --install-deny");
-        return Ok(Vec::new());
     }
     // Advisories need a database from the network; the rest works without one.
     cargo(&["deny", "--offline", "check", "bans", "licenses", "sources"])

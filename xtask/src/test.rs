@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::clock::Stopwatch;
+use crate::host::{self, Package};
 use crate::image::root;
 use crate::interrupt;
 
@@ -67,6 +68,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         let seeds = args.simulate.unwrap_or(if args.quick { 200 } else { 2_000 });
         all += tier("simulation", "whole clusters in simulated time, by seed", |log| simulate(seeds, log));
     }
+    if !args.quick && wanted("clients") {
+        all += tier("clients", "the balancer under clients that other people wrote", |log| {
+            host::ensure(CLIENTS, args.install.allowed())?;
+            cargo_test(CLIENT_TESTS, log)
+        });
+    }
     if !args.quick {
         let real = real::Tiers::new(args.install.allowed());
         for (name, what) in real::TIERS {
@@ -91,6 +98,18 @@ const CARGO_TIERS: [(&str, &str, &[&str]); 2] = [
         "programs against played peers, actions against a model of Swarm",
         &["test", "--test", "*"],
     ),
+];
+
+/// Tests that need other people's programs, and so are ignored by a plain `cargo test`.
+const CLIENT_TESTS: &[&str] =
+    &["test", "--package", "swarmguard-balancer", "--test", "clients", "--", "--ignored"];
+
+/// Those programs.
+const CLIENTS: &[Package] = &[
+    Package { name: "curl", why: "asking the balancer in every version of HTTP, with and without TLS" },
+    Package { name: "wrk", why: "sending the balancer as much as it takes" },
+    Package { name: "nghttp2-client", why: "loading the balancer over HTTP/2 (h2load)" },
+    Package { name: "python3-websockets", why: "WebSockets through the balancer" },
 ];
 
 /// Plays one tier and prints its line.
@@ -195,7 +214,10 @@ impl Log {
 fn cargo_test(arguments: &[&str], log: &mut Log) -> Result<Counts> {
     let mut counts = Counts::default();
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(root()).args(arguments).arg("--no-fail-fast");
+    // What stands behind `--` is the harness's.
+    let own = arguments.iter().position(|argument| *argument == "--").unwrap_or(arguments.len());
+    let (own, harnesses) = arguments.split_at(own);
+    cargo.current_dir(root()).args(own).arg("--no-fail-fast").args(harnesses);
     let success = log.command(&mut cargo, |line| counts += harness(line).unwrap_or_default())?;
     // Without a count it did not compile; with failures cargo says no as well.
     ensure!(success || counts.failed > 0, "cargo {} failed, see above", arguments.join(" "));

@@ -7,6 +7,8 @@
 #![expect(clippy::print_stdout, reason = "a benchmark's output is its table")]
 
 mod backend;
+mod cgroup;
+mod figures;
 mod latency;
 mod load;
 mod peers;
@@ -14,7 +16,7 @@ mod picks;
 mod report;
 mod throughput;
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::Result;
 use clap::Parser;
@@ -36,12 +38,15 @@ struct Args {
     /// Only these parts: picks, throughput, latency
     #[arg(long, value_delimiter = ',', default_values = ["picks", "throughput", "latency"])]
     parts: Vec<String>,
-    /// Serve as replicas of this kind instead (used by the benchmark itself)
-    #[arg(long, hide = true)]
+    /// Serve as a replica of this kind instead (used by the benchmark itself)
+    #[arg(long, hide = true, requires = "address")]
     backend: Option<backend::Kind>,
-    /// Ports of those replicas
-    #[arg(long, hide = true, value_delimiter = ',')]
-    ports: Vec<u16>,
+    /// Where that replica listens
+    #[arg(long, hide = true)]
+    address: Option<SocketAddr>,
+    /// How fast this machine computes
+    #[arg(long, hide = true, default_value_t = 0)]
+    rounds_a_ms: u64,
     /// What `cargo bench` adds
     #[arg(long, hide = true)]
     bench: bool,
@@ -49,8 +54,8 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    if let Some(kind) = args.backend {
-        return backend::serve(kind, &args.ports);
+    if let (Some(kind), Some(address)) = (args.backend, args.address) {
+        return backend::serve(kind, address, args.rounds_a_ms);
     }
     let mut report = Report::default();
     let wanted = |part: &str| args.parts.iter().any(|it| it == part);

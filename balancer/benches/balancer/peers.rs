@@ -9,6 +9,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum as _;
+
+use crate::backend::Kind;
 
 /// Time for a child to listen.
 const START: Duration = Duration::from_secs(20);
@@ -48,29 +51,35 @@ pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-/// Starts a proxy in front of replicas, on CPU `cpu` where one is named.
-pub fn start(peer: &Peer, replicas: &[u16], cpu: Option<u32>) -> Result<Running> {
+/// Starts a proxy in front of replicas, on CPU `cpu` where one is named. Ours asks agents at `metrics_port` where there
+/// are any.
+pub fn start(
+    peer: &Peer,
+    replicas: &[SocketAddr],
+    metrics_port: Option<u16>,
+    cpu: Option<u32>,
+) -> Result<Running> {
     let port = free_port()?;
     let directory = tempfile::tempdir()?;
     let mut command = pinned(cpu);
     match peer {
-        Peer::SwarmGuard(algorithm) => ours(&mut command, algorithm, port, replicas)?,
+        Peer::SwarmGuard(algorithm) => ours(&mut command, algorithm, port, replicas, metrics_port)?,
         Peer::Nginx => nginx(&mut command, directory.path(), port, replicas)?,
         Peer::HaProxy(balance) => haproxy(&mut command, directory.path(), balance, port, replicas)?,
     }
-    running(command, port, directory).with_context(|| format!("cannot start {}", peer.name()))
+    running(command, SocketAddr::from((Ipv4Addr::LOCALHOST, port)), directory)
+        .with_context(|| format!("cannot start {}", peer.name()))
 }
 
-/// Starts replicas of a kind: this program itself, as a child.
-pub fn start_replicas(kind: &str, ports: &[u16], cpu: Option<u32>) -> Result<Running> {
-    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
-    let first = ports.first().and_then(|port| port.parse().ok()).context("no port")?;
-    let mut command = pinned(cpu);
+/// Starts a replica of a kind: this program itself, as a child.
+pub fn start_replica(kind: Kind, address: SocketAddr, rounds_a_ms: u64) -> Result<Running> {
+    let word = kind.to_possible_value().context("every kind has a name")?;
+    let mut command = Command::new(std::env::current_exe()?);
     command
-        .arg(std::env::current_exe()?)
-        .arg(format!("--backend={kind}"))
-        .arg(format!("--ports={}", ports.join(",")));
-    running(command, first, tempfile::tempdir()?)
+        .arg(format!("--backend={}", word.get_name()))
+        .arg(format!("--address={address}"))
+        .arg(format!("--rounds-a-ms={rounds_a_ms}"));
+    running(command, address, tempfile::tempdir()?)
 }
 
 fn pinned(cpu: Option<u32>) -> Command {
@@ -84,9 +93,8 @@ fn pinned(cpu: Option<u32>) -> Command {
     }
 }
 
-fn running(mut command: Command, port: u16, directory: tempfile::TempDir) -> Result<Running> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+fn running(mut command: Command, address: SocketAddr, directory: tempfile::TempDir) -> Result<Running> {
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
     let mut running = Running { child, address, _directory: directory };
     let mut waited = Duration::ZERO;
     while TcpStream::connect(address).is_err() {
@@ -102,8 +110,14 @@ fn running(mut command: Command, port: u16, directory: tempfile::TempDir) -> Res
     Ok(running)
 }
 
-fn ours(command: &mut Command, algorithm: &str, port: u16, replicas: &[u16]) -> Result<()> {
-    let nodes: Vec<String> = replicas.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+fn ours(
+    command: &mut Command,
+    algorithm: &str,
+    port: u16,
+    replicas: &[SocketAddr],
+    metrics_port: Option<u16>,
+) -> Result<()> {
+    let nodes: Vec<String> = replicas.iter().map(SocketAddr::to_string).collect();
     command
         .arg(env!("CARGO_BIN_EXE_swarmguard-balancer"))
         .args(["--workers=1", "--log=error", "--listen-ip=127.0.0.1"])
@@ -111,11 +125,14 @@ fn ours(command: &mut Command, algorithm: &str, port: u16, replicas: &[u16]) -> 
         .arg(format!("--port={port}"))
         .arg(format!("--admin-addr=127.0.0.1:{}", free_port()?))
         .arg(format!("--worker-nodes={}", nodes.join(",")));
+    if let Some(port) = metrics_port {
+        command.arg(format!("--metrics-port={port}"));
+    }
     Ok(())
 }
 
-fn nginx(command: &mut Command, directory: &Path, port: u16, replicas: &[u16]) -> Result<()> {
-    let servers: String = replicas.iter().map(|port| format!("server 127.0.0.1:{port};\n")).collect();
+fn nginx(command: &mut Command, directory: &Path, port: u16, replicas: &[SocketAddr]) -> Result<()> {
+    let servers: String = replicas.iter().map(|address| format!("server {address};\n")).collect();
     let base = directory.display();
     let text = format!(
         "worker_processes 1; daemon off; pid {base}/pid; error_log /dev/null;\n\
@@ -140,9 +157,9 @@ fn haproxy(
     directory: &Path,
     balance: &str,
     port: u16,
-    replicas: &[u16],
+    replicas: &[SocketAddr],
 ) -> Result<()> {
-    let server = |(n, port): (usize, &u16)| format!("  server s{n} 127.0.0.1:{port} pool-max-conn 512\n");
+    let server = |(n, address): (usize, &SocketAddr)| format!("  server s{n} {address} pool-max-conn 512\n");
     let servers: String = replicas.iter().enumerate().map(server).collect();
     let text = format!(
         "global\n  nbthread 1\n  maxconn 8192\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  \
@@ -157,6 +174,11 @@ fn haproxy(
 }
 
 impl Running {
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// CPU time of the process, its threads and its children so far, in nanoseconds.
     pub fn cpu_ns(&self) -> u64 {
         processes(self.child.id()).into_iter().map(cpu_of).sum()
@@ -169,7 +191,8 @@ fn processes(pid: u32) -> Vec<u32> {
     std::iter::once(pid).chain(children).collect()
 }
 
-fn cpu_of(pid: u32) -> u64 {
+/// CPU time of a process's living threads so far, in nanoseconds; 0 where it is gone.
+pub fn cpu_of(pid: u32) -> u64 {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
     let spent = |path: std::path::PathBuf| {
         let text = fs::read_to_string(path.join("schedstat")).ok()?;
@@ -180,6 +203,9 @@ fn cpu_of(pid: u32) -> u64 {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return;
+        }
         // nginx's worker ends with its master only when asked politely.
         let _ = Command::new("kill").arg(self.child.id().to_string()).status();
         for _ in 0..100 {
@@ -209,5 +235,5 @@ pub fn start_static(cpu: u32) -> Result<Running> {
     fs::write(&path, text)?;
     let mut command = pinned(Some(cpu));
     command.arg("nginx").arg("-c").arg(path);
-    running(command, port, directory)
+    running(command, SocketAddr::from((Ipv4Addr::LOCALHOST, port)), directory)
 }

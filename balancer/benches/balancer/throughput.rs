@@ -1,6 +1,6 @@
 //! What one request costs, and so what one core can do: keep-alive connections, small answers.
 
-use std::{collections::BTreeMap, process::Command};
+use std::{collections::BTreeMap, io::Write as _, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -22,6 +22,7 @@ struct Figures {
     wall: Vec<f64>,
     p50_ms: Vec<f64>,
     p99_ms: Vec<f64>,
+    p999_ms: Vec<f64>,
 }
 
 /// Every contender in turns.
@@ -29,10 +30,10 @@ pub fn measure(rounds: u32, seconds: u32, report: &mut Report) -> Result<()> {
     let (own, other) =
         if std::thread::available_parallelism().is_ok_and(|it| it.get() > 1) { (0, 1) } else { (0, 0) };
     let backend = start_backend(other)?;
-    let replicas = [backend.address.port()];
+    let replicas = [backend.address];
     let mut proxies = Vec::new();
     for peer in CONTENDERS {
-        proxies.push((peers::start(&peer, &replicas, Some(own))?, peer));
+        proxies.push((peers::start(&peer, &replicas, None, Some(own))?, peer));
     }
     let mut all: BTreeMap<Peer, Figures> = BTreeMap::new();
     for (proxy, _) in &proxies {
@@ -50,6 +51,7 @@ pub fn measure(rounds: u32, seconds: u32, report: &mut Report) -> Result<()> {
             figures.wall.push(done.per_second);
             figures.p50_ms.push(done.p50_ms);
             figures.p99_ms.push(done.p99_ms);
+            figures.p999_ms.push(done.p999_ms);
         }
     }
     let [lease, _, nginx, haproxy] = &CONTENDERS;
@@ -63,6 +65,7 @@ pub fn measure(rounds: u32, seconds: u32, report: &mut Report) -> Result<()> {
         report.add(format!("lb.wall_rps.{name}"), "req/s", &figures.wall);
         report.add(format!("lb.p50.{name}"), "ms", &figures.p50_ms);
         report.add(format!("lb.p99.{name}"), "ms", &figures.p99_ms);
+        report.add(format!("lb.p999.{name}"), "ms", &figures.p999_ms);
     }
     debug_assert!(median(&all[lease].cpu_us) > 0.0);
     Ok(())
@@ -78,13 +81,19 @@ struct Done {
     per_second: f64,
     p50_ms: f64,
     p99_ms: f64,
+    p999_ms: f64,
 }
 
 fn load(proxy: &Running, cpu: u32, seconds: u32) -> Result<Done> {
+    // wrk's own table ends at 99 %.
+    let mut script = tempfile::NamedTempFile::new()?;
+    script.write_all(SCRIPT.as_bytes())?;
     let output = Command::new("taskset")
-        .args(["-c", &cpu.to_string(), "wrk", "-t1", "--latency"])
+        .args(["-c", &cpu.to_string(), "wrk", "-t1"])
         .arg(format!("-c{CONNECTIONS}"))
         .arg(format!("-d{seconds}s"))
+        .arg("-s")
+        .arg(script.path())
         .arg(format!("http://{}/", proxy.address))
         .output()
         .context("cannot run wrk")?;
@@ -92,21 +101,25 @@ fn load(proxy: &Running, cpu: u32, seconds: u32) -> Result<Done> {
     if text.contains("Non-2xx") || text.contains("Socket errors") {
         bail!("requests failed: {text}");
     }
-    let words: Vec<&str> = text.split_whitespace().collect();
-    let after =
-        |word: &str| words.iter().position(|it| *it == word).and_then(|at| words.get(at + 1)).copied();
-    let before =
-        |word: &str| words.iter().position(|it| *it == word).and_then(|at| words.get(at - 1)).copied();
-    let number = |text: Option<&str>| text.and_then(|it| it.parse::<f64>().ok());
+    let number = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        let read = line.and_then(|value| value.trim().parse::<f64>().ok());
+        read.with_context(|| format!("wrk does not say {name}: {text}"))
+    };
     Ok(Done {
-        requests: number(before("requests")).context("no number of requests")?,
-        per_second: number(after("Requests/sec:")).context("no rate")?,
-        p50_ms: after("50%").and_then(milliseconds).context("no median")?,
-        p99_ms: after("99%").and_then(milliseconds).context("no tail")?,
+        requests: number("requests")?,
+        per_second: number("requests")? / (number("duration_us")? / 1e6),
+        p50_ms: number("p50_us")? / 1e3,
+        p99_ms: number("p99_us")? / 1e3,
+        p999_ms: number("p999_us")? / 1e3,
     })
 }
 
-fn milliseconds(text: &str) -> Option<f64> {
-    let units = [("us", 1e-3), ("ms", 1.0), ("s", 1e3)];
-    units.iter().find_map(|(unit, scale)| Some(text.strip_suffix(unit)?.parse::<f64>().ok()? * scale))
-}
+/// What wrk says at its end.
+const SCRIPT: &str = "done = function(summary, latency, requests)\n\
+                      print('requests=' .. summary.requests)\n\
+                      print('duration_us=' .. summary.duration)\n\
+                      print('p50_us=' .. latency:percentile(50))\n\
+                      print('p99_us=' .. latency:percentile(99))\n\
+                      print('p999_us=' .. latency:percentile(99.9))\n\
+                      end\n";

@@ -15,7 +15,7 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use swarmguard_common::clock;
 
 use super::{
-    answer,
+    NO_ANSWER, UNREACHABLE, answer,
     body::{AnswerBody, BodyError, Ended, RequestBody},
     headers::{self, Client},
     tunnel,
@@ -183,7 +183,10 @@ impl Worker {
         }
         match last {
             Some(Ok((response, connection, choice))) => Ok(self.pass(inbound, response, connection, choice)),
-            Some(Err(answer)) => Err(answer),
+            Some(Err(answer)) => {
+                self.count_failed(answer.status());
+                Err(answer)
+            }
             None => Err(self.refuse(&inbound.service, Refusal::NoReplica)),
         }
     }
@@ -202,21 +205,28 @@ impl Worker {
         retries_left: bool,
     ) -> (Option<Outbound>, Box<Answer>) {
         self.note(replica, Outcome::Failed);
-        let (spare, counter, status, text) = match failure {
+        let (spare, status, why) = match failure {
             Failure::Unsent(outbound, why) => {
-                let again = retries_left.then_some(*outbound);
-                (again, &self.stats.bad_gateway, StatusCode::BAD_GATEWAY, why)
+                (retries_left.then_some(*outbound), StatusCode::SERVICE_UNAVAILABLE, why)
             }
-            Failure::Broken(why) => (spare, &self.stats.bad_gateway, StatusCode::BAD_GATEWAY, why),
+            Failure::Broken(why) => (spare, StatusCode::BAD_GATEWAY, why),
             // A replica that is slow once will not be joined by a second one that does the same work.
             Failure::Timeout | Failure::Client(..) => {
-                let text = "the replica did not answer in time".to_owned();
-                (None, &self.stats.gateway_timeout, StatusCode::GATEWAY_TIMEOUT, text)
+                (None, StatusCode::GATEWAY_TIMEOUT, "the replica did not answer in time".to_owned())
             }
         };
-        bump(counter);
-        tracing::debug!(task = %replica.task, address = %replica.address, why = text, "a replica failed");
-        (spare, refusal(status, "the service did not answer"))
+        tracing::debug!(task = %replica.task, address = %replica.address, why, "a replica failed");
+        let text = if status == StatusCode::SERVICE_UNAVAILABLE { UNREACHABLE } else { NO_ANSWER };
+        (spare, refusal(status, text))
+    }
+
+    /// Counts what a client hears after all attempts have failed.
+    fn count_failed(&self, status: StatusCode) {
+        bump(match status {
+            StatusCode::SERVICE_UNAVAILABLE => &self.stats.unreachable,
+            StatusCode::GATEWAY_TIMEOUT => &self.stats.gateway_timeout,
+            _ => &self.stats.bad_gateway,
+        });
     }
 
     /// A replica and a lease there; waits for room where all are full.

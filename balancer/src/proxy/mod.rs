@@ -22,6 +22,11 @@ use tokio::sync::watch;
 
 use crate::{routing::Table, settings::Settings, stats::Stats};
 
+/// Said with 503 where no replica could be connected to, so that nothing was sent.
+const UNREACHABLE: &str = "no replica of the service can be reached";
+/// Said with 502 and 504.
+const NO_ANSWER: &str = "the service did not answer";
+
 /// What all workers read.
 #[derive(Debug)]
 pub struct Global {

@@ -1,13 +1,20 @@
 //! One client connection: TLS where it is, then HTTP/1.1 or HTTP/2, whichever the client speaks.
 
-use std::{convert::Infallible, io, net::SocketAddr, pin::pin, rc::Rc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::{Pin, pin},
+    rc::Rc,
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use http::Request;
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
-    service::service_fn,
+    service::{HttpService, service_fn},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -16,7 +23,10 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{fast, headers::Client, io::ClientIo, tls, upstream::LocalExecutor, worker::Worker};
+use super::{
+    body::AnswerBody, exchange::Guard, fast, headers::Client, io::ClientIo, tls, upstream::LocalExecutor,
+    worker::Worker,
+};
 use crate::stats::bump;
 
 /// What an HTTP/2 client sends first (RFC 9113, 3.4).
@@ -87,28 +97,15 @@ where
 {
     let settings = &worker.global.settings;
     let io = TokioIo::new(ClientIo::new(first, stream, settings.idle_timeout));
-    let client = Rc::new(client);
-    let service = service_fn(|request: Request<Incoming>| {
-        let (worker, client) = (Rc::clone(worker), Rc::clone(&client));
-        async move { Ok::<_, Infallible>(worker.answer(&client, request).await) }
-    });
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(settings.idle_timeout)
         .max_buf_size(settings.max_head_bytes as usize);
-    let mut connection = pin!(builder.serve_connection(io, service).with_upgrades());
-    let mut closing = worker.global.closing.clone();
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        _ = closing.wait_for(|closing| *closing) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, client = %client.ip, "a connection ended early");
-    }
+    let ip = client.ip;
+    let connection = builder.serve_connection(io, answering(worker, client)).with_upgrades();
+    // Two types with the same method and no trait in common.
+    drive(worker, ip, connection, http1::UpgradeableConnection::graceful_shutdown).await;
 }
 
 async fn speak_http2<S>(worker: &Rc<Worker>, first: Bytes, stream: S, client: Client)
@@ -117,11 +114,6 @@ where
 {
     let settings = &worker.global.settings;
     let io = TokioIo::new(ClientIo::new(first, stream, settings.idle_timeout));
-    let client = Rc::new(client);
-    let service = service_fn(|request: Request<Incoming>| {
-        let (worker, client) = (Rc::clone(worker), Rc::clone(&client));
-        async move { Ok::<_, Infallible>(worker.answer(&client, request).await) }
-    });
     let mut builder = http2::Builder::new(LocalExecutor);
     builder
         .timer(TokioTimer::new())
@@ -129,16 +121,38 @@ where
         .keep_alive_timeout(settings.head_timeout)
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(settings.max_head_bytes);
-    let mut connection = pin!(builder.serve_connection(io, service));
+    let ip = client.ip;
+    let connection = builder.serve_connection(io, answering(worker, client));
+    drive(worker, ip, connection, http2::Connection::graceful_shutdown).await;
+}
+
+/// What answers the requests of one connection.
+fn answering(
+    worker: &Rc<Worker>,
+    client: Client,
+) -> impl HttpService<Incoming, ResBody = AnswerBody<Guard>, Error = Infallible, Future: 'static> + use<> {
+    let (worker, client) = (Rc::clone(worker), Rc::new(client));
+    service_fn(move |request: Request<Incoming>| {
+        let (worker, client) = (Rc::clone(&worker), Rc::clone(&client));
+        async move { Ok(worker.answer(&client, request).await) }
+    })
+}
+
+/// Drives a connection to its end; once the balancer is told to stop, `finish` makes it end after what is under way.
+async fn drive<C>(worker: &Rc<Worker>, client: IpAddr, connection: C, finish: impl Fn(Pin<&mut C>))
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let mut connection = pin!(connection);
     let mut closing = worker.global.closing.clone();
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         _ = closing.wait_for(|closing| *closing) => {
-            connection.as_mut().graceful_shutdown();
+            finish(connection.as_mut());
             connection.await
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, client = %client.ip, "a connection ended early");
+        tracing::debug!(%error, %client, "a connection ended early");
     }
 }

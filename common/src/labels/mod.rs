@@ -63,6 +63,9 @@ impl Default for Thresholds {
 /// A raised condition clears below this share of its threshold.
 pub const CLEAR_RATIO: f64 = 0.85;
 
+/// How long a raised alert stands before anything is done, where `swarmguard.act-after` says nothing.
+pub const ACT_AFTER: Duration = Duration::from_secs(3);
+
 /// A part of SwarmGuard that runs as a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -115,8 +118,9 @@ pub struct ServicePolicy {
     pub migrate: MigrateMode,
     /// `swarmguard.migrate.allow`: a comma-separated list of reasons that do not stop a migration.
     pub allow: Vec<Allowance>,
-    /// `swarmguard.act-after`: how long a raised alert stands before anything is done.
-    pub act_after: Duration,
+    /// `swarmguard.act-after`: how long a raised alert stands before anything is done; where `None`, [`ACT_AFTER`],
+    /// which stalled tasks may shorten.
+    pub act_after: Option<Duration>,
     /// `swarmguard.cooldown`: between two migrations of the service.
     pub cooldown: Duration,
     /// `swarmguard.scale.min`: never fewer replicas than this. Scaling is off unless both bounds are set.
@@ -152,7 +156,7 @@ impl Default for ServicePolicy {
             thresholds: Thresholds::default(),
             migrate: MigrateMode::Auto,
             allow: Vec::new(),
-            act_after: Duration::from_secs(3),
+            act_after: None,
             cooldown: Duration::from_secs(60),
             scale_min: None,
             scale_max: None,
@@ -198,7 +202,7 @@ impl ServicePolicy {
             &mut policy.migrate,
         );
         read.take("migrate.allow", allowances, &mut policy.allow);
-        read.take("act-after", |text| duration(text, 0, 3_600), &mut policy.act_after);
+        read.take("act-after", |text| duration(text, 0, 3_600).map(Some), &mut policy.act_after);
         read.take("cooldown", |text| duration(text, 0, 86_400), &mut policy.cooldown);
         read_scaling(&mut read, &mut policy);
         read.take("rebalance", yes_or_no, &mut policy.rebalance);
@@ -283,7 +287,7 @@ mod tests {
         assert_eq!(policy.thresholds.cpu_high, BasisPoints(6_250));
         assert_eq!(policy.thresholds.network_mbps, Some(100));
         assert_eq!((policy.scale_min, policy.scale_max), (Some(2), Some(6)));
-        assert_eq!(policy.act_after, Duration::from_millis(1_500));
+        assert_eq!(policy.act_after, Some(Duration::from_millis(1_500)));
         assert_eq!(policy.allow, [Allowance::NoHealthcheck, Allowance::LocalVolumes]);
     }
 

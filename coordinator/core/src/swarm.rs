@@ -73,6 +73,9 @@ pub struct Node {
     pub leader: bool,
     /// `Status.State` is `ready`.
     pub ready: bool,
+    /// `Status.State` is `unknown`: the managers changed their leader, and the new one has not heard the node yet. It
+    /// takes no new tasks until then; those it has count as before.
+    pub unknown: bool,
     /// `Spec.Availability`.
     pub availability: Availability,
     /// Node labels (`Spec.Labels`).
@@ -91,6 +94,13 @@ pub struct Node {
     pub memory_bytes: i64,
     /// The whole `Spec`, to be written back.
     pub spec: Value,
+}
+
+impl Node {
+    /// Neither ready nor waiting to be heard by a new leader: its tasks are lost, or never ran.
+    pub fn is_down(&self) -> bool {
+        !self.ready && !self.unknown
+    }
 }
 
 /// How many tasks a service has.

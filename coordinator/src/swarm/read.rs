@@ -137,6 +137,7 @@ pub(super) fn node(raw: RawNode) -> Option<Node> {
             || raw.manager_status.is_some(),
         leader: raw.manager_status.is_some_and(|status| status.leader),
         ready: raw.status.state == "ready",
+        unknown: raw.status.state == "unknown",
         availability: match raw.spec.get("Availability").and_then(Value::as_str) {
             Some("pause") => Availability::Pause,
             Some("drain") => Availability::Drain,

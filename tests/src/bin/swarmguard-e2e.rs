@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use swarmguard_tests::e2e::balance::Balance;
 use swarmguard_tests::e2e::demo::{Demo, workload};
 use swarmguard_tests::e2e::stage::Stage;
 use swarmguard_tests::e2e::swarm;
@@ -49,11 +50,35 @@ enum Command {
     },
     /// Heat one replica and tell what happens
     Demo(DemoArgs),
+    /// Send requests through the balancers while replicas move, come, go and die
+    Balance(BalanceArgs),
     /// Play the scenarios of the Swarm tier
     Swarm {
         /// Which; all of them where none is named
         only: Vec<String>,
     },
+}
+
+#[derive(Args)]
+struct BalanceArgs {
+    /// The workload's service
+    #[arg(long, default_value = "demo_web")]
+    service: String,
+    /// The balancer's service
+    #[arg(long, default_value = "balancer_balancer")]
+    balancer: String,
+    /// Port of the balancers on their nodes
+    #[arg(long, default_value_t = 8081)]
+    port: u16,
+    /// Requests a second
+    #[arg(long, default_value_t = 40.0)]
+    rate: f64,
+    /// File with the operator's token
+    #[arg(long)]
+    token_file: PathBuf,
+    /// Where the report goes
+    #[arg(long, default_value = "target/demo/report-balance.json")]
+    report: PathBuf,
 }
 
 #[derive(Args)]
@@ -107,6 +132,20 @@ async fn run(cli: Cli) -> Result<ExitCode> {
                 limit: Duration::from_secs(args.limit),
             };
             demo.play(&stage).await?
+        }
+        Command::Balance(args) => {
+            workload(&stage, &args.service).await?;
+            let token = std::fs::read_to_string(&args.token_file)
+                .with_context(|| format!("cannot read {}", args.token_file.display()))?;
+            let balance = Balance {
+                service: &args.service,
+                balancer: &args.balancer,
+                port: args.port,
+                rate_hz: args.rate,
+                token: token.trim(),
+                report: &args.report,
+            };
+            balance.play(&stage).await?
         }
         Command::Traffic { port, rate, seconds } => {
             let targets = stage.cluster.everywhere(port);

@@ -1,5 +1,6 @@
 //! What happens end to end on a real Swarm: the demo, and the scenarios of the Swarm tier.
 
+pub mod balance;
 pub mod demo;
 pub mod heat;
 pub mod report;

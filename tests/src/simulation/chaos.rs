@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use swarmguard_common::domain::NodeId;
-use swarmguard_core::swarm::Availability;
+use swarmguard_core::{action::node_name, swarm::Availability};
 
 use super::{
     World,
@@ -153,8 +153,10 @@ impl World {
         let node = self.any_node();
         let availability = if self.rng.bool() { Availability::Pause } else { Availability::Active };
         self.story.tell(self.now, || format!("an operator sets {node} to {availability:?}"));
+        let held = self.swarm.nodes[&node].availability() == Availability::Pause
+            && self.swarm.configs.values().any(|config| config.name == node_name(&node));
         let _ = self.swarm.operator_availability(&node, availability);
-        self.checks.operator_set(&node, availability);
+        self.checks.operator_set(&node, availability, held);
     }
 
     fn operator_deploys(&mut self) {

@@ -32,6 +32,9 @@ pub(super) struct Checks {
     /// What operators last asked for: spec with their replica count.
     specs: BTreeMap<ServiceId, Value>,
     availability: BTreeMap<NodeId, Availability>,
+    /// Nodes that an operator paused while they were paused already by SwarmGuard: Swarm shows no difference, so either
+    /// is right in the end.
+    either: BTreeSet<NodeId>,
     /// Serving replicas that must not be fallen below while only SwarmGuard acts.
     floor: BTreeMap<ServiceId, u64>,
     bounds: BTreeMap<ServiceId, (u64, u64)>,
@@ -54,6 +57,7 @@ impl Checks {
             calm_from: swarm.now + Duration::from_secs(10) + scenario.troubled,
             specs: services.iter().map(spec).collect(),
             availability: swarm.nodes.keys().map(|node| (node.clone(), Availability::Active)).collect(),
+            either: BTreeSet::new(),
             floor: BTreeMap::new(),
             bounds: services.iter().enumerate().map(bounds).collect(),
             told: BTreeSet::new(),
@@ -87,8 +91,14 @@ impl Checks {
         }
     }
 
-    pub fn operator_set(&mut self, node: &NodeId, availability: Availability) {
+    /// `held`: SwarmGuard had it paused at that moment.
+    pub fn operator_set(&mut self, node: &NodeId, availability: Availability, held: bool) {
         self.availability.insert(node.clone(), availability);
+        if held && availability == Availability::Pause {
+            self.either.insert(node.clone());
+        } else {
+            self.either.remove(node);
+        }
     }
 
     pub fn operator_spec(&self, service: &ServiceId) -> Value {
@@ -176,7 +186,7 @@ impl Checks {
         }
         for (node, meant) in self.availability.clone() {
             let is = swarm.nodes[&node].availability();
-            if is != meant {
+            if is != meant && !(self.either.contains(&node) && is == Availability::Active) {
                 self.fail(now, format!("{node} is left {is:?}, operators meant {meant:?}"));
             }
         }
@@ -225,8 +235,11 @@ impl Checks {
             );
         }
         let serving = swarm.serving(service).count() as u64;
-        // Starts that fail for ever never come to an end; all others must have.
-        if serving < replicas && swarm.services[service].workload.failing_starts == 0 {
+        // Starts that fail for ever never come to an end, and nothing starts where operators paused every node; all
+        // others must have.
+        let can_start = swarm.services[service].workload.failing_starts == 0
+            && self.availability.values().any(|meant| *meant == Availability::Active);
+        if serving < replicas && can_start {
             self.fail(now, format!("{service} has {serving} of {replicas} replicas serving after the calm"));
         }
     }

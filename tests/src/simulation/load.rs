@@ -21,8 +21,9 @@ pub(super) struct Load {
     pattern: Pattern,
     begins: Time,
     ends: Time,
-    /// Which replica runs hot, by its node, chosen when it begins.
-    hot: Option<(ServiceId, NodeId)>,
+    /// Which replica runs hot, by its slot and node, chosen when it begins. One only: two on a node of one CPU would have
+    /// half of it each, and neither would be over its threshold.
+    hot: Option<(ServiceId, u64, NodeId)>,
     first: Option<ServiceId>,
     quiet: bool,
 }
@@ -53,8 +54,8 @@ impl Load {
         self.first = services.first().cloned();
         if self.pattern == Pattern::HotNode && self.stands(now) && self.hot.is_none() {
             let service = services.first();
-            let node = service.and_then(|service| swarm.serving(service).find_map(|task| task.node.clone()));
-            self.hot = service.cloned().zip(node);
+            let mut tasks = service.into_iter().flat_map(|service| swarm.serving(service));
+            self.hot = tasks.find_map(|task| Some((task.service.clone(), task.slot, task.node.clone()?)));
         }
     }
 
@@ -66,8 +67,8 @@ impl Load {
         }
         match self.pattern {
             Pattern::HotNode => {
-                let hot = self.hot.as_ref().is_some_and(|(service, node)| {
-                    *service == task.service && task.node.as_ref() == Some(node)
+                let hot = self.hot.as_ref().is_some_and(|(service, slot, node)| {
+                    *service == task.service && *slot == task.slot && task.node.as_ref() == Some(node)
                 });
                 if hot { (940 + jitter, 5) } else { (60 + jitter, 5) }
             }

@@ -25,6 +25,9 @@ use swarmguard_core::swarm::{Availability, RecordObject, TaskState};
 /// Length of one step of the model, in milliseconds.
 pub const TICK_MS: u64 = 50;
 
+/// Longest time that a node takes to be heard by a new leader, in milliseconds: its session is made anew.
+const LONGEST_REGISTER_MS: u64 = 5_000;
+
 /// How the containers of a service behave.
 #[derive(Clone, Copy, Debug)]
 pub struct Workload {
@@ -61,9 +64,16 @@ pub struct ModelNode {
     pub ready: bool,
     /// Since when it has been silent.
     silent_since: Option<Time>,
+    /// The managers' new leader has not heard it yet; it does at this time.
+    unknown_until: Option<Time>,
 }
 
 impl ModelNode {
+    /// `Status.State` is `unknown`.
+    pub fn is_unknown(&self) -> bool {
+        self.ready && self.unknown_until.is_some()
+    }
+
     /// `Spec.Availability`.
     pub fn availability(&self) -> Availability {
         serde_json::from_value(self.spec["Availability"].clone()).unwrap_or(Availability::Active)
@@ -197,6 +207,7 @@ impl SwarmModel {
                 up: true,
                 ready: true,
                 silent_since: None,
+                unknown_until: None,
             };
             model.nodes.insert(node.id.clone(), node);
         }
@@ -246,9 +257,16 @@ impl SwarmModel {
         }
     }
 
-    /// Another manager takes the lead: updaters are forgotten, every node is checked against the constraints again.
+    /// Another manager takes the lead: updaters are forgotten, every node is checked against the constraints again, and
+    /// is unknown, which is a new version of its object, until it is heard (`markNodesUnknown`).
     pub fn elect(&mut self, leader: &NodeId) {
         self.leader = leader.clone();
+        for node in self.nodes.values_mut().filter(|node| node.ready) {
+            self.index += 1;
+            node.version = self.index;
+            let until = self.now + Duration::from_millis(self.rng.u64(50..LONGEST_REGISTER_MS));
+            node.unknown_until = Some(until);
+        }
         self.updaters.clear();
         self.reconcile = self.services.keys().cloned().collect();
         self.enforce = self.nodes.keys().cloned().collect();

@@ -25,9 +25,13 @@ impl SwarmModel {
                 node.silent_since = Some(now);
             }
             let alive = node.silent_since.is_none_or(|since| now - since < DOWN_AFTER);
-            if node.ready != alive {
+            let heard = node.up && node.unknown_until.take_if(|until| *until <= now).is_some();
+            if node.ready != alive || heard {
                 node.ready = alive;
                 changed.push(node.id.clone());
+            }
+            if !alive {
+                node.unknown_until = None;
             }
         }
         for node in changed {

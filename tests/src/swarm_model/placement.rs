@@ -79,8 +79,10 @@ impl SwarmModel {
         let mut best: Vec<NodeId> = Vec::new();
         let mut least = (u64::MAX, u64::MAX);
         for node in self.nodes.values() {
-            let takes =
-                node.ready && node.availability() == Availability::Active && node_matches(placement, node);
+            let takes = node.ready
+                && !node.is_unknown()
+                && node.availability() == Availability::Active
+                && node_matches(placement, node);
             if !takes || count(&node.id, true) >= most {
                 continue;
             }

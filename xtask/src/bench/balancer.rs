@@ -4,7 +4,6 @@
 //! `target/bench/peers`, unless the machine has them already. That needs no root either.
 
 use std::ffi::OsString;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -15,8 +14,11 @@ use crate::host;
 /// What the balancer is compared with, and what loads it.
 const PROGRAMS: [&str; 3] = ["nginx", "haproxy", "wrk"];
 
+/// Where they are once unpacked.
+const UNPACKED: [&str; 3] = ["usr/sbin/nginx", "usr/sbin/haproxy", "usr/bin/wrk"];
+
 /// Their packages, and the libraries that a small machine may lack.
-const PACKAGES: [&str; 10] = [
+const PACKAGES: [&str; 12] = [
     "nginx",
     "haproxy",
     "wrk",
@@ -27,6 +29,8 @@ const PACKAGES: [&str; 10] = [
     "libssl3",
     "libsystemd0",
     "zlib1g",
+    "libopentracing-c-wrapper0",
+    "libopentracing1",
 ];
 
 /// `cargo xtask bench balancer`.
@@ -95,45 +99,15 @@ fn path(peers: &Path, unpacked: bool) -> Result<OsString> {
 
 /// Makes sure that all programs are there; true where they were unpacked instead of installed.
 fn provide(peers: &Path, allowed: bool) -> Result<bool> {
-    let installed = |program: &&str| {
+    let installed = |program: &str| {
         let dirs = ["/usr/sbin", "/usr/bin", "/usr/local/bin"];
         dirs.iter().any(|dir| Path::new(dir).join(program).exists())
     };
-    if PROGRAMS.iter().all(|program| installed(&program)) {
+    if PROGRAMS.iter().all(|program| installed(program)) {
         return Ok(false);
     }
-    if peers.join("usr/sbin/nginx").exists() && peers.join("usr/bin/wrk").exists() {
-        return Ok(true);
-    }
-    let packages = PACKAGES.join(" ");
-    if !allowed {
-        bail!(
-            "nginx, haproxy and wrk are missing: run without --no-install to unpack these below {}: {packages}",
-            peers.display()
-        );
-    }
-    eprintln!("unpacking from Debian, nothing is installed: {packages}");
-    fs::create_dir_all(peers)?;
-    run_in(peers, "apt-get", &[&["download", "-qq"], &PACKAGES[..]].concat())?;
-    for file in fs::read_dir(peers)? {
-        let file = file?.path();
-        if file.extension().is_some_and(|it| it == "deb") {
-            let name = file.to_string_lossy().into_owned();
-            run_in(peers, "dpkg-deb", &["-x", &name, "."])?;
-            fs::remove_file(&file)?;
-        }
+    if !UNPACKED.iter().all(|program| peers.join(program).exists()) {
+        host::unpack(&PACKAGES, "nginx, haproxy and wrk, which are compared with or load", peers, allowed)?;
     }
     Ok(true)
-}
-
-fn run_in(dir: &Path, program: &str, arguments: &[&str]) -> Result<()> {
-    let output = Command::new(program)
-        .current_dir(dir)
-        .args(arguments)
-        .output()
-        .with_context(|| format!("cannot run {program}"))?;
-    if !output.status.success() {
-        bail!("{program} failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
 }

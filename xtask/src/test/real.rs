@@ -133,34 +133,49 @@ impl Tiers {
         };
         log.doing("starting the cluster")?;
         let cluster = cluster::up(&options, &Progress::start("cluster"))?;
-        let only: &[&str] = if engine == Engine::V26_1 { &SECOND_ENGINE } else { &[] };
-        let played = scenarios(&cluster, images, only, log);
+        let chosen = if engine == Engine::V26_1 { SECOND_ENGINE } else { FIRST_ENGINE };
+        let played = scenarios(&cluster, images, chosen, log);
         let down = cluster.down();
         let counts = played?;
         down.map(|()| counts)
     }
 }
 
-/// Scenarios of the second engine; the first one plays all. Of the phases in which the coordinator is killed these are
-/// the ones where the engine itself has something to finish.
-const SECOND_ENGINE: [&str; 9] = [
+/// Scenarios of the first engine. The coordinator is killed in every phase of a migration on one of the two engines,
+/// and on both in the phases where the engine itself has something to finish.
+const FIRST_ENGINE: &[&str] = &[
+    "migration",
+    "several-replicas",
+    "two-on-one-node",
+    "slow-start",
+    "observe",
+    "no-healthcheck",
+    "stale-alert",
+    "killed-leased",
+    "killed-surging",
+    "killed-marking",
+    "killed-closing",
+];
+
+/// Scenarios of the second engine.
+const SECOND_ENGINE: &[&str] = &[
     "migration",
     "several-replicas",
     "two-on-one-node",
     "observe",
-    "no-healthcheck",
     "stale-alert",
     "killed-surging",
-    "killed-marking",
+    "killed-settling",
     "killed-removing",
+    "killed-releasing",
 ];
 
-fn scenarios(cluster: &cluster::Cluster, images: &[Image], only: &[&str], log: &mut Log) -> Result<Counts> {
+fn scenarios(cluster: &cluster::Cluster, images: &[Image], chosen: &[&str], log: &mut Log) -> Result<Counts> {
     demo::load(cluster, images, &Progress::start("images"))?;
     demo::deploy(cluster, "deploy/stack.yml", "swarmguard", images)?;
     let mut counts = None;
     let mut e2e = demo::e2e(cluster)?;
-    e2e.arg("swarm").args(only);
+    e2e.arg("swarm").args(chosen);
     log.command(&mut e2e, |line| {
         if line.starts_with("swarm ") {
             println!("  {line}");

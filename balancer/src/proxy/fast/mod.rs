@@ -212,6 +212,8 @@ impl Worker {
 enum Lost {
     /// Its fault; another one may be asked.
     Replica(String),
+    /// There was no connection to be had, so that nothing was sent.
+    Unreached(String),
     /// It took too long.
     Timeout,
     /// The client went away.
@@ -265,7 +267,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<'_, S> {
                 Err(Lost::Client) => break false,
                 Err(lost) => {
                     self.worker.note(&replica, Outcome::Failed);
-                    let may = again && matches!(lost, Lost::Replica(_));
+                    let may = again && matches!(lost, Lost::Replica(_) | Lost::Unreached(_));
                     if let Some(other) = may.then(|| self.elsewhere(&service, wish)).flatten() {
                         choice = other;
                         continue;
@@ -295,18 +297,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<'_, S> {
         let (counter, code, reason, why) = match lost {
             Lost::Timeout => (&stats.gateway_timeout, 504, "Gateway Timeout", "no answer in time"),
             Lost::Replica(why) => (&stats.bad_gateway, 502, "Bad Gateway", why.as_str()),
+            Lost::Unreached(why) => (&stats.unreachable, 503, "Service Unavailable", why.as_str()),
             Lost::Client => return,
         };
         bump(counter);
         tracing::debug!(task = %replica.task, address = %replica.address, why, "a replica failed");
         let mut out = self.worker.fast.buffer();
-        let text = b"the service did not answer\n";
+        let text = if code == 503 { super::UNREACHABLE } else { super::NO_ANSWER };
+        let text = [text.as_bytes(), b"\n"].concat();
         request::status_line(&mut out, code, reason);
         request::line(&mut out, "content-type", b"text/plain; charset=utf-8");
         request::line(&mut out, "content-length", text.len().to_string().as_bytes());
         request::line(&mut out, "connection", b"close");
+        if code == 503 {
+            request::line(&mut out, "retry-after", b"1");
+        }
         out.extend_from_slice(b"\r\n");
-        out.extend_from_slice(text);
+        out.extend_from_slice(&text);
         self.write(&out).await;
     }
 
@@ -345,8 +352,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<'_, S> {
         let connecting = tokio::time::timeout(patience, TcpStream::connect(replica.address)).await;
         let stream = match connecting {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(Lost::Replica(error.to_string())),
-            Err(_) => return Err(Lost::Replica(format!("no connection within {patience:?}"))),
+            Ok(Err(error)) => return Err(Lost::Unreached(error.to_string())),
+            Err(_) => return Err(Lost::Unreached(format!("no connection within {patience:?}"))),
         };
         // Fails only on a socket that is broken already.
         let _: io::Result<()> = stream.set_nodelay(true);
@@ -419,7 +426,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<'_, S> {
             self.timer.set(clock::now(), SILENCE);
             match self.read_upstream(&mut upstream, &mut out).await {
                 Ok(0) if head.body == Body::UntilClose => break,
-                Ok(0) | Err(Lost::Replica(_)) => {
+                Ok(0) | Err(Lost::Replica(_) | Lost::Unreached(_)) => {
                     // The client sees a body cut short, which it can tell from a whole one.
                     self.worker.note(replica, Outcome::Failed);
                     return false;

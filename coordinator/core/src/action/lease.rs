@@ -1,7 +1,10 @@
 //! The lease on a node's availability: exclusive, so that two actions off one node never unpause each other.
 //!
 //! An availability that somebody else set is never overwritten: the node is paused only while it is as the lease found
-//! it, and given back only while it is as we left it.
+//! it, and given back only while it is as we left it. One thing Swarm does not show: an operator's `pause` of a node
+//! that is paused by us already. The write changes nothing but the version, and so do leader changes, agents that come
+//! back and network attachments (swarmkit, `markNodesUnknown`, `commitAllocatedNode`); to take every new version for an
+//! operator's act would leave a node paused after most migrations.
 
 use swarmguard_common::domain::NodeId;
 
@@ -16,6 +19,9 @@ use super::{
     record::{Before, Kind, Record, State, action_name, drain_name, node_name},
     spec,
 };
+
+/// Why an action was undone whose source somebody else made active, or drained: from then on the node is theirs.
+const AVAILABILITY_CHANGED: &str = "availability_changed";
 
 /// How the source stands for an action that needs it paused.
 #[derive(Debug)]
@@ -50,18 +56,16 @@ pub(super) fn take(record: &Record, snapshot: &Snapshot) -> Hold {
     match (node.availability, lease.before.availability) {
         (Availability::Pause, _) => Hold::Paused,
         (_, Some(Availability::Active)) if own => Hold::Do(Box::new(set(node, Availability::Pause))),
-        _ => {
-            Hold::Lost("availability_changed", format!("node {} was made active by somebody", node.hostname))
-        }
+        _ => Hold::Lost(AVAILABILITY_CHANGED, format!("node {} was made active by somebody", node.hostname)),
     }
 }
 
-/// Whether the node still stands as the action needs it: paused, ready.
+/// Whether the node still stands as the action needs it: paused, not down.
 pub(super) fn still(record: &Record, snapshot: &Snapshot) -> Hold {
     match usable(record, snapshot) {
         Ok(node) if node.availability == Availability::Pause => Hold::Paused,
         Ok(node) => {
-            Hold::Lost("availability_changed", format!("node {} was made active by somebody", node.hostname))
+            Hold::Lost(AVAILABILITY_CHANGED, format!("node {} was made active by somebody", node.hostname))
         }
         Err(lost) => lost,
     }
@@ -70,12 +74,12 @@ pub(super) fn still(record: &Record, snapshot: &Snapshot) -> Hold {
 fn usable<'a>(record: &Record, snapshot: &'a Snapshot) -> Result<&'a Node, Hold> {
     let node = record.source.as_ref().and_then(|source| snapshot.nodes.get(source));
     let Some(node) = node else { return Err(Hold::Lost("node_gone", "the source left the swarm".into())) };
-    if !node.ready {
+    if node.is_down() {
         return Err(Hold::Lost("node_down", format!("node {} is down", node.hostname)));
     }
     if node.availability == Availability::Drain {
         return Err(Hold::Lost(
-            "availability_changed",
+            AVAILABILITY_CHANGED,
             format!("node {} was drained by somebody", node.hostname),
         ));
     }
@@ -89,7 +93,8 @@ pub(super) fn release(record: &Record, snapshot: &Snapshot) -> Option<(Command, 
     if lease.token != record.token {
         return None;
     }
-    let was = lease.before.availability;
+    let theirs = record.undone.as_ref().is_some_and(|(code, _)| code == AVAILABILITY_CHANGED);
+    let was = lease.before.availability.filter(|_| !theirs);
     match snapshot.nodes.get(source) {
         Some(node) if node.availability == Availability::Pause && was == Some(Availability::Active) => {
             Some((set(node, Availability::Active), None))

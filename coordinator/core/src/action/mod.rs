@@ -23,7 +23,10 @@ pub mod spec;
 mod steer;
 mod undo;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use swarmguard_common::{
     clock::Time,
@@ -261,16 +264,52 @@ pub fn step(object: &RecordObject, snapshot: &Snapshot, now: Time, context: &Con
     }
 }
 
+/// Why an action was undone whose successor's node fell silent: the reason is that node, not the service.
+pub const TARGET_LOST: &str = "target_lost";
+
 /// The command that has an action undone, at an operator's wish; `None` where it is over, or past the point where going
 /// on is the quickest way to leave nothing behind.
 pub fn cancel(object: &RecordObject, reason: &str) -> Option<Command> {
-    let mut record = Record::parse(object).ok()?;
+    let record = Record::parse(object).ok()?;
     if record.kind == Kind::Node || record.state >= State::Closing && record.state != State::Moving {
         return None;
     }
+    Some(undoing(record, "cancelled", reason).update())
+}
+
+/// Where the added replicas of an action run, or the node that was meant while none is assigned. Empty once the old one
+/// may have been told to stop: then the new one is needed, wherever it is.
+pub fn targets(record: &Record, snapshot: &Snapshot) -> Vec<NodeId> {
+    let adds = record.before.peak > record.before.replicas && record.state < State::Removing;
+    let Some(service) = record.service.as_ref().filter(|_| adds) else { return Vec::new() };
+    let old: BTreeSet<u64> = record.before.tasks.iter().map(|task| task.slot).collect();
+    let slots = slots::Slots::of(snapshot, service);
+    let mut nodes: Vec<NodeId> = slots
+        .beyond(&old)
+        .into_iter()
+        .flat_map(|(_, tasks)| tasks.iter().filter_map(|task| task.node.clone()))
+        .collect();
+    if nodes.is_empty() {
+        nodes.extend(record.target.clone());
+    }
+    nodes
+}
+
+/// The step that has an action undone because the node of its successor fell silent; `None` once the old replica may
+/// have been told to stop.
+pub fn lose_target(object: &RecordObject, node: &NodeId, reason: &str) -> Option<Step> {
+    let record = Record::parse(object).ok().filter(|record| record.state < State::Removing)?;
+    let mut notes = vec![plan::note(&record, "undoing", format!("{TARGET_LOST}: {reason}"))];
+    let mut next = undoing(record, TARGET_LOST, reason);
+    next.target = Some(node.clone());
+    notes.iter_mut().for_each(|note| note.target = Some(node.clone()));
+    Some(Step { next: Next::Do(next.update()), notes })
+}
+
+fn undoing(mut record: Record, code: &str, reason: &str) -> Record {
     record.state = State::Undoing;
-    record.undone = Some(("cancelled".into(), record::shortened(reason)));
-    Some(record.update())
+    record.undone = Some((code.into(), record::shortened(reason)));
+    record
 }
 
 fn wait(now: Time, why: String) -> Step {

@@ -12,7 +12,7 @@ use swarmguard_common::domain::NodeId;
 use crate::{command::Command, swarm::Task};
 
 use super::{
-    Next, Step, lease,
+    Next, Step, TARGET_LOST, lease,
     plan::{after_spec, frozen_spec, marked_spec, peak_spec, unmarked_spec},
     record::{Kind, State},
     replica::Look,
@@ -71,7 +71,8 @@ fn shrink(look: &Look<'_>, smaller: Value, ours: bool) -> Step {
         }
         return released_or_wait(look, "every slot to have one task");
     }
-    if look.slots.can_lose_one() || look.slots.len() < look.record.before.peak {
+    let lost = lost_newcomer(look);
+    if !lost && (look.slots.can_lose_one() || look.slots.len() < look.record.before.peak) {
         return look.write(smaller);
     }
     if ours && let Some(node) = lonely_newcomer(look) {
@@ -81,6 +82,12 @@ fn shrink(look: &Look<'_>, smaller: Value, ours: bool) -> Step {
             return Step { next: Next::Do(next.update()), notes: Vec::new() };
         }
         return look.write(drop_spec(look, &node));
+    }
+    if lost && look.age() < look.context.tuning.removing {
+        return released_or_wait(look, "Swarm to notice that the added replica's node is silent");
+    }
+    if lost && look.slots.can_lose_one() {
+        return look.write(smaller);
     }
     if ours && look.age() < look.context.tuning.starting {
         return look.write(frozen_spec(&look.record.before));
@@ -104,8 +111,20 @@ fn frozen(look: &Look<'_>) -> Step {
 fn lonely_newcomer(look: &Look<'_>) -> Option<NodeId> {
     let old: BTreeSet<u64> = look.record.before.tasks.iter().map(|task| task.slot).collect();
     let new: Vec<&Task> = look.slots.beyond(&old).into_iter().flat_map(|(_, tasks)| tasks.to_vec()).collect();
-    let unwell = new.iter().find(|task| !task.is_serving())?;
+    let unwell = new.iter().find(|task| !task.is_serving() || is_lost(look, task))?;
     unwell.node.clone().filter(|node| look.slots.copies_on(node) == 1)
+}
+
+/// Whether an added replica is on the node that fell silent in the middle. Swarm still takes it for running, and would
+/// rather stop another.
+fn lost_newcomer(look: &Look<'_>) -> bool {
+    let old: BTreeSet<u64> = look.record.before.tasks.iter().map(|task| task.slot).collect();
+    look.slots.beyond(&old).iter().any(|(_, tasks)| tasks.iter().any(|task| is_lost(look, task)))
+}
+
+fn is_lost(look: &Look<'_>, task: &Task) -> bool {
+    let lost = look.record.undone.as_ref().is_some_and(|(code, _)| code == TARGET_LOST);
+    lost && task.node.is_some() && task.node == look.record.target
 }
 
 /// The spec that marks an added replica which is not well. Its node is not paused: should Swarm stop the replica at
@@ -115,7 +134,7 @@ fn drop_spec(look: &Look<'_>, node: &NodeId) -> Value {
 }
 
 fn dropping(look: &Look<'_>, target: &NodeId) -> Step {
-    let well = look.slots.serving() == look.slots.len();
+    let well = look.slots.serving() == look.slots.len() && !lost_newcomer(look);
     let old: BTreeSet<u64> = look.record.before.tasks.iter().map(|task| task.slot).collect();
     let found = look.slots.doomed();
     let right = !found.is_empty() && found.iter().all(|(slot, _)| !old.contains(slot));

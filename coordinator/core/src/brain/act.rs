@@ -17,6 +17,8 @@ use crate::{
         drain_name, is_record,
     },
     command::{Command, CommandError, CommandId, CommandResult},
+    lease::LeaseState,
+    swarm::{RecordObject, Snapshot},
 };
 
 /// Commands given out that nobody answers are taken for lost after this long.
@@ -216,6 +218,10 @@ impl Brain {
             if self.actions.is_outstanding(&object.name) {
                 continue;
             }
+            if let Some(step) = self.target_lost(now, object, &snapshot) {
+                self.follow(now, &object.name, step, None);
+                continue;
+            }
             let last = self.actions.last.get(&object.name).cloned();
             let context = Context {
                 holder: &self.settings.holder,
@@ -230,6 +236,20 @@ impl Brain {
         self.follow_scales(now);
         self.run_jobs(now);
         self.write_wishes(now);
+    }
+
+    /// Has an action undone whose successor's node fell silent: whether it serves there nobody knows. The policy then
+    /// picks another target.
+    fn target_lost(&self, now: Time, object: &RecordObject, snapshot: &Snapshot) -> Option<Step> {
+        let record = Record::parse(object).ok()?;
+        let adds = matches!(record.kind, Kind::Migrate | Kind::ScaleOut);
+        if !adds || record.holder != self.settings.holder {
+            return None;
+        }
+        let lapsed = |node: &NodeId| self.view.lease(node, now) == Some(LeaseState::Lapsed);
+        let node = action::targets(&record, snapshot).into_iter().find(lapsed)?;
+        let reason = format!("the agent of {}, where the successor runs, is silent", self.hostname(&node));
+        action::lose_target(object, &node, &reason)
     }
 
     fn follow(&mut self, now: Time, name: &str, step: Step, drain: Option<&Record>) {

@@ -70,9 +70,9 @@ impl Brain {
     }
 
     pub(super) fn journal_edge(&mut self, node: &NodeId, edge: &NewEdge) {
-        let word = match edge.edge {
-            Edge::Raise => "raise",
-            Edge::Clear => "clear",
+        let (word, over) = match edge.edge {
+            Edge::Raise => ("raise", ""),
+            Edge::Clear => ("clear", " is over"),
             // It still stands: nothing new.
             Edge::Refresh => return,
         };
@@ -84,7 +84,7 @@ impl Brain {
             known.map(|task| task.id.clone()).or_else(|| container.intro.task.clone())
         });
         let condition = edge.condition.to_string();
-        let text = format!("{condition} at {:.1} % on {}", edge.percent, self.hostname(node));
+        let text = format!("{condition}{over} at {:.1} % on {}", edge.percent, self.hostname(node));
         let mut entry = Entry::new(Kind::Alert, format!("{}_{word}", condition.replace(' ', "_")), text);
         (entry.service, entry.task, entry.node) = (service, task, Some(node.clone()));
         entry.figures.insert("value_percent".into(), edge.percent);

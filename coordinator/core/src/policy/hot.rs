@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use swarmguard_common::{
     clock::Time,
     domain::{BasisPoints, Condition, NodeId, ServiceId},
-    labels::{CLEAR_RATIO, ServicePolicy},
+    labels::{ACT_AFTER, CLEAR_RATIO, ServicePolicy},
     wire::agent::{NodeLoad, TaskLoad},
 };
 
@@ -146,11 +146,12 @@ fn examine<'a>(
     let cpu_known = cpu.is_some_and(|(_, known)| known);
     let memory_known = memory.is_some_and(|(_, known)| known);
     let stood = [cpu, memory].iter().flatten().map(|(standing, _)| now - standing.since).max()?;
-    let act_after = if is_stalled(agent, container, load) {
-        policy.act_after.min(constant::ACT_AFTER_STALLED)
+    // An operator's own word is not shortened.
+    let act_after = policy.act_after.unwrap_or(if is_stalled(agent, container, load) {
+        constant::ACT_AFTER_STALLED
     } else {
-        policy.act_after
-    };
+        ACT_AFTER
+    });
     let mut hot = Hot {
         reporter: node,
         replica: None,

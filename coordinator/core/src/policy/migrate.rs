@@ -277,7 +277,10 @@ impl Round<'_> {
             cpu_millis: f64::from(certain.load.cpu_millis),
             memory_bytes: f64::from(certain.load.memory_kib) * 1_024.0,
         };
-        let fits = |target: &Target| clearly_better(policy, certain, by_memory, target);
+        let fits = |target: &Target| {
+            self.fell_silent(service, Kind::Migrate, policy.cooldown, target)?;
+            clearly_better(policy, certain, by_memory, target)
+        };
         match best_target(self, service, burden, fits) {
             Ok(target) => self.go(service, policy, certain, own, &target),
             Err(obstacles) => {
@@ -343,7 +346,8 @@ impl Round<'_> {
         if let Some(found) = found.into_iter().find(|finding| finding.refuses) {
             return Some(self.refuse(service, found.code, found.text, found.otherwise));
         }
-        let since = self.now - self.view.history.past(&service.id, Kind::Migrate)?.ended;
+        let past = self.view.history.past(&service.id, Kind::Migrate).filter(|past| !past.target_lost)?;
+        let since = self.now - past.ended;
         (since < policy.cooldown)
             .then(|| self.cooling(service, "cooldown", "migration", policy.cooldown, policy.cooldown - since))
     }
@@ -401,6 +405,21 @@ impl Round<'_> {
             ));
         }
         None
+    }
+
+    /// Whether a target fell silent in the middle of the service's last action; then it waits out the cooldown.
+    pub(super) fn fell_silent(
+        &self,
+        service: &Service,
+        kind: Kind,
+        cooldown: Duration,
+        target: &Target,
+    ) -> Result<(), String> {
+        let past = self.view.history.past(&service.id, kind).filter(|past| past.target_lost);
+        let again = past.is_some_and(|past| {
+            past.target.as_ref() == Some(&target.node) && self.now - past.ended < cooldown
+        });
+        if again { Err("it fell silent in the middle of the last action".into()) } else { Ok(()) }
     }
 
     pub(super) fn cooling(

@@ -91,7 +91,7 @@ enum Precedence {
 mod constant {
     use std::time::Duration;
 
-    /// Act-after where PSI shows that tasks really stall.
+    /// Act-after where PSI shows that tasks really stall, and the operator set none.
     pub const ACT_AFTER_STALLED: Duration = Duration::from_secs(1);
     /// PSI share from which a node or task is taken for stalled, in basis points.
     pub const STALLED: u16 = 2_500;

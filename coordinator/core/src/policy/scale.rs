@@ -145,7 +145,8 @@ impl Round<'_> {
             let text = format!("{text}; but it has its {max} replicas");
             return self.refuse(service, "at_max", text, "a higher swarmguard.scale.max");
         }
-        if let Some(past) = self.view.history.past(&service.id, Kind::ScaleOut) {
+        let past = self.view.history.past(&service.id, Kind::ScaleOut);
+        if let Some(past) = past.filter(|past| !past.target_lost) {
             let since = self.now - past.ended;
             if since < policy.up_cooldown {
                 let left = policy.up_cooldown - since;
@@ -154,6 +155,7 @@ impl Round<'_> {
         }
         // A new replica brings the average of what there is now, less than a hot one; what counts is room.
         let fits = |target: &Target| {
+            self.fell_silent(service, Kind::ScaleOut, policy.up_cooldown, target)?;
             let high = policy.thresholds.cpu_high.ratio();
             if target.cpu >= high { Err(format!("CPU is at {:.0} %", target.cpu * 100.0)) } else { Ok(()) }
         };

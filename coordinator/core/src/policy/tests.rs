@@ -128,6 +128,23 @@ fn nothing_is_done_before_its_time() {
 }
 
 #[test]
+fn stalls_shorten_the_default_but_not_what_an_operator_said() {
+    for (label, expected) in [(None, "migrate"), (Some("3s"), "holding"), (Some("500ms"), "migrate")] {
+        let service = replicated("s1", 2);
+        let service = match label {
+            Some(label) => with_label(service, "act-after", label),
+            None => service,
+        };
+        let mut world = World::new(["n1", "n2", "n3"]);
+        world.service(service).task("t1", "s1", 1, "n2").task("t2", "s1", 2, "n3").read(0);
+        world.alert(1_000, "n2", "t1", Condition::CpuHigh, Edge::Raise, 0);
+        world.alert(1_000, "n2", "t1", Condition::Stalled, Edge::Raise, 0);
+        run(&mut world, 0, 2_500, HOT);
+        assert_eq!(judge_at(&world, 2_600, &situation()).judgement.rule, expected, "act-after {label:?}");
+    }
+}
+
+#[test]
 fn what_cooled_down_is_calm_before_the_agent_says_so() {
     let mut world = hot_world(replicated("s1", 2), HOT);
     world.report(6_050, "n2", 95, &[("t1", 60, 10, 5)]);

@@ -9,7 +9,7 @@ use swarmguard_common::{
 };
 
 use crate::{
-    action::{Ages, Kind, Record, action_name},
+    action::{Ages, Kind, Record, TARGET_LOST, action_name},
     swarm::{Availability, Node, Snapshot},
 };
 
@@ -24,6 +24,9 @@ pub struct Past {
     pub ended: Time,
     /// It was undone.
     pub undone: bool,
+    /// It was undone because its target fell silent: neither the service nor its load is the reason, so no cooldown
+    /// follows, only another target.
+    pub target_lost: bool,
     /// The node it left.
     pub source: Option<NodeId>,
     /// Where it went.
@@ -61,8 +64,8 @@ impl History {
         self.changed.retain(|service, _| snapshot.services.contains_key(service));
         self.spare_since.retain(|service, _| snapshot.services.contains_key(service));
         self.returned.retain(|node, _| snapshot.nodes.contains_key(node));
-        self.down.retain(|node, _| snapshot.nodes.get(node).is_some_and(|node| !node.ready));
-        for node in snapshot.nodes.values().filter(|node| !node.ready) {
+        self.down.retain(|node, _| snapshot.nodes.get(node).is_some_and(Node::is_down));
+        for node in snapshot.nodes.values().filter(|node| node.is_down()) {
             self.down.entry(node.id.clone()).or_insert(now);
         }
     }
@@ -74,6 +77,7 @@ impl History {
             let past = Past {
                 ended,
                 undone: record.undone.is_some(),
+                target_lost: record.undone.as_ref().is_some_and(|(code, _)| code == TARGET_LOST),
                 source: record.source.clone(),
                 target: record.target.clone(),
                 token: record.token.clone(),
@@ -97,7 +101,7 @@ impl History {
         }
         for (id, node) in &snapshot.nodes {
             // Not from `pause`: that is what our own migrations do.
-            let away = |old: &Node| !old.ready || old.availability == Availability::Drain;
+            let away = |old: &Node| old.is_down() || old.availability == Availability::Drain;
             let here = node.ready && node.availability != Availability::Drain;
             if here && before.nodes.get(id).is_none_or(away) {
                 self.returned.insert(id.clone(), now);
@@ -137,7 +141,7 @@ impl History {
         moves.map(|((service, _), past)| (service, past.ended)).max_by_key(|(_, ended)| *ended)
     }
 
-    /// Since when Swarm has said that a node is not ready.
+    /// Since when Swarm has said that a node is down.
     pub fn down_since(&self, node: &NodeId) -> Option<Time> {
         self.down.get(node).copied()
     }

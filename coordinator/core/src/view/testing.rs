@@ -35,6 +35,7 @@ pub fn node(id: &str) -> Node {
         manager: false,
         leader: false,
         ready: true,
+        unknown: false,
         availability: Availability::Active,
         labels: BTreeMap::new(),
         engine_labels: BTreeMap::new(),
