@@ -14,7 +14,6 @@ use swarmguard_common::{
 
 use crate::sources::{
     group::{FastReading, SlowReading},
-    network::Traffic,
     node::NodeReading,
     pressure::Pressure,
 };
@@ -114,26 +113,20 @@ pub fn grown(before: u64, after: u64) -> Option<u64> {
 /// Nothing counts so much between two samples: 104 days in nanoseconds, 9 PB. What seems to have grown more was reset.
 const MOST_GROWN: u64 = 1 << 53;
 
-/// Rates between two fast samples of one container.
-pub fn fast_rates(
-    (before, net_before): (&FastReading, Option<Traffic>),
-    (after, net_after): (&FastReading, Option<Traffic>),
-    elapsed: Duration,
-) -> FastRates {
+/// Rates of CPU use between two fast samples of one container.
+pub fn fast_rates(before: &FastReading, after: &FastReading, elapsed: Duration) -> FastRates {
     let cpu = before.cpu.zip(after.cpu);
     let periods = cpu.and_then(|(a, b)| {
         let ((periods_a, throttled_a), (periods_b, throttled_b)) = a.periods.zip(b.periods)?;
         BasisPoints::share(grown(throttled_a, throttled_b)?, grown(periods_a, periods_b)?)
     });
-    let traffic = net_before.zip(net_after);
     FastRates {
         // Microseconds a second are millionths of a CPU.
         cpu_millis: cpu
             .and_then(|(a, b)| rate(a.usage_usec, b.usage_usec, elapsed))
             .map(|micros| micros / 1_000.0),
         throttled: periods.map(BasisPoints::ratio),
-        rx_bytes_per_s: traffic.and_then(|(a, b)| rate(a.rx_bytes, b.rx_bytes, elapsed)),
-        tx_bytes_per_s: traffic.and_then(|(a, b)| rate(a.tx_bytes, b.tx_bytes, elapsed)),
+        ..FastRates::default()
     }
 }
 
@@ -297,7 +290,7 @@ mod tests {
 
     #[test]
     fn half_a_cpu_is_half_a_cpu() {
-        let rates = fast_rates((&fast(1_000), None), (&fast(51_000), None), Duration::from_millis(100));
+        let rates = fast_rates(&fast(1_000), &fast(51_000), Duration::from_millis(100));
         assert_eq!(rates.cpu_millis, Some(500.0));
         assert_eq!(rates.rx_bytes_per_s, None);
         let node = Capacity { cpu_millis: 2_000, memory_bytes: 100, network_mbps: None };

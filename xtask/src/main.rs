@@ -15,6 +15,7 @@ mod cluster;
 mod cpio;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod guest;
 mod host;
 mod image;
@@ -55,6 +56,8 @@ enum Command {
     Lint(lint::Args),
     /// Run every test tier
     Test(test::Args),
+    /// Try the readers of foreign text with bytes that nobody would write
+    Fuzz(fuzz::Args),
 }
 
 fn main() -> ExitCode {
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Lint(args) => lint::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -1,5 +1,6 @@
 //! The running agent: what it finds at start, and the loop around the sampler.
 
+mod alarm;
 mod kernel;
 mod watching;
 
@@ -92,9 +93,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             Ok(())
         });
     }
-    let looping = Loop::start(&settings, root, engine, shared, served);
+    let looping = Loop::start(&settings, root, engine, shared, served).context("cannot have a timer")?;
     tokio::select! {
-        () = looping.run() => Ok(()),
+        ended = looping.run() => ended.context("the timer broke"),
         Some(ended) = tasks.join_next() => ended.context("a part of the agent failed")?,
         stopped = stop() => stopped,
     }

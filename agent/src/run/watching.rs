@@ -12,11 +12,9 @@ use swarmguard_common::{
     domain::ContainerId,
     wire::agent::ContainerChange,
 };
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep_until},
-};
+use tokio::sync::mpsc;
 
+use super::alarm::Alarm;
 use super::kernel::{KernelEvents, kernel_told};
 use crate::{
     bpf::GroupEvent,
@@ -60,8 +58,10 @@ pub(super) struct Loop {
     told: mpsc::Receiver<Told>,
     births: mpsc::Sender<ContainerId>,
     /// When the next tick is due, and the earliest time at which events may have it.
-    due: Instant,
-    rested: Instant,
+    alarm: Alarm,
+    rested: Time,
+    walk_at: Time,
+    look_at: Time,
 }
 
 impl Loop {
@@ -72,7 +72,7 @@ impl Loop {
         engine: Option<Engine>,
         shared: Shared,
         served: Served,
-    ) -> Self {
+    ) -> std::io::Result<Self> {
         let place = root.clone().unwrap_or_else(|| settings.cgroup_root.clone());
         let (networks, findings) =
             Networks::open(&place, &settings.proc_root, settings.bpf && root.is_some());
@@ -98,8 +98,8 @@ impl Loop {
             sampler = sampler.without_idling();
         }
         let kernel = sampler.kernel_events().and_then(KernelEvents::new);
-        let proc_root = settings.proc_root.clone();
-        Self {
+        let (proc_root, now) = (settings.proc_root.clone(), clock::now());
+        Ok(Self {
             root,
             proc_root,
             sampler,
@@ -110,39 +110,45 @@ impl Loop {
             stalls,
             told,
             births,
-            due: Instant::now(),
-            rested: Instant::now(),
-        }
+            alarm: Alarm::new()?,
+            rested: now,
+            walk_at: now,
+            look_at: now,
+        })
     }
 
     /// Samples and listens, for ever.
-    pub(super) async fn run(mut self) {
-        let mut walk_at = Instant::now();
-        let mut look_at = walk_at;
+    ///
+    /// # Errors
+    /// When the timer breaks.
+    pub(super) async fn run(mut self) -> std::io::Result<()> {
         let mut walking = None;
         loop {
             tokio::select! {
                 biased;
-                () = sleep_until(self.due) => self.tick(),
-                told = self.told.recv(), if !self.told.is_closed() || !self.told.is_empty() => {
-                    if let Some(told) = told && self.hear(told) {
-                        walk_at = Instant::now();
+                rang = self.alarm.wait() => {
+                    rang?;
+                    self.tick()?;
+                    if walking.is_none() && self.walk_at <= clock::now() {
+                        self.walk_at = clock::now() + WALK_INTERVAL;
+                        walking = self.walk();
                     }
                 }
-                () = sleep_until(walk_at), if walking.is_none() => {
-                    walk_at = Instant::now() + WALK_INTERVAL;
-                    walking = self.walk();
+                told = self.told.recv(), if !self.told.is_closed() || !self.told.is_empty() => {
+                    if let Some(told) = told && self.hear(told) {
+                        self.walk_at = clock::now();
+                    }
                 }
-                walked = finished(&mut walking) => self.walked(walked),
+                walked = finished(&mut walking) => self.walked(walked)?,
                 () = kernel_told(self.kernel.as_mut()) => {
-                    if self.hear_kernel() {
-                        walk_at = Instant::now();
+                    if self.hear_kernel()? {
+                        self.walk_at = clock::now();
                     }
                 }
                 stalling = self.stalls.recv(), if !self.stalls.is_closed() => {
                     if let Some(id) = stalling {
                         self.sampler.stalled(&id);
-                        self.hurry();
+                        self.hurry()?;
                     }
                 }
                 changed = changed(self.watch.as_ref()) => {
@@ -150,28 +156,33 @@ impl Loop {
                         tracing::warn!("inotify broke ({error}): looking every second instead");
                         self.watch = None;
                     }
-                    self.look();
-                }
-                () = sleep_until(look_at), if self.watch.is_none() => {
-                    self.look();
-                    look_at = Instant::now() + LOOK_INTERVAL;
+                    self.look()?;
                 }
             }
         }
     }
 
-    fn tick(&mut self) {
-        let interval = self.sampler.tick(clock::now(), self.due.elapsed());
+    fn tick(&mut self) -> std::io::Result<()> {
+        let (now, due) = (clock::now(), self.alarm.due());
+        // Woken too early: it is set already.
+        if now < due {
+            return Ok(());
+        }
+        let interval = self.sampler.tick(now, now.since(due));
         *self.served.vitals.lock().unwrap_or_else(PoisonError::into_inner) = self.sampler.vitals();
+        if self.watch.is_none() && self.look_at <= now {
+            self.look_at = now + LOOK_INTERVAL;
+            self.look()?;
+        }
         // No catching up, and always room for the rest of the loop.
-        self.rested = Instant::now() + interval / 4;
-        self.due = (self.due + interval).max(self.rested);
+        self.rested = clock::now() + interval / 4;
+        self.alarm.set((due + interval).max(self.rested))
     }
 
     /// Has the next tick as soon as may be: something is there that may be gone when it would be due. A storm of such
     /// events makes ticks four times as frequent, and no more.
-    fn hurry(&mut self) {
-        self.due = self.due.min(self.rested.max(Instant::now()));
+    fn hurry(&mut self) -> std::io::Result<()> {
+        if self.rested < self.alarm.due() { self.alarm.set(self.rested) } else { Ok(()) }
     }
 
     /// Answers whether a walk is wanted: the engine speaks of a container that is not known.
@@ -205,9 +216,9 @@ impl Loop {
     }
 
     /// Takes what the kernel told. Answers whether something may have been missed, so that a walk is wanted.
-    fn hear_kernel(&mut self) -> bool {
-        let Some(root) = self.root.clone() else { return false };
-        let Some((events, missed)) = self.kernel.as_mut().map(KernelEvents::take) else { return false };
+    fn hear_kernel(&mut self) -> std::io::Result<bool> {
+        let Some(root) = self.root.clone() else { return Ok(false) };
+        let Some((events, missed)) = self.kernel.as_mut().map(KernelEvents::take) else { return Ok(false) };
         let now = clock::now();
         let mut born = BTreeMap::new();
         for event in events {
@@ -229,9 +240,9 @@ impl Loop {
         }
         let new = self.sampler.found(now, &born, None);
         if !new.is_empty() {
-            self.after_births(new);
+            self.after_births(new)?;
         }
-        missed
+        Ok(missed)
     }
 
     /// A process was killed for want of memory, in a container's cgroup or somewhere below it.
@@ -259,25 +270,25 @@ impl Loop {
         Some(tokio::task::spawn_blocking(move || (began, scan::walk(&root))))
     }
 
-    fn walked(&mut self, walked: Option<(Time, Found)>) {
-        let Some((began, found)) = walked else { return };
+    fn walked(&mut self, walked: Option<(Time, Found)>) -> std::io::Result<()> {
+        let Some((began, found)) = walked else { return Ok(()) };
         if found.cut_short {
             tracing::warn!("more than {} cgroups: some containers may not be seen", scan::MAX_DIRECTORIES);
         }
         let all_before = (!found.cut_short).then_some(began);
         let new = self.sampler.found(clock::now(), &found.containers, all_before);
-        self.after_births(new);
+        self.after_births(new)
     }
 
-    fn look(&mut self) {
+    fn look(&mut self) -> std::io::Result<()> {
         let parents = self.parents();
         let new = self.sampler.look(clock::now(), &parents);
-        self.after_births(new);
+        self.after_births(new)
     }
 
-    fn after_births(&mut self, new: Vec<ContainerId>) {
+    fn after_births(&mut self, new: Vec<ContainerId>) -> std::io::Result<()> {
         if !new.is_empty() {
-            self.hurry();
+            self.hurry()?;
         }
         for id in new {
             // A full queue only delays the name: the engine's list brings it.
@@ -287,6 +298,7 @@ impl Loop {
         if let Some(watch) = &mut self.watch {
             watch.set(parents.iter().map(PathBuf::as_path));
         }
+        Ok(())
     }
 
     /// Where containers are, and where the first one of each cgroup driver would be.

@@ -123,16 +123,17 @@ impl Group {
         })
     }
 
-    /// Reads the rest.
+    /// Reads the rest; of the pressure files only that of the CPU unless `all` are wanted.
     ///
     /// # Errors
     /// When the container has ended.
-    pub fn read_slow(&self, buffer: &mut [u8]) -> Result<SlowReading, Gone> {
+    pub fn read_slow(&self, all: bool, buffer: &mut [u8]) -> Result<SlowReading, Gone> {
+        let others = |file| if all { Option::as_ref(file) } else { None };
         Ok(SlowReading {
             inactive_file_bytes: read(self.memory_stat.as_ref(), buffer, memory::inactive_file)?,
             psi_cpu: read(self.cpu_pressure.as_ref(), buffer, pressure::pressure)?,
-            psi_memory: read(self.memory_pressure.as_ref(), buffer, pressure::pressure)?,
-            psi_io: read(self.io_pressure.as_ref(), buffer, pressure::pressure)?,
+            psi_memory: read(others(&self.memory_pressure), buffer, pressure::pressure)?,
+            psi_io: read(others(&self.io_pressure), buffer, pressure::pressure)?,
             oom_kills: read(self.memory_events.as_ref(), buffer, memory::oom_kills)?,
             run_queue: None,
         })
@@ -197,7 +198,7 @@ mod tests {
         let fast = group.read_fast(&mut buffer).expect("alive");
         assert_eq!(fast.cpu.map(|cpu| (cpu.usage_usec, cpu.periods)), Some((12, Some((4, 1)))));
         assert_eq!(fast.memory_bytes, Some(4_096));
-        let slow = group.read_slow(&mut buffer).expect("alive");
+        let slow = group.read_slow(true, &mut buffer).expect("alive");
         assert_eq!((slow.inactive_file_bytes, slow.oom_kills), (Some(1_024), Some(1)));
         assert_eq!(slow.psi_io.map(|psi| psi.some_usec), Some(5));
         assert_eq!(group.missing().count(), 0);

@@ -69,6 +69,8 @@ pub struct NetworkReading {
     pub counters: Option<GroupCounters>,
     /// Whether the counters tell of requests.
     pub requests: bool,
+    /// As it was read earlier: nothing can have come or gone since, so it was not read anew.
+    pub unread: bool,
 }
 
 /// How one container's network is read.
@@ -152,12 +154,14 @@ impl Networks {
                     traffic,
                     counters: Some(counters),
                     requests: programs.follows_requests(),
+                    unread: false,
                 })
             }
             Tap::File(file) => Some(NetworkReading {
                 traffic: total(file.read(buffer).ok()?)?,
                 counters: None,
                 requests: false,
+                unread: false,
             }),
             Tap::Unknown => None,
         }

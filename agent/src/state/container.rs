@@ -13,8 +13,8 @@ use swarmguard_common::{
 use crate::{
     conditions::{Conditions, Values},
     model::{
-        Capacity, Ewma, FastRates, Limits, SlowRates, fast_rates, in_flight, median_us, network_share, ratio,
-        slow_rates, working_set,
+        Capacity, Ewma, FastRates, Limits, SlowRates, fast_rates, in_flight, median_us, network_share, rate,
+        ratio, slow_rates, working_set,
     },
     sources::{
         group::{FastReading, SlowReading},
@@ -59,7 +59,9 @@ pub struct Container {
     /// Its conditions.
     pub conditions: Conditions,
     pub(super) born: Time,
-    pub(super) fast: Option<(Time, FastReading, Option<NetworkReading>)>,
+    pub(super) fast: Option<(Time, FastReading)>,
+    /// As it was read last, and when.
+    network: Option<(Time, NetworkReading)>,
     slow: Option<(Time, SlowReading)>,
     requests: Option<GroupCounters>,
     smooth_cpu: Ewma,
@@ -110,6 +112,7 @@ impl Container {
             conditions: Conditions::default(),
             born: now,
             fast: None,
+            network: None,
             slow: None,
             requests: None,
             smooth_cpu: Ewma::new(REPORT_SMOOTHING),
@@ -135,12 +138,11 @@ impl Container {
     ) -> Values {
         let mbps = thresholds.network_mbps.or(node.network_mbps);
         let mine = node.limited(self.limits);
-        let before = self.fast.replace((now, reading, network));
-        let span = before.map_or(Duration::ZERO, |(at, ..)| now.since(at));
-        let rates = before.map_or_else(FastRates::default, |(_, old, old_network)| {
-            let traffic = |reading: Option<NetworkReading>| reading.map(|reading| reading.traffic);
-            fast_rates((&old, traffic(old_network)), (&reading, traffic(network)), span)
-        });
+        let before = self.fast.replace((now, reading));
+        let span = before.map_or(Duration::ZERO, |(at, _)| now.since(at));
+        let rates = before.map_or_else(FastRates::default, |(_, old)| fast_rates(&old, &reading, span));
+        let (rx_bytes_per_s, tx_bytes_per_s) = self.take_network(now, network);
+        let rates = FastRates { rx_bytes_per_s, tx_bytes_per_s, ..rates };
         let inactive = self.slow.and_then(|(_, slow)| slow.inactive_file_bytes);
         let memory_bytes = working_set(reading.memory_bytes, inactive);
         #[expect(clippy::cast_precision_loss, reason = "a share needs no more than 53 bits")]
@@ -182,11 +184,25 @@ impl Container {
         self.take_requests();
     }
 
+    /// Received and sent, bytes a second. Rates are over the time since the network was really read.
+    fn take_network(&mut self, now: Time, network: Option<NetworkReading>) -> (Option<f64>, Option<f64>) {
+        if let (Some(reading), Some(_)) = (network, self.network)
+            && reading.unread
+        {
+            return (Some(0.0), Some(0.0));
+        }
+        let before = std::mem::replace(&mut self.network, network.map(|reading| (now, reading)));
+        let Some(((at, old), new)) = before.zip(network) else { return (None, None) };
+        let over = now.since(at);
+        (
+            rate(old.traffic.rx_bytes, new.traffic.rx_bytes, over),
+            rate(old.traffic.tx_bytes, new.traffic.tx_bytes, over),
+        )
+    }
+
     /// Latency over the time since the last slow sample; requests in flight now.
     fn take_requests(&mut self) {
-        let counters = self
-            .fast
-            .and_then(|(_, _, network)| network?.counters.filter(|_| network.is_some_and(|it| it.requests)));
+        let counters = self.network.and_then(|(_, network)| network.counters.filter(|_| network.requests));
         let before = std::mem::replace(&mut self.requests, counters);
         self.figures.in_flight = counters.as_ref().map(in_flight);
         self.figures.latency_us = before.zip(counters).and_then(|(a, b)| median_us(&a.answers, &b.answers));

@@ -197,9 +197,15 @@ impl Agent {
         Some(self.admit(container))
     }
 
-    /// Takes a fast sample of a container.
-    pub fn sample(&mut self, now: Time, handle: u32, reading: FastReading, network: Option<NetworkReading>) {
-        let Some(container) = self.containers.get_mut(&handle) else { return };
+    /// Takes a fast sample of a container. Answers whether a condition of it stands, or may soon.
+    pub fn sample(
+        &mut self,
+        now: Time,
+        handle: u32,
+        reading: FastReading,
+        network: Option<NetworkReading>,
+    ) -> bool {
+        let Some(container) = self.containers.get_mut(&handle) else { return false };
         self.counts.samples += 1;
         let service = container.service();
         let thresholds =
@@ -208,6 +214,7 @@ impl Agent {
         let outbox = &mut self.outbox;
         let counts = &mut self.counts;
         container.conditions.step(now, &values, &thresholds, |change| push(outbox, counts, handle, change));
+        container.conditions.hot()
     }
 
     /// Takes a slow sample of a container.

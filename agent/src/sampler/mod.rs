@@ -1,8 +1,11 @@
 //! The sampling itself: at each tick read what is due of every container and of the node, and hand it to the state.
 //! All IO of the hot path is here, and none of the judgement.
 
+mod handed;
+mod watched;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -12,7 +15,6 @@ use std::{
 use swarmguard_common::{
     clock::{self, Time},
     domain::{BasisPoints, ContainerId},
-    kernel::GroupSample,
 };
 
 use tokio::sync::mpsc;
@@ -33,12 +35,8 @@ use crate::{
     uplink::Shared,
 };
 
-/// `memory.stat` and the pressure files are read this often, and this often while a container is hot.
-const SLOW_INTERVAL: Duration = Duration::from_secs(1);
-const SLOW_INTERVAL_HOT: Duration = Duration::from_millis(250);
-
-/// Limits are read anew this often; `docker update` changes them.
-const LIMITS_INTERVAL: Duration = Duration::from_secs(10);
+use handed::Handed;
+use watched::{Sources, Watched, YOUNG};
 
 /// The node is read this often, as often as reports are sent.
 const NODE_INTERVAL: Duration = Duration::from_millis(240);
@@ -49,10 +47,6 @@ const OWN_INTERVAL: Duration = Duration::from_secs(1);
 /// A tick this late means that the node has no CPU left for us, and so long it counts.
 const LATE: Duration = Duration::from_millis(100);
 const STARVED_FOR: Duration = Duration::from_secs(5);
-
-/// Limits and files of a container this young are looked at anew with every slow reading: an engine makes the cgroup
-/// first and sets it up afterwards.
-const YOUNG: Duration = Duration::from_secs(5);
 
 /// While there is one this young no pass is left out: it may end before the next one that is due.
 const NEW: Duration = Duration::from_secs(1);
@@ -65,57 +59,6 @@ const MAX_SUMS: usize = 8;
 
 /// Most containers of other engines remembered.
 const MAX_FOREIGN: usize = 16_384;
-
-/// One container's open files.
-struct Watched {
-    handle: u32,
-    group: Group,
-    tap: Tap,
-    since: Time,
-    slow_at: Option<Time>,
-    limits_at: Time,
-    /// Fires while this lives.
-    _trigger: Option<Trigger>,
-}
-
-impl Watched {
-    /// Reads what is due of the things that move slowly, and the limits.
-    fn slow(
-        &mut self,
-        now: Time,
-        hot: bool,
-        agent: &mut Agent,
-        networks: &mut Networks,
-        limits: &mut LimitSource,
-        buffer: &mut [u8],
-    ) -> Result<(), Gone> {
-        let interval = if hot { SLOW_INTERVAL_HOT } else { SLOW_INTERVAL };
-        let first = self.slow_at.is_none();
-        if self.slow_at.is_some_and(|at| now.since(at) < interval) {
-            return Ok(());
-        }
-        let mut reading = self.group.read_slow(buffer)?;
-        reading.run_queue = networks.programs().and_then(|programs| programs.run_queue(self.group.id()));
-        agent.sample_slow(now, self.handle, reading);
-        // The first ones of many are spread over the interval, so that not all fall into one tick.
-        let spread = Duration::from_millis(u64::from(self.handle % 10) * 100);
-        self.slow_at = Some(if first { now.before(spread) } else { now });
-        let young = now.since(self.since) < YOUNG;
-        if young || now.since(self.limits_at) >= LIMITS_INTERVAL {
-            self.limits_at = now;
-            if young
-                && self.group.missing().next().is_some()
-                && let Ok(group) = Group::open(self.group.dir())
-            {
-                self.group = group;
-            }
-            if let Some(handle) = agent.limit(self.handle, limits.read(now, self.group.dir())) {
-                self.handle = handle;
-            }
-        }
-        Ok(())
-    }
-}
 
 /// What sampling costs and how it goes, for `/metrics` and `/healthz`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -155,7 +98,7 @@ pub struct Sampler {
     buffer: Vec<u8>,
     gone: Vec<ContainerId>,
     /// What the kernel's own pass handed over, by cgroup.
-    handed: HashMap<u64, GroupSample>,
+    handed: Handed,
     pass_failed: bool,
     pace: Pace,
     budget: Budget,
@@ -189,7 +132,7 @@ impl Sampler {
             sums: None,
             buffer: vec![0; BUFFER_BYTES],
             gone: Vec::new(),
-            handed: HashMap::new(),
+            handed: Handed::default(),
             pass_failed: false,
             pace: Pace::default(),
             budget: Budget::new(allowed, fastest),
@@ -301,9 +244,7 @@ impl Sampler {
         };
         let tap = self.networks.watch(group.id(), dir, id.as_str(), None, false);
         let trigger = self.trigger(id, dir);
-        let watched =
-            Watched { handle, group, tap, since: now, slow_at: None, limits_at: now, _trigger: trigger };
-        self.watched.insert(id.clone(), watched);
+        self.watched.insert(id.clone(), Watched::new(handle, group, tap, now, trigger));
         true
     }
 
@@ -325,7 +266,7 @@ impl Sampler {
     /// A container stalls for memory: the next tick looks at all of it, whatever the pace.
     pub fn stalled(&mut self, id: &ContainerId) {
         if let Some(watched) = self.watched.get_mut(id) {
-            watched.slow_at = None;
+            watched.hurry();
             self.pace.hurry();
             self.vitals.stalls += 1;
         }
@@ -414,8 +355,9 @@ impl Sampler {
             let mut agent = shared.lock();
             let hot = !self.adaptive
                 || self.new_until.is_some_and(|until| now < until)
-                || agent.containers().values().any(|container| container.conditions.hot());
-            let tick = Tick { used_usec, alarming_millis: agent.least_alarming_millis(), hot };
+                || self.watched.values().any(|watched| watched.hot);
+            let alarming_millis = if hot { None } else { agent.least_alarming_millis() };
+            let tick = Tick { used_usec, alarming_millis, hot };
             if self.pace.due(now, tick) {
                 self.vitals.passes += 1;
                 self.pass(&mut agent);
@@ -436,22 +378,14 @@ impl Sampler {
     fn pass(&mut self, agent: &mut Agent) {
         let handed_at = (self.clock)();
         self.kernel_pass();
-        for (id, watched) in &mut self.watched {
-            // Each has its own time: reading files of many containers takes milliseconds.
-            let now = (self.clock)();
-            let hot = agent.containers().get(&watched.handle).is_some_and(|it| it.conditions.hot());
-            let read = watched
-                .slow(now, hot, agent, &mut self.networks, &mut self.limits, &mut self.buffer)
-                .and_then(|()| match self.handed.get(&watched.group.id()) {
-                    Some(sample) => Ok((handed_at, watched.group.from_pass(sample, &mut self.buffer)?)),
-                    None => Ok((now, watched.group.read_fast(&mut self.buffer)?)),
-                });
-            match read {
-                Ok((at, reading)) => {
-                    let network = self.networks.read(&watched.tap, &mut self.buffer);
-                    agent.sample(at, watched.handle, reading, network);
-                }
-                Err(Gone) => self.gone.push(id.clone()),
+        let Self { networks, limits, buffer, handed, watched, gone, clock, .. } = self;
+        let mut from = Sources { networks, limits, buffer };
+        for (id, watched) in watched {
+            let sample = handed.get(watched.group.id(), &mut watched.place);
+            // Each that is read by itself has its own time: reading files of many containers takes milliseconds.
+            let now = if sample.is_some() { handed_at } else { clock() };
+            if watched.sample(now, sample, agent, &mut from) == Err(Gone) {
+                gone.push(id.clone());
             }
         }
     }
@@ -465,7 +399,7 @@ impl Sampler {
         let Some(programs) = self.networks.programs() else { return };
         let handed = &mut self.handed;
         let result = programs.sample(&mut |sample| {
-            handed.insert(sample.cgroup_id, *sample);
+            handed.push(sample);
         });
         if let Err(error) = result {
             tracing::warn!("{error}: reading the files of each container instead");
