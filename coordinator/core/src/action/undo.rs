@@ -12,7 +12,7 @@ use swarmguard_common::domain::NodeId;
 use crate::{command::Command, swarm::Task};
 
 use super::{
-    Next, Step, TARGET_LOST, lease,
+    ELSEWHERE_LOST, Next, Step, TARGET_LOST, lease,
     plan::{after_spec, frozen_spec, marked_spec, peak_spec, unmarked_spec},
     record::{Kind, State},
     replica::Look,
@@ -123,7 +123,7 @@ fn lost_newcomer(look: &Look<'_>) -> bool {
 }
 
 fn is_lost(look: &Look<'_>, task: &Task) -> bool {
-    let lost = look.record.undone.as_ref().is_some_and(|(code, _)| code == TARGET_LOST);
+    let lost = look.record.undone.as_ref().is_some_and(|(code, _)| code == TARGET_LOST || code == ELSEWHERE_LOST);
     lost && task.node.is_some() && task.node == look.record.target
 }
 
