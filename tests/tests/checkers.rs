@@ -32,7 +32,11 @@ fn each_sabotage_is_noticed_by_the_checker_that_is_meant_for_it() {
             said.extend(failures);
             heard
         });
-        assert!(noticed, "{sabotage:?}: nobody said {words:?}, but {:#?}", said.iter().take(5).collect::<Vec<_>>());
+        assert!(
+            noticed,
+            "{sabotage:?}: nobody said {words:?}, but {:#?}",
+            said.iter().take(5).collect::<Vec<_>>()
+        );
     }
 }
 

@@ -81,7 +81,8 @@ impl SwarmModel {
         for node in self.nodes.values() {
             let takes = node.ready
                 && !node.is_unknown()
-                && node.availability() == Availability::Active && node_matches(placement, node);
+                && node.availability() == Availability::Active
+                && node_matches(placement, node);
             if !takes || count(&node.id, true) >= most {
                 continue;
             }

@@ -56,9 +56,7 @@ pub(super) fn take(record: &Record, snapshot: &Snapshot) -> Hold {
     match (node.availability, lease.before.availability) {
         (Availability::Pause, _) => Hold::Paused,
         (_, Some(Availability::Active)) if own => Hold::Do(Box::new(set(node, Availability::Pause))),
-        _ => {
-            Hold::Lost(AVAILABILITY_CHANGED, format!("node {} was made active by somebody", node.hostname))
-        }
+        _ => Hold::Lost(AVAILABILITY_CHANGED, format!("node {} was made active by somebody", node.hostname)),
     }
 }
 

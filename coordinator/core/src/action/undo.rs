@@ -132,7 +132,8 @@ fn others_serve(look: &Look<'_>) -> bool {
 }
 
 fn is_lost(look: &Look<'_>, task: &Task) -> bool {
-    let lost = look.record.undone.as_ref().is_some_and(|(code, _)| code == TARGET_LOST || code == ELSEWHERE_LOST);
+    let lost =
+        look.record.undone.as_ref().is_some_and(|(code, _)| code == TARGET_LOST || code == ELSEWHERE_LOST);
     lost && task.node.is_some() && task.node == look.record.target
 }
 
