@@ -210,7 +210,8 @@ impl World {
             }
             self.introduce(node, &coordinator, &loads);
             self.keep(node, &coordinator, &edges);
-            for (task, alert) in &edges {
+            let sabotage = self.sabotage;
+            for (task, alert) in edges.iter().filter(|(_, alert)| sabotage.lets_through(alert)) {
                 self.send_alert(node, &coordinator, task, *alert, Duration::ZERO);
             }
             if reports {

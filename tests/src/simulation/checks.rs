@@ -12,6 +12,7 @@ use swarmguard_common::{
     journal::{Entry, Kind},
 };
 use swarmguard_core::{
+    action::{TARGET_LOST, action_name},
     command::{Command, CommandResult},
     swarm::Availability,
 };
@@ -19,14 +20,15 @@ use swarmguard_core::{
 use super::scenario::{Class, Pattern, Scenario};
 use crate::swarm_model::SwarmModel;
 
-/// A surge and an operator's own doing may coincide; more wanted tasks than this over the wish is a runaway.
-const SURPLUS: u64 = 2;
 /// Actions that a noisy load may provoke in one run, all services together.
 const NOISE_ACTIONS: u64 = 8;
+/// Actions at once that a coordinator may begin in the cluster, as [`super::coordinator`] sets it.
+pub(super) const MAX_ACTIONS: usize = 2;
 
 /// What is expected, and what went wrong.
 pub(super) struct Checks {
     class: Class,
+    undisturbed: bool,
     watching: bool,
     calm_from: Time,
     /// What operators last asked for: spec with their replica count.
@@ -39,9 +41,35 @@ pub(super) struct Checks {
     floor: BTreeMap<ServiceId, u64>,
     bounds: BTreeMap<ServiceId, (u64, u64)>,
     told: BTreeSet<String>,
-    last_migration: BTreeMap<ServiceId, Time>,
+    /// Kind of each action that was begun, by its token.
+    kinds: BTreeMap<String, String>,
+    /// The last action of each service that ended: kind, when, and whether it went elsewhere at once because its target
+    /// fell silent.
+    ended: BTreeMap<ServiceId, (String, Time, bool)>,
     pub failures: Vec<String>,
     pub begun: BTreeMap<String, u64>,
+}
+
+/// The cooldown between two actions of a kind on one service, as the scenario's labels and the defaults have it.
+fn cooldown(kind: &str) -> Option<Duration> {
+    match kind {
+        "migrate" => Some(Duration::from_secs(60)),
+        "scale_out" => Some(Duration::from_secs(30)),
+        "scale_in" => Some(Duration::from_secs(20)),
+        _ => None,
+    }
+}
+
+/// Whether a placement has what no operator of the simulation writes.
+fn has_mark(placement: &Value) -> bool {
+    let constraints = placement["Constraints"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    placement.get("Platforms").is_some() || constraints.into_iter().any(|text| text.starts_with("node.id!="))
+}
+
+/// Labels of the record of a service's action, where one is under way.
+fn action_of<'a>(swarm: &'a SwarmModel, service: &ServiceId) -> Option<&'a BTreeMap<String, String>> {
+    let record = swarm.configs.values().find(|config| config.name == action_name(service))?;
+    (record.labels["swarmguard.state"] != "over").then_some(&record.labels)
 }
 
 impl Checks {
@@ -53,6 +81,7 @@ impl Checks {
         };
         Self {
             class: scenario.class,
+            undisturbed: scenario.trouble_every.is_none(),
             watching: false,
             calm_from: swarm.now + Duration::from_secs(10) + scenario.troubled,
             specs: services.iter().map(spec).collect(),
@@ -61,7 +90,8 @@ impl Checks {
             floor: BTreeMap::new(),
             bounds: services.iter().enumerate().map(bounds).collect(),
             told: BTreeSet::new(),
-            last_migration: BTreeMap::new(),
+            kinds: BTreeMap::new(),
+            ended: BTreeMap::new(),
             failures: Vec::new(),
             begun: BTreeMap::new(),
         }
@@ -133,14 +163,26 @@ impl Checks {
                 );
             }
             let wish = swarm.services.get(service).map_or(0, crate::swarm_model::ModelService::replicas);
-            let wanted = swarm.wanted(service).count() as u64;
-            if self.class == Class::OwnFaults && wanted > wish + SURPLUS {
-                self.fail(now, format!("{service} has {wanted} wanted tasks for {wish} replicas"));
-            }
+            self.look_at_bounds(now, swarm, service, wish);
             // What came up later must stay as well.
             if let (Some(floor), Some((least, _))) = (self.floor.get_mut(service), self.bounds.get(service)) {
                 *floor = (*floor).max(serving.min(*least));
             }
+        }
+    }
+
+    /// Without operators the replica count is what it was, or within the bounds, but for a surge under way.
+    fn look_at_bounds(&mut self, now: Time, swarm: &SwarmModel, service: &ServiceId, wish: u64) {
+        let (least, most) = self.bounds[service];
+        let surging = action_of(swarm, service).is_some_and(|labels| labels["swarmguard.kind"] == "migrate");
+        let most = most + u64::from(surging);
+        if self.class == Class::OwnFaults && !(least..=most).contains(&wish) {
+            self.fail(now, format!("{service} is set to {wish} replicas, {least} to {most} are allowed"));
+        }
+        // With nobody dying in between, no coordinator has begun what another does not know of.
+        let under_way = swarm.services.keys().filter(|service| action_of(swarm, service).is_some()).count();
+        if self.undisturbed && under_way > MAX_ACTIONS {
+            self.fail(now, format!("{under_way} actions are under way at once"));
         }
     }
 
@@ -154,27 +196,43 @@ impl Checks {
         swarm: &SwarmModel,
     ) {
         let Command::WriteService { service, .. } = command else { return };
-        if result.is_ok() && !swarm.configs.values().any(|config| config.name.ends_with(service.as_str())) {
-            self.fail(now, format!("{by} wrote {service} without holding its action lease"));
+        if result.is_ok() && action_of(swarm, service).is_none() {
+            self.fail(now, format!("{by} wrote {service} without an action lease"));
         }
     }
 
     /// When a coordinator wrote to its journal.
     pub fn entry(&mut self, now: Time, entry: &Entry) {
-        let (Kind::Action, "leased", Some(action)) = (entry.kind, entry.code.as_str(), &entry.action) else {
+        let (Kind::Action, Some(action), Some(service)) = (entry.kind, &entry.action, &entry.service) else {
             return;
         };
-        if !self.told.insert(action.clone()) {
+        match entry.code.as_str() {
+            "leased" => {
+                let kind = entry.text.split(':').next().unwrap_or_default();
+                self.began(now, action, service, kind);
+            }
+            code @ ("done" | "undone") => {
+                let kind = self.kinds.get(action).cloned().unwrap_or_default();
+                let elsewhere = code == "undone" && entry.text.starts_with(TARGET_LOST);
+                self.ended.insert(service.clone(), (kind, now, elsewhere));
+            }
+            _ => {}
+        }
+    }
+
+    fn began(&mut self, now: Time, action: &str, service: &ServiceId, kind: &str) {
+        // A successor that takes an action over may say so again.
+        if !self.told.insert(action.to_owned()) {
             return;
         }
-        let kind = entry.text.split_whitespace().next().unwrap_or_default().to_owned();
-        *self.begun.entry(kind).or_default() += 1;
-        let (Some(service), Some(_)) = (&entry.service, &entry.node) else { return };
-        if let Some(last) = self.last_migration.insert(service.clone(), now)
-            && now - last < Duration::from_secs(15)
-            && self.class == Class::OwnFaults
-        {
-            self.fail(now, format!("{service}: an action began {:?} after another", now - last));
+        *self.begun.entry(kind.to_owned()).or_default() += 1;
+        self.kinds.insert(action.to_owned(), kind.to_owned());
+        let Some((last, ended, elsewhere)) = self.ended.get(service) else { return };
+        // Of several kinds only the last is remembered across a restart.
+        let Some(cooldown) = cooldown(kind).filter(|_| last == kind && !elsewhere) else { return };
+        let since = now - *ended;
+        if since < cooldown {
+            self.fail(now, format!("{service}: a {kind} began {since:?} after the last, not {cooldown:?}"));
         }
     }
 
@@ -202,7 +260,7 @@ impl Checks {
         }
         let begun: u64 = self.begun.values().sum();
         // Undisturbed, what the load calls for must be done.
-        let undisturbed = scenario.trouble_every.is_none() && scenario.workload.failing_starts == 0;
+        let undisturbed = self.undisturbed && scenario.workload.failing_starts == 0;
         let called_for = match scenario.pattern {
             Pattern::HotNode => true,
             Pattern::Demand => scenario.replicas[0] == 1 && scenario.scale_max[0].is_some(),
@@ -221,6 +279,12 @@ impl Checks {
         let mut meant = self.specs[service].clone();
         let replicas = is["Mode"]["Replicated"]["Replicas"].take().as_u64().unwrap_or(0);
         let asked = meant["Mode"]["Replicated"]["Replicas"].take().as_u64().unwrap_or(0);
+        if let Some(previous) = &swarm.services[service].previous_spec
+            && has_mark(&previous["TaskTemplate"]["Placement"])
+        {
+            let placement = &previous["TaskTemplate"]["Placement"];
+            self.fail(now, format!("a rollback of {service} would restore a placement of ours: {placement}"));
+        }
         if is != meant {
             self.fail(now, format!("{service} is left changed\n     is {is}\n  meant {meant}"));
         }

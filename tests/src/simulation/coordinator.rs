@@ -9,7 +9,7 @@ use swarmguard_core::{
     swarm::Snapshot,
 };
 
-use super::{World, network::Parcel};
+use super::{World, checks::MAX_ACTIONS, network::Parcel};
 
 /// A coordinator beside one manager.
 pub(super) struct Coordinator {
@@ -68,7 +68,7 @@ impl Coordinator {
     fn start(&mut self) {
         self.incarnation += 1;
         let mut settings = Settings::new(format!("{}.{}", self.node, self.incarnation));
-        settings.max_actions = 2;
+        settings.max_actions = MAX_ACTIONS;
         self.brain = Some(Brain::new(settings));
         self.read_at = Time::ZERO;
     }
@@ -125,7 +125,10 @@ impl World {
         let now = self.now;
         for call in &mut coordinator.calls {
             if call.result.is_none() && call.acts_at <= now {
-                let result = self.swarm.execute(&call.command);
+                let result = match self.sabotage.of_command(&call.command, &mut self.swarm) {
+                    Some(command) => self.swarm.execute(&command),
+                    None => Ok(()),
+                };
                 self.checks.command(now, &coordinator.node, &call.command, &result, &self.swarm);
                 self.story
                     .tell(now, || format!("{}: {} -> {result:?}", coordinator.node, brief(&call.command)));

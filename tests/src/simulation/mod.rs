@@ -9,14 +9,16 @@ mod checks;
 mod coordinator;
 mod load;
 mod network;
+mod sabotage;
 mod scenario;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use swarmguard_common::{
     clock::Time,
-    domain::{NodeId, ServiceId},
+    domain::{NodeId, ServiceId, TaskId},
 };
+use swarmguard_core::swarm::TaskState;
 
 use crate::swarm_model::{SwarmModel, TICK_MS};
 use agent::Agent;
@@ -24,7 +26,8 @@ use checks::Checks;
 use coordinator::Coordinator;
 use load::Load;
 use network::Network;
-pub use scenario::{Class, Scenario};
+pub use sabotage::Sabotage;
+pub use scenario::{Class, Pattern, Scenario};
 
 /// What one run found.
 #[derive(Debug)]
@@ -43,7 +46,17 @@ pub struct Outcome {
 
 /// Runs one seed.
 pub fn run(seed: u64, verbose: bool) -> Outcome {
-    let mut world = World::new(seed, verbose);
+    run_sabotaged(seed, verbose, Sabotage::None)
+}
+
+/// What a seed tries.
+pub fn scenario(seed: u64) -> Scenario {
+    Scenario::draw(&mut fastrand::Rng::with_seed(seed))
+}
+
+/// Runs one seed with something broken on purpose, which a checker must notice.
+pub fn run_sabotaged(seed: u64, verbose: bool, sabotage: Sabotage) -> Outcome {
+    let mut world = World::new(seed, verbose, sabotage);
     world.run();
     Outcome {
         seed,
@@ -59,6 +72,7 @@ struct World {
     now: Time,
     rng: fastrand::Rng,
     scenario: Scenario,
+    sabotage: Sabotage,
     swarm: SwarmModel,
     services: Vec<ServiceId>,
     load: Load,
@@ -74,6 +88,7 @@ struct Story {
     start: Time,
     wanted: bool,
     lines: Vec<String>,
+    tasks: BTreeMap<TaskId, (TaskState, TaskState)>,
 }
 
 impl Story {
@@ -83,14 +98,32 @@ impl Story {
             self.lines.push(format!("{:8.2}s {}", at.as_secs_f64(), text()));
         }
     }
+
+    /// Tasks that became something else.
+    fn tell_tasks(&mut self, now: Time, swarm: &SwarmModel) {
+        if !self.wanted {
+            return;
+        }
+        for task in swarm.tasks.values() {
+            let is = (task.desired, task.state);
+            if self.tasks.insert(task.id.clone(), is) != Some(is) {
+                let node = task.node.as_ref().map_or("no node", NodeId::as_str);
+                let told = format!(
+                    "  {} slot {} of {} on {node}: {:?}, to be {:?}",
+                    task.id, task.slot, task.service, task.state, task.desired
+                );
+                self.tell(now, || told);
+            }
+        }
+    }
 }
 
 impl World {
-    fn new(seed: u64, verbose: bool) -> Self {
+    fn new(seed: u64, verbose: bool, sabotage: Sabotage) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let scenario = Scenario::draw(&mut rng);
         let mut swarm = SwarmModel::new(rng.u64(..), scenario.managers, scenario.workers);
-        let services: Vec<ServiceId> = scenario.create_services(&mut swarm);
+        let services: Vec<ServiceId> = scenario.create_services(&mut swarm, sabotage);
         let start = swarm.now;
         let load = Load::new(&scenario, start, &mut rng);
         let agents = swarm.nodes.keys().map(|node| (node.clone(), Agent::new(node.clone()))).collect();
@@ -101,9 +134,10 @@ impl World {
         Self {
             now: start,
             network: Network::new(&scenario),
-            story: Story { start, wanted: verbose, lines: Vec::new() },
+            story: Story { start, wanted: verbose, lines: Vec::new(), tasks: BTreeMap::new() },
             rng,
             scenario,
+            sabotage,
             swarm,
             services,
             load,
@@ -134,6 +168,7 @@ impl World {
         self.now = self.now + Duration::from_millis(TICK_MS);
         self.disturb();
         self.swarm.advance(self.now);
+        self.story.tell_tasks(self.now, &self.swarm);
         self.run_agents();
         self.deliver();
         self.run_coordinators();
@@ -156,11 +191,8 @@ impl World {
         if !self.checks.failures.is_empty() {
             return;
         }
-        let leader = self.swarm.leader.clone();
-        let alerts = match self.coordinators.get(&leader).and_then(|coordinator| coordinator.brain.as_ref()) {
-            Some(brain) => brain.alerts(self.now).len(),
-            None => 0,
-        };
+        let brains = self.coordinators.values().filter_map(|coordinator| coordinator.brain.as_ref());
+        let alerts = brains.map(|brain| brain.alerts(self.now).len()).sum();
         self.checks.finish(&self.swarm, &self.services, &self.scenario, alerts);
     }
 }

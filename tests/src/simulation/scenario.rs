@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use swarmguard_common::domain::ServiceId;
 
+use super::Sabotage;
 use crate::swarm_model::{SwarmModel, Workload};
 
 /// Which promises hold in a run, by the kind of trouble in it.
@@ -87,7 +88,7 @@ impl Scenario {
         }
     }
 
-    pub(super) fn create_services(&self, swarm: &mut SwarmModel) -> Vec<ServiceId> {
+    pub(super) fn create_services(&self, swarm: &mut SwarmModel, sabotage: Sabotage) -> Vec<ServiceId> {
         let create = |(index, replicas): (usize, &u64)| {
             let max = self.scale_max[index].map(|max| max.to_string());
             let min = replicas.to_string();
@@ -102,6 +103,7 @@ impl Scenario {
                 labels
                     .extend([("swarmguard.scale.min", min.as_str()), ("swarmguard.scale.max", max.as_str())]);
             }
+            labels.extend(sabotage.labels());
             let service = swarm.create_service(&format!("web{index}"), *replicas, &labels, self.workload);
             let _ = swarm.operator_update(&service, |spec| {
                 // What an operator has must come back exactly, so give it something to lose.

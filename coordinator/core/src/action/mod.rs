@@ -105,6 +105,9 @@ pub struct Order {
     pub cooldown: Duration,
     /// One sentence for people, at most 200 bytes are kept.
     pub reason: String,
+    /// Nodes whose agents fell silent. Where Swarm is free to choose, the successor is kept off them, unless they host
+    /// some of the service already: those may not be excluded.
+    pub avoid: Vec<NodeId>,
 }
 
 /// Why an order cannot begin. Nothing was done.
@@ -264,8 +267,11 @@ pub fn step(object: &RecordObject, snapshot: &Snapshot, now: Time, context: &Con
     }
 }
 
-/// Why an action was undone whose successor's node fell silent: the reason is that node, not the service.
+/// Why an action was undone whose target fell silent: the reason is that node, not the service.
 pub const TARGET_LOST: &str = "target_lost";
+/// Why an action was undone whose successor Swarm placed on another node than was meant, which is silent: Swarm would
+/// do the same again.
+const ELSEWHERE_LOST: &str = "elsewhere_lost";
 
 /// The command that has an action undone, at an operator's wish; `None` where it is over, or past the point where going
 /// on is the quickest way to leave nothing behind.
@@ -299,8 +305,9 @@ pub fn targets(record: &Record, snapshot: &Snapshot) -> Vec<NodeId> {
 /// have been told to stop.
 pub fn lose_target(object: &RecordObject, node: &NodeId, reason: &str) -> Option<Step> {
     let record = Record::parse(object).ok().filter(|record| record.state < State::Removing)?;
-    let mut notes = vec![plan::note(&record, "undoing", format!("{TARGET_LOST}: {reason}"))];
-    let mut next = undoing(record, TARGET_LOST, reason);
+    let code = if record.target.as_ref() == Some(node) { TARGET_LOST } else { ELSEWHERE_LOST };
+    let mut notes = vec![plan::note(&record, "undoing", format!("{code}: {reason}"))];
+    let mut next = undoing(record, code, reason);
     next.target = Some(node.clone());
     notes.iter_mut().for_each(|note| note.target = Some(node.clone()));
     Some(Step { next: Next::Do(next.update()), notes })

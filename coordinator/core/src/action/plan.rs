@@ -13,7 +13,7 @@ use super::{
     record::{Before, Kind, Record, State, TaskBefore, action_name, drain_name, shortened},
     slots::Slots,
     spec,
-    steer::{Steering, steer},
+    steer::{Steering, avoidable, steer},
 };
 
 /// The spec while there are most replicas.
@@ -244,20 +244,27 @@ fn choose(
     target: Option<&NodeId>,
     order: &Order,
 ) -> Vec<Note> {
-    let Some(target) = target else { return Vec::new() };
-    let text = match steer(snapshot, service, source, target) {
-        Steering::NotNeeded => return Vec::new(),
-        Steering::Off(off) => {
-            let names: Vec<&str> =
-                off.iter().filter_map(|id| Some(snapshot.nodes.get(id)?.hostname.as_str())).collect();
-            before.steer_off = off;
-            format!(
-                "kept off {} so that Swarm picks the target; endpoint-only updates will pass this replica by",
-                names.join(", ")
-            )
+    let steering = target.map(|target| steer(snapshot, service, source, target));
+    let (off, text) = match steering {
+        Some(Steering::NotNeeded) => return Vec::new(),
+        Some(Steering::Off(off)) => (off, "kept off {} so that Swarm picks the target".to_owned()),
+        Some(Steering::NotPossible(why)) => {
+            let off = avoidable(snapshot, service, source, &order.avoid);
+            let kept = if off.is_empty() { "" } else { "; kept off {}, which is silent" };
+            (off, format!("Swarm picks the node: {why}{kept}"))
         }
-        Steering::NotPossible(why) => format!("Swarm picks the node: {why}"),
+        None => (avoidable(snapshot, service, source, &order.avoid), "kept off {}, which is silent".into()),
     };
+    if target.is_none() && off.is_empty() {
+        return Vec::new();
+    }
+    let names: Vec<&str> =
+        off.iter().filter_map(|id| Some(snapshot.nodes.get(id)?.hostname.as_str())).collect();
+    let mut text = text.replace("{}", &names.join(", "));
+    if !off.is_empty() {
+        text.push_str("; endpoint-only updates will pass this replica by");
+    }
+    before.steer_off = off;
     vec![Note {
         code: "steered",
         text,
@@ -265,7 +272,7 @@ fn choose(
         service: Some(service.id.clone()),
         task: None,
         node: source.cloned(),
-        target: Some(target.clone()),
+        target: target.cloned(),
         figures: Default::default(),
     }]
 }

@@ -29,14 +29,7 @@ pub(super) fn steer(
     source: Option<&NodeId>,
     target: &NodeId,
 ) -> Steering {
-    let constraints = spec::constraints(&service.spec);
-    let allowed: BTreeMap<&NodeId, (u64, u64)> = snapshot
-        .nodes
-        .values()
-        .filter(|node| node.ready && node.availability == Availability::Active && Some(&node.id) != source)
-        .filter(|node| constraints.iter().all(|constraint| fits(node, constraint)))
-        .map(|node| (&node.id, counts(snapshot, service, &node.id)))
-        .collect();
+    let allowed = allowed(snapshot, service, source);
     let Some(target_counts) = allowed.get(target).copied() else {
         return Steering::NotPossible(format!("node {target} takes no task of the service now"));
     };
@@ -55,6 +48,33 @@ pub(super) fn steer(
     let off: Vec<NodeId> =
         others.by_ref().filter(|(_, counts)| !hosts(counts)).map(|(node, _)| (*node).clone()).collect();
     if off.is_empty() { Steering::NotNeeded } else { Steering::Off(off) }
+}
+
+/// Those of some nodes that Swarm might choose and that may be excluded.
+pub(super) fn avoidable(
+    snapshot: &Snapshot,
+    service: &Service,
+    source: Option<&NodeId>,
+    avoid: &[NodeId],
+) -> Vec<NodeId> {
+    let free = allowed(snapshot, service, source).into_iter().filter(|(_, counts)| counts.0 == 0);
+    free.map(|(node, _)| node.clone()).filter(|node| avoid.contains(node)).collect()
+}
+
+/// Nodes that take a new task of the service, with their counts.
+fn allowed<'a>(
+    snapshot: &'a Snapshot,
+    service: &Service,
+    source: Option<&NodeId>,
+) -> BTreeMap<&'a NodeId, (u64, u64)> {
+    let constraints = spec::constraints(&service.spec);
+    snapshot
+        .nodes
+        .values()
+        .filter(|node| node.ready && node.availability == Availability::Active && Some(&node.id) != source)
+        .filter(|node| constraints.iter().all(|constraint| fits(node, constraint)))
+        .map(|node| (&node.id, counts(snapshot, service, &node.id)))
+        .collect()
 }
 
 /// Wanted tasks of the service, and of all services, on a node.

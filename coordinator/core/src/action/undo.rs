@@ -12,7 +12,7 @@ use swarmguard_common::domain::NodeId;
 use crate::{command::Command, swarm::Task};
 
 use super::{
-    Next, Step, TARGET_LOST, lease,
+    ELSEWHERE_LOST, Next, Step, TARGET_LOST, lease,
     plan::{after_spec, frozen_spec, marked_spec, peak_spec, unmarked_spec},
     record::{Kind, State},
     replica::Look,
@@ -72,6 +72,9 @@ fn shrink(look: &Look<'_>, smaller: Value, ours: bool) -> Step {
         return released_or_wait(look, "every slot to have one task");
     }
     let lost = lost_newcomer(look);
+    if lost && !others_serve(look) {
+        return released_or_wait(look, "the other replicas to be healthy: the silent one may be needed");
+    }
     if !lost && (look.slots.can_lose_one() || look.slots.len() < look.record.before.peak) {
         return look.write(smaller);
     }
@@ -122,8 +125,15 @@ fn lost_newcomer(look: &Look<'_>) -> bool {
     look.slots.beyond(&old).iter().any(|(_, tasks)| tasks.iter().any(|task| is_lost(look, task)))
 }
 
+/// Whether as many replicas as there were before serve without the one that fell silent.
+fn others_serve(look: &Look<'_>) -> bool {
+    let others = look.slots.tasks().filter(|task| task.is_serving() && !is_lost(look, task));
+    others.count() as u64 >= look.record.before.replicas
+}
+
 fn is_lost(look: &Look<'_>, task: &Task) -> bool {
-    let lost = look.record.undone.as_ref().is_some_and(|(code, _)| code == TARGET_LOST);
+    let lost =
+        look.record.undone.as_ref().is_some_and(|(code, _)| code == TARGET_LOST || code == ELSEWHERE_LOST);
     lost && task.node.is_some() && task.node == look.record.target
 }
 
@@ -138,7 +148,8 @@ fn dropping(look: &Look<'_>, target: &NodeId) -> Step {
     let old: BTreeSet<u64> = look.record.before.tasks.iter().map(|task| task.slot).collect();
     let found = look.slots.doomed();
     let right = !found.is_empty() && found.iter().all(|(slot, _)| !old.contains(slot));
-    if right || well || look.slots.copies_on(target) == 0 {
+    let needed = lost_newcomer(look) && !others_serve(look);
+    if !needed && (right || well || look.slots.copies_on(target) == 0) {
         return look.write(look.before_spec());
     }
     if !found.is_empty() || look.age() > look.context.tuning.marking {

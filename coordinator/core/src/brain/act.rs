@@ -391,11 +391,19 @@ impl Brain {
             holder: self.settings.holder.clone(),
             cooldown: Duration::ZERO,
             reason: format!("drain {}", drain.token),
+            avoid: self.silent(now),
         };
         if let Err(refusal) = self.begin(now, order.clone(), None) {
             self.actions.hold_off(&service, now);
             self.journal_refused(now, &order, &refusal);
         }
+    }
+
+    /// Nodes that were heard once and are silent.
+    pub(super) fn silent(&self, now: Time) -> Vec<NodeId> {
+        let agents = self.view.agents.iter();
+        let silent = agents.filter(|(_, agent)| agent.lease.state(now) == LeaseState::Lapsed);
+        silent.map(|(node, _)| node.clone()).collect()
     }
 
     /// A note is journalled once for each action.

@@ -286,6 +286,7 @@ impl Brain {
             holder: self.settings.holder.clone(),
             cooldown: Duration::ZERO,
             reason: text.clone(),
+            avoid: self.silent(now),
         };
         self.journal_operator(code, text.clone(), service, Some(token.clone()));
         if let Err(Refusal { code, text, otherwise }) = self.begin(now, order, None) {

@@ -24,6 +24,8 @@ struct Stage {
     version: u64,
     commands: Vec<Command>,
     entries: Vec<Entry>,
+    /// `n1`'s agent says nothing.
+    n1_silent: bool,
 }
 
 impl Stage {
@@ -31,8 +33,9 @@ impl Stage {
         let mut world = World::new(["n1", "n2", "n3"]);
         world.service(service).task("t1", "s1", 1, "n2").task("t2", "s1", 2, "n3");
         let brain = Brain::new(settings);
+        let (commands, entries) = (Vec::new(), Vec::new());
         let mut stage =
-            Self { brain, world, ms: 0, seq: 0, version: 100, commands: Vec::new(), entries: Vec::new() };
+            Self { brain, world, ms: 0, seq: 0, version: 100, commands, entries, n1_silent: false };
         stage.connect();
         stage.snapshot();
         stage
@@ -142,7 +145,9 @@ impl Stage {
     fn pass(&mut self, ms: u64, cpu: u16) {
         for _ in 0..ms / 250 {
             self.ms += 250;
-            self.report("n1", 10, None);
+            if !self.n1_silent {
+                self.report("n1", 10, None);
+            }
             self.report("n2", cpu.max(20), Some((1, cpu)));
             self.report("n3", 15, Some((2, 5)));
             self.brain.handle(at(self.ms), Input::Tick);
@@ -192,6 +197,30 @@ fn an_alert_that_stands_becomes_one_decision_and_one_lease() {
     stage.pass(2_000, 90);
     assert_eq!(stage.codes(Kind::Decision).len(), 1, "one action at a time");
     assert!(stage.codes(Kind::Action).contains(&"leased"));
+}
+
+#[test]
+fn a_target_that_falls_silent_is_given_up_and_another_is_picked() {
+    let mut stage = hot();
+    let targets = |stage: &Stage| {
+        let decisions = stage.entries.iter().filter(|entry| entry.kind == Kind::Decision);
+        decisions.map(|entry| entry.target.as_ref().expect("steered").to_string()).collect::<Vec<_>>()
+    };
+    let undone = |stage: &Stage| {
+        stage.commands.iter().any(|command| {
+            matches!(command, Command::UpdateRecord { labels, .. }
+                if labels.get("swarmguard.undone").is_some_and(|code| code == "target_lost"))
+        })
+    };
+    assert_eq!(targets(&stage), ["n1"]);
+    stage.n1_silent = true;
+    stage.pass(2_500, 90);
+    assert!(!undone(&stage), "the lease has not lapsed yet");
+    stage.pass(1_500, 90);
+    assert!(undone(&stage), "{:?}", stage.codes(Kind::Action));
+    stage.pass(10_000, 90);
+    assert!(stage.codes(Kind::Action).contains(&"undone"), "{:?}", stage.codes(Kind::Action));
+    assert_eq!(targets(&stage), ["n1", "n3"], "no cooldown, and not the silent one");
 }
 
 #[test]

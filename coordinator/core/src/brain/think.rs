@@ -64,6 +64,7 @@ impl Brain {
             holder: self.settings.holder.clone(),
             cooldown: verdict.keep,
             reason: verdict.judgement.text.clone(),
+            avoid: self.silent(now),
         };
         // Journalled first, so that the decision stands before the first step.
         let entries = self.entries.len();

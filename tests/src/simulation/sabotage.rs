@@ -1,0 +1,124 @@
+//! Breaking the product on purpose, between it and what it talks to: each way must make one of the checkers speak. A
+//! checker that nothing can make speak checks nothing.
+
+use serde_json::{Value, json};
+use swarmguard_common::{domain::Edge, wire::agent::Alert};
+use swarmguard_core::{action::action_name, command::Command};
+
+use crate::swarm_model::SwarmModel;
+
+/// What is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sabotage {
+    /// Nothing.
+    None,
+    /// Nodes are paused and never unpaused.
+    KeepsPause,
+    /// Nodes are drained instead of paused: their replicas stop before others run.
+    Drains,
+    /// Instead of marking a replica, fewer are asked for, whichever Swarm takes.
+    SkipsTheMark,
+    /// A constraint is added to every spec.
+    LeavesConstraint,
+    /// The mark stays in the previous spec, where a rollback would find it.
+    LeavesPreviousSpec,
+    /// A surge asks for many more replicas than one.
+    Overshoots,
+    /// The service is written after its lease is gone.
+    WritesWithoutLease,
+    /// The lease is never given back.
+    KeepsLease,
+    /// Alerts are raised and never cleared.
+    NeverClears,
+    /// There are no cooldowns, and nothing is waited for.
+    Hasty,
+    /// Nothing is ever done.
+    Idle,
+}
+
+impl Sabotage {
+    /// All of them but [`Self::None`], each with words from what the checker then says.
+    pub const ALL: [(Self, &str); 11] = [
+        (Self::KeepsPause, "is left Pause"),
+        (Self::Drains, "serving replicas"),
+        (Self::SkipsTheMark, "are allowed"),
+        (Self::LeavesConstraint, "is left changed"),
+        (Self::LeavesPreviousSpec, "a rollback of"),
+        (Self::Overshoots, "are allowed"),
+        (Self::WritesWithoutLease, "without an action lease"),
+        (Self::KeepsLease, "is left unfinished"),
+        (Self::NeverClears, "alerts stand"),
+        (Self::Hasty, "after the last"),
+        (Self::Idle, "nothing was done"),
+    ];
+
+    /// What reaches Swarm instead of a command; nothing where `None`, though it is answered as done.
+    pub(super) fn of_command(self, command: &Command, swarm: &mut SwarmModel) -> Option<Command> {
+        let mut command = command.clone();
+        match (self, &mut command) {
+            (Self::KeepsPause, Command::WriteNode { spec, .. }) if spec["Availability"] == "active" => None,
+            (Self::Drains, Command::WriteNode { spec, .. }) if spec["Availability"] == "pause" => {
+                spec["Availability"] = json!("drain");
+                Some(command)
+            }
+            (Self::SkipsTheMark, Command::WriteService { spec, .. }) if is_marked(spec) => {
+                let replicas = spec["Mode"]["Replicated"]["Replicas"].as_u64().unwrap_or(0);
+                spec["Mode"]["Replicated"]["Replicas"] = json!(replicas.saturating_sub(2));
+                spec["TaskTemplate"]["Placement"] = json!({});
+                Some(command)
+            }
+            (Self::LeavesConstraint, Command::WriteService { spec, .. }) => {
+                let constraints = &mut spec["TaskTemplate"]["Placement"]["Constraints"];
+                if let Some(list) = constraints.as_array_mut().filter(|list| list.len() < 2) {
+                    list.push(json!("node.hostname!=elsewhere"));
+                }
+                Some(command)
+            }
+            (Self::LeavesPreviousSpec, Command::WriteService { service, spec, .. }) => {
+                // What the identical write is for.
+                let now = swarm.services.get(service).map(|service| service.spec.clone());
+                (now.as_ref() != Some(spec)).then_some(command)
+            }
+            (Self::Overshoots, Command::WriteService { service, spec, .. }) => {
+                let now = swarm.services.get(service).map_or(0, crate::swarm_model::ModelService::replicas);
+                let replicas = spec["Mode"]["Replicated"]["Replicas"].as_u64().unwrap_or(0);
+                if replicas > now {
+                    spec["Mode"]["Replicated"]["Replicas"] = json!(replicas + 5);
+                }
+                Some(command)
+            }
+            (Self::WritesWithoutLease, Command::WriteService { service, .. }) => {
+                let name = action_name(service);
+                swarm.configs.retain(|_, config| config.name != name);
+                Some(command)
+            }
+            (Self::KeepsLease, Command::UpdateRecord { labels, .. })
+                if labels["swarmguard.state"] == "over" =>
+            {
+                None
+            }
+            _ => Some(command),
+        }
+    }
+
+    pub(super) fn lets_through(self, alert: &Alert) -> bool {
+        self != Self::NeverClears || alert.edge != Edge::Clear as u8
+    }
+
+    /// Labels that services get besides the scenario's.
+    pub(super) fn labels(self) -> Vec<(&'static str, &'static str)> {
+        match self {
+            Self::Hasty => vec![
+                ("swarmguard.cooldown", "0s"),
+                ("swarmguard.scale.up.cooldown", "0s"),
+                ("swarmguard.act-after", "0s"),
+            ],
+            Self::Idle => vec![("swarmguard.observe", "true")],
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn is_marked(spec: &Value) -> bool {
+    spec["TaskTemplate"]["Placement"]["Platforms"][0]["OS"] == "none"
+}
