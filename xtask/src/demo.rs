@@ -48,6 +48,9 @@ pub struct Args {
     /// Namespaces on this kernel instead of virtual machines; needs a kernel with IPVS
     #[arg(long)]
     native: bool,
+    /// Take the images and programs that an earlier run has built
+    #[arg(long)]
+    no_build: bool,
     /// Name of the cluster
     #[arg(long, default_value = "demo")]
     name: String,
@@ -68,8 +71,13 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let watch = Stopwatch::start();
     let progress = Progress::start("demo");
-    let images = image::build_default(&[], args.install.allowed())?;
-    progress.done("images built");
+    let images = if args.no_build {
+        image::built()?
+    } else {
+        let images = image::build_default(&[], args.install.allowed())?;
+        progress.done("images built");
+        images
+    };
     let options = cluster::Options {
         name: args.name.clone(),
         nodes: usize::from(args.nodes),

@@ -160,6 +160,17 @@ pub fn build_default(which: &[Which], install: bool) -> Result<Vec<Image>> {
     build(which, HOST, Path::new("target/images"), install)
 }
 
+/// The images that an earlier run has left in `target/images`.
+///
+/// # Errors
+/// Where there is no list of them.
+pub fn built() -> Result<Vec<Image>> {
+    let list = root().join("target/images/images.json");
+    let text = fs::read(&list)
+        .with_context(|| format!("cannot read {}: run cargo xtask image first", list.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("{} is no list of images", list.display()))
+}
+
 /// Builds static binaries for `target` and packs them into `out`.
 ///
 /// # Errors

@@ -30,10 +30,10 @@ struct Args {
     #[arg(long)]
     json: Option<PathBuf>,
     /// Rounds of everything that is compared
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 3)]
     rounds: u32,
     /// Length of one measurement in seconds
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 4)]
     seconds: u32,
     /// Only these parts: picks, throughput, latency
     #[arg(long, value_delimiter = ',', default_values = ["picks", "throughput", "latency"])]

@@ -40,10 +40,10 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     /// Rounds of everything that is compared
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 3)]
     rounds: u32,
     /// Length of one measurement in seconds
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 4)]
     seconds: u32,
     /// Only these parts: picks, throughput, latency
     #[arg(long, default_value = "picks,throughput,latency")]
