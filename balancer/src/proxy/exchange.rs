@@ -465,6 +465,8 @@ fn prepare(
             parts.headers.insert(header::HOST, value);
         }
     }
+    // HTTP/1.0 may leave it out, HTTP/1.1 may not, but it may be empty (RFC 9112, 3.2).
+    parts.headers.entry(header::HOST).or_insert(HeaderValue::from_static(""));
     if let Some(protocol) = &upgrade {
         headers::set_upgrade(&mut parts.headers, protocol.clone());
     }

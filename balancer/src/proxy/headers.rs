@@ -109,7 +109,9 @@ pub fn forward(headers: &mut HeaderMap, client: &Client, host: &str, style: Forw
     if style.x() {
         append(headers, FOR, &client.ip_value);
         headers.entry(PROTO).or_insert(HeaderValue::from_static(client.scheme()));
-        if let Ok(host) = HeaderValue::from_str(host) {
+        if let Ok(host) = HeaderValue::from_str(host)
+            && !host.is_empty()
+        {
             headers.entry(HOST).or_insert(host);
         }
     }

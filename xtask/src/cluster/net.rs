@@ -142,9 +142,8 @@ fn batch(namespace: &str, lines: &[String]) -> Result<()> {
         .stderr(Stdio::piped())
         .spawn()
         .context("cannot run ip: install iproute2")?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(lines.join("\n").as_bytes()).context("cannot talk to ip")?;
-    }
+    // An ip that ended early has said why; that it no longer listens says nothing.
+    let told = child.stdin.take().map(|mut stdin| stdin.write_all(lines.join("\n").as_bytes()));
     let output = child.wait_with_output().context("cannot wait for ip")?;
     if !output.status.success() {
         bail!(
@@ -153,6 +152,7 @@ fn batch(namespace: &str, lines: &[String]) -> Result<()> {
             lines.join("; ")
         );
     }
+    told.transpose().context("cannot talk to ip")?;
     Ok(())
 }
 
