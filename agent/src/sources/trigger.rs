@@ -2,7 +2,8 @@
 //!
 //! Only memory: a container that stalls for a CPU shows in the sum that is read at every tick (see [`crate::pace`]),
 //! one that waits for reclaim may use no CPU at all. A trigger is a line written to the pressure file and lives as long
-//! as the descriptor; it needs a hierarchy that is mounted writable, and on later kernels than 6.1 CAP_SYS_RESOURCE for so short a window.
+//! as the descriptor; it needs a hierarchy that is mounted writable, and on later kernels than 6.1 CAP_SYS_RESOURCE for
+//! so short a window.
 //!
 //! Set on the directories that hold containers, not on each container: the kernel has a thread for each cgroup with a
 //! trigger, and a stall of any container is one of what holds it.
