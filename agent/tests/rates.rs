@@ -193,6 +193,28 @@ proptest! {
 }
 
 #[test]
+fn a_network_that_was_not_read_anew_counts_as_silent_and_its_rate_is_over_the_time_since_it_was() {
+    let (mut agent, handle) = agent();
+    let start = Time::from_millis(10_000);
+    let mut sample = |millis: u64, rx_bytes: u64, unread: bool| {
+        let traffic = Traffic { rx_bytes, tx_bytes: 0 };
+        let network = NetworkReading { traffic, unread, ..NetworkReading::default() };
+        let reading = FastReading { cpu: Some(CpuStat::default()), memory_bytes: None };
+        agent.sample(start + Duration::from_millis(millis), handle, reading, Some(network));
+        figures(&agent).rx_bytes_per_s
+    };
+    sample(0, 1_000, false);
+    assert_eq!(sample(100, 1_000, false), Some(0.0));
+    for millis in [200, 300] {
+        assert_eq!(sample(millis, 1_000, true), Some(0.0));
+    }
+    // 3 MB in the 300 ms since the last look, not in the last 100.
+    let seen = sample(400, 3_001_000, false).expect("known");
+    let smoothed = 10e6 * (1.0 - (-0.1_f64 / 0.5).exp());
+    assert!((seen - smoothed).abs() < 1.0, "{seen}, not {smoothed}");
+}
+
+#[test]
 fn minutes_asleep_are_a_mean_over_them_and_no_alert() {
     let (mut agent, handle) = agent();
     let start = Time::from_millis(10_000);

@@ -40,7 +40,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Messages of the engine that wait for the loop.
 const ENGINE_QUEUE: usize = 1_024;
 
-/// Containers that the kernel told to stall.
+/// Directories with containers that the kernel told to stall.
 const STALL_QUEUE: usize = 64;
 
 /// Containers that wait to be asked about.
@@ -54,7 +54,7 @@ pub(super) struct Loop {
     served: Served,
     watch: Option<Watch>,
     kernel: Option<KernelEvents>,
-    stalls: mpsc::Receiver<ContainerId>,
+    stalls: mpsc::Receiver<PathBuf>,
     told: mpsc::Receiver<Told>,
     births: mpsc::Sender<ContainerId>,
     /// When the next tick is due, and the earliest time at which events may have it.
@@ -146,8 +146,8 @@ impl Loop {
                     }
                 }
                 stalling = self.stalls.recv(), if !self.stalls.is_closed() => {
-                    if let Some(id) = stalling {
-                        self.sampler.stalled(&id);
+                    if let Some(parent) = stalling {
+                        self.sampler.stalled(&parent);
                         self.hurry()?;
                     }
                 }

@@ -25,6 +25,7 @@ use crate::{
     sources::{
         BUFFER_BYTES, KeptFile, cpu,
         group::{Gone, Group},
+        is_gone,
         limits::LimitSource,
         network::{Networks, Tap},
         node::NodeSource,
@@ -108,7 +109,8 @@ pub struct Sampler {
     reported: BTreeSet<&'static str>,
     clock: fn() -> Time,
     adaptive: bool,
-    stalls: Option<mpsc::Sender<ContainerId>>,
+    stalls: Option<mpsc::Sender<PathBuf>>,
+    triggers: BTreeMap<PathBuf, Trigger>,
     new_until: Option<Time>,
 }
 
@@ -143,6 +145,7 @@ impl Sampler {
             clock: clock::now,
             adaptive: true,
             stalls: None,
+            triggers: BTreeMap::new(),
             new_until: None,
         }
     }
@@ -243,38 +246,43 @@ impl Sampler {
             return false;
         };
         let tap = self.networks.watch(group.id(), dir, id.as_str(), None, false);
-        let trigger = self.trigger(id, dir);
-        self.watched.insert(id.clone(), Watched::new(handle, group, tap, now, trigger));
+        if let Some(parent) = dir.parent() {
+            self.listen_for_stalls(parent);
+        }
+        self.watched.insert(id.clone(), Watched::new(handle, group, tap, now));
         true
     }
 
-    /// Has the kernel tell when a container stalls for memory, where it can.
-    fn trigger(&mut self, id: &ContainerId, dir: &Path) -> Option<Trigger> {
-        let fired = self.stalls.as_ref().filter(|_| self.watched.len() < MAX_TRIGGERS)?;
-        match Trigger::set(dir, id, fired) {
-            Ok(trigger) => Some(trigger),
+    /// Has the kernel tell when a container in `parent` stalls for memory, where it can.
+    fn listen_for_stalls(&mut self, parent: &Path) {
+        let Some(fired) = &self.stalls else { return };
+        if self.triggers.contains_key(parent) || self.triggers.len() >= MAX_TRIGGERS {
+            return;
+        }
+        match Trigger::set(parent, fired) {
+            Ok(trigger) => drop(self.triggers.insert(parent.into(), trigger)),
+            Err(error) if is_gone(&error) => {}
             Err(error) => {
                 let why =
                     "mount the hierarchy writable to be woken by the kernel; stalls are sampled instead";
                 tracing::info!("no pressure triggers ({error}): {why}");
                 self.stalls = None;
-                None
             }
         }
     }
 
-    /// A container stalls for memory: the next tick looks at all of it, whatever the pace.
-    pub fn stalled(&mut self, id: &ContainerId) {
-        if let Some(watched) = self.watched.get_mut(id) {
-            watched.hurry();
-            self.pace.hurry();
-            self.vitals.stalls += 1;
-        }
+    /// A container in `parent` stalls for memory: the next tick looks at all of them closely, whatever the pace.
+    pub fn stalled(&mut self, parent: &Path) {
+        let within = self.watched.values_mut().filter(|it| it.group.dir().parent() == Some(parent));
+        within.for_each(Watched::hurry);
+        self.pace.hurry();
+        self.vitals.stalls += 1;
     }
 
-    /// Sends a container that stalls for memory to `stalls`, where the kernel offers that. Call within a runtime.
+    /// Sends a directory with a container that stalls for memory to `stalls`, where the kernel offers that. Call within
+    /// a runtime.
     #[must_use]
-    pub fn telling_stalls(self, stalls: mpsc::Sender<ContainerId>) -> Self {
+    pub fn telling_stalls(self, stalls: mpsc::Sender<PathBuf>) -> Self {
         Self { stalls: Some(stalls), ..self }
     }
 
@@ -337,6 +345,10 @@ impl Sampler {
             }
         }
         drop(agent);
+        if !self.triggers.is_empty() {
+            let parents = self.parents();
+            self.triggers.retain(|parent, _| parents.contains(parent));
+        }
         self.sums = None;
         self.shared.wake();
     }

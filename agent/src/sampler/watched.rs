@@ -14,7 +14,6 @@ use crate::{
         limits::LimitSource,
         network::{NetworkReading, Networks, Tap},
         pressure::Pressure,
-        trigger::Trigger,
     },
     state::Agent,
 };
@@ -48,8 +47,6 @@ pub(super) struct Watched {
     seen: Option<(u64, Time, NetworkReading)>,
     /// Nothing came or went between the last two readings of the network.
     silent: bool,
-    /// Fires while this lives.
-    _trigger: Option<Trigger>,
 }
 
 /// What is read from.
@@ -60,7 +57,7 @@ pub(super) struct Sources<'a> {
 }
 
 impl Watched {
-    pub(super) fn new(handle: u32, group: Group, tap: Tap, now: Time, trigger: Option<Trigger>) -> Self {
+    pub(super) fn new(handle: u32, group: Group, tap: Tap, now: Time) -> Self {
         Self {
             handle,
             group,
@@ -73,7 +70,6 @@ impl Watched {
             begun: None,
             seen: None,
             silent: false,
-            _trigger: trigger,
         }
     }
 
