@@ -16,6 +16,9 @@ use swarmguard_tests::swarm_model::{SwarmModel, TICK_MS, Workload};
 
 const WORKLOAD: Workload = Workload { prepare_ms: 200, healthy_ms: 800, stop_ms: 500, failing_starts: 0 };
 
+/// A service to begin with: name, replicas, labels.
+type Wanted<'a> = (&'a str, u64, &'a [(&'a str, &'a str)]);
+
 struct Stage {
     model: SwarmModel,
     brain: Brain,
@@ -30,7 +33,7 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(workers: u64, services: &[(&str, u64, &[(&str, &str)])]) -> Self {
+    fn new(workers: u64, services: &[Wanted<'_>]) -> Self {
         let mut model = SwarmModel::new(7, 1, workers);
         let made = services
             .iter()

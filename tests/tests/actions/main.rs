@@ -106,7 +106,7 @@ fn check_meddled(stage: &Stage, meddling: Meddling, replicas: u64, story: &str) 
     assert_ne!(previous, Some(replicas + 1), "{story}: a rollback would bring our replica back");
     match meddling {
         Meddling::NewImage => {
-            assert_eq!(service.spec["TaskTemplate"]["ContainerSpec"]["Image"], "web:2", "{story}")
+            assert_eq!(service.spec["TaskTemplate"]["ContainerSpec"]["Image"], "web:2", "{story}");
         }
         Meddling::ServiceLabel => assert_eq!(service.spec["Labels"]["note"], "x", "{story}"),
         Meddling::Scale => {}

@@ -281,7 +281,7 @@ impl Stage {
                 self.model.operator_update(&service, change).expect("current version");
             }
             Meddling::DeployAgain => {
-                self.model.operator_update(&service, |spec| *spec = before).expect("current version")
+                self.model.operator_update(&service, |spec| *spec = before).expect("current version");
             }
             Meddling::ServiceLabel => {
                 self.model
