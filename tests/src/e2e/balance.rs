@@ -52,7 +52,12 @@ pub struct Balance<'a> {
     pub token: &'a str,
     /// Where the report goes.
     pub report: &'a Path,
+    /// Only these of [`PARTS`]; all where there are none.
+    pub only: &'a [String],
 }
+
+/// The parts of the scenario, in their order.
+pub const PARTS: [&str; 5] = ["spread", "move", "scale", "coordinators", "outage"];
 
 /// `report-balance.json`. Times are milliseconds.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -141,12 +146,17 @@ impl Balance<'_> {
             limit: PATIENCE,
         });
         let played = run.under_load(&load).await;
+        let ended = played.is_ok();
         let stats = load.finish().await;
         run.conclude_load(&stats, played);
-        if run.report.problems.is_empty() {
+        if ended && self.plays("outage") {
             run.every_replica_killed(&balancers).await?;
         }
         run.conclude(self.report)
+    }
+
+    fn plays(&self, part: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|it| it == part)
     }
 
     /// Nodes that run a balancer, with its address, once all of them run.
@@ -157,8 +167,7 @@ impl Balance<'_> {
         let wanted = service["Spec"]["Mode"]["Replicated"]["Replicas"].as_u64().unwrap_or(1);
         let watcher = Watcher::start(swarm.clone(), id);
         let there = || async { Ok(watcher.serving().len() as u64 == wanted) };
-        let shown = || format!("its tasks: {:?}", watcher.tasks().values().collect::<Vec<_>>());
-        until("every balancer runs", START, there).await.with_context(shown)?;
+        until("every balancer runs", START, there).await.with_context(|| newest(&watcher.tasks()))?;
         let nodes =
             watcher.serving().into_values().filter_map(|task| stage.cluster.node(&task.node).cloned());
         Ok(nodes.map(|node| (node.name, SocketAddr::new(node.ip, self.port))).collect())
@@ -201,15 +210,26 @@ impl Run<'_> {
             Ok(actions.as_array().is_some_and(Vec::is_empty))
         })
         .await
-        .with_context(|| format!("its tasks: {:?}", self.watcher.tasks().values().collect::<Vec<_>>()))
+        .with_context(|| newest(&self.watcher.tasks()))
     }
 
     async fn under_load(&mut self, load: &Load) -> Result<()> {
-        self.spread(load).await?;
-        self.moved(load).await?;
-        self.scaled_out(load).await?;
-        self.scaled_in(load).await?;
-        self.coordinators_dead(load).await
+        let order = self.order;
+        if order.plays("spread") {
+            self.spread(load).await?;
+        }
+        if order.plays("move") {
+            self.moved(load).await?;
+        }
+        if order.plays("scale") {
+            self.scaled_out(load).await?;
+            self.scaled_in(load).await?;
+        }
+        if order.plays("coordinators") {
+            self.coordinators_dead(load).await?;
+        }
+        // Something was answered in any case, or nothing would be proven by what did not fail.
+        until("requests are answered", START, || async { Ok(load.stats().succeeded > 0) }).await
     }
 
     /// Every replica has answered already; then as many requests as it takes.
@@ -509,6 +529,15 @@ impl Since {
 fn ms(from: Time, to: Time) -> i64 {
     let ms = |time: Time| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
     ms(to) - ms(from)
+}
+
+/// The newest tasks in words, for the message of a failure.
+fn newest(tasks: &Tasks) -> String {
+    let mut tasks: Vec<&Seen> = tasks.values().collect();
+    tasks.sort_by_key(|task| std::cmp::Reverse(task.created));
+    let line = |task: &&Seen| format!("slot {}: {} ({}) {}", task.slot, task.state, task.desired, task.error);
+    let lines: Vec<String> = tasks.iter().take(10).map(line).collect();
+    format!("its newest tasks: {}", lines.join("; "))
 }
 
 /// Replicas that served before and have been told to stop.
