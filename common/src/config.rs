@@ -23,7 +23,6 @@ const PREFIX: &str = "SWARMGUARD_";
 /// Variables that are meant for others and may be in a program's environment all the same: for the stack files, which
 /// are filled in from the shell that deploys them, and for the tools that build, measure and try these programs.
 const MEANT_FOR_OTHERS: &[&str] = &[
-    "SWARMGUARD_API_PLAIN",
     "SWARMGUARD_AGENT_HTTP_ADDR",
     "SWARMGUARD_AGENT_IMAGE",
     "SWARMGUARD_API_PLAIN",
