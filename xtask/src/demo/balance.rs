@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
-use super::{deploy_together, e2e, load_those, manager, on_manager, wait};
+use super::{Args, deploy_together, e2e, load_those, manager, on_manager, wait};
 use crate::cluster::Cluster;
 use crate::image::{Image, root};
 use crate::progress::Progress;
@@ -17,7 +17,7 @@ const REPLICAS: u32 = 3;
 const BALANCERS: u32 = 2;
 
 /// Deploys everything and plays.
-pub fn play(report: &Path, cluster: &Cluster, images: &[Image], progress: Progress) -> Result<bool> {
+pub fn play(args: &Args, cluster: &Cluster, images: &[Image], progress: Progress) -> Result<bool> {
     load_those(cluster, images.iter(), &progress)?;
     secret(cluster, "swarmguard-balancer-token")?;
     let operator = secret(cluster, "swarmguard-operator-token")?;
@@ -42,7 +42,12 @@ pub fn play(report: &Path, cluster: &Cluster, images: &[Image], progress: Progre
     progress.done("balancers deployed: docker stack deploy -c balancer.yml balancer");
     drop(progress);
     let mut e2e = e2e(cluster)?;
-    e2e.arg("balance").arg("--token-file").arg(operator).arg("--report").arg(report);
+    e2e.arg("balance")
+        .arg("--token-file")
+        .arg(operator)
+        .arg("--report")
+        .arg(args.report("report-balance.json"));
+    e2e.args(&args.parts);
     wait(&mut e2e)
 }
 
