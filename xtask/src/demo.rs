@@ -57,6 +57,9 @@ pub struct Args {
     /// What the replica is told once traffic flows, in the scenario heat
     #[arg(long, default_value = "/stress/cpu?target=90&duration=600&ramp=2")]
     heat: String,
+    /// Only this part of the scenario balance: spread, move, scale, coordinators, outage; may be given several times
+    #[arg(long = "part", value_name = "PART")]
+    parts: Vec<String>,
     /// Where the report goes [default: target/demo/report.json, or report-balance.json there]
     #[arg(long)]
     report: Option<PathBuf>,
@@ -89,7 +92,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let cluster = cluster::up(&options, &progress)?;
     let played = match args.scenario {
         Scenario::Heat => play(args, &cluster, &images, progress),
-        Scenario::Balance => balance::play(&args.report("report-balance.json"), &cluster, &images, progress),
+        Scenario::Balance => balance::play(args, &cluster, &images, progress),
     };
     if args.keep {
         explain(&cluster);

@@ -1,10 +1,8 @@
 //! `cargo xtask demo --scenario balance`: secrets and stacks as an operator would make them, then the scenario.
 
-use std::path::Path;
-
 use anyhow::{Context as _, Result};
 
-use super::{create, deploy_together, e2e, load_those, on_manager, secret, wait};
+use super::{Args, create, deploy_together, e2e, load_those, on_manager, secret, wait};
 use crate::cluster::Cluster;
 use crate::image::Image;
 use crate::progress::Progress;
@@ -15,7 +13,7 @@ const REPLICAS: u32 = 3;
 const BALANCERS: u32 = 2;
 
 /// Deploys everything and plays.
-pub fn play(report: &Path, cluster: &Cluster, images: &[Image], progress: Progress) -> Result<bool> {
+pub fn play(args: &Args, cluster: &Cluster, images: &[Image], progress: Progress) -> Result<bool> {
     load_those(cluster, images.iter(), &progress)?;
     secret(cluster, "swarmguard-balancer-token")?;
     let operator = secret(cluster, "swarmguard-operator-token")?;
@@ -40,6 +38,7 @@ pub fn play(report: &Path, cluster: &Cluster, images: &[Image], progress: Progre
     progress.done("balancers deployed: docker stack deploy -c balancer.yml balancer");
     drop(progress);
     let mut e2e = e2e(cluster)?;
-    e2e.arg("--token-file").arg(operator).arg("balance").arg("--report").arg(report);
+    e2e.arg("--token-file").arg(operator).arg("balance");
+    e2e.arg("--report").arg(args.report("report-balance.json")).args(&args.parts);
     wait(&mut e2e)
 }
