@@ -184,11 +184,13 @@ impl Container {
         self.take_requests();
     }
 
-    /// Received and sent, bytes a second. Rates are over the time since the network was really read.
+    /// Received and sent, bytes a second. What is left unread has moved nothing, so the next rate is over the time since
+    /// then: over the whole silence a burst would look smaller than it is.
     fn take_network(&mut self, now: Time, network: Option<NetworkReading>) -> (Option<f64>, Option<f64>) {
-        if let (Some(reading), Some(_)) = (network, self.network)
+        if let (Some(reading), Some((at, _))) = (network, self.network.as_mut())
             && reading.unread
         {
+            *at = now;
             return (Some(0.0), Some(0.0));
         }
         let before = std::mem::replace(&mut self.network, network.map(|reading| (now, reading)));
