@@ -193,7 +193,7 @@ proptest! {
 }
 
 #[test]
-fn a_network_that_was_not_read_anew_counts_as_silent_and_its_rate_is_over_the_time_since_it_was() {
+fn a_network_that_was_not_read_anew_counts_as_silent_and_its_rate_is_over_the_time_since_then() {
     let (mut agent, handle) = agent();
     let start = Time::from_millis(10_000);
     let mut sample = |millis: u64, rx_bytes: u64, unread: bool| {
@@ -208,9 +208,9 @@ fn a_network_that_was_not_read_anew_counts_as_silent_and_its_rate_is_over_the_ti
     for millis in [200, 300] {
         assert_eq!(sample(millis, 1_000, true), Some(0.0));
     }
-    // 3 MB in the 300 ms since the last look, not in the last 100.
+    // 3 MB since it was last told to be silent 100 ms ago: spread over 300 ms they would be a third of what they are.
     let seen = sample(400, 3_001_000, false).expect("known");
-    let smoothed = 10e6 * (1.0 - (-0.1_f64 / 0.5).exp());
+    let smoothed = 30e6 * (1.0 - (-0.1_f64 / 0.5).exp());
     assert!((seen - smoothed).abs() < 1.0, "{seen}, not {smoothed}");
 }
 

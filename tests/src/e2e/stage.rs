@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::Deserialize;
 use serde_json::Value;
 use swarmguard_common::clock::now;
@@ -162,6 +162,14 @@ fn hears(answer: &Value, id: &str) -> bool {
     })
 }
 
+/// Something did not come about in time: it may be broken, or the machine too busy.
+#[derive(Debug, thiserror::Error)]
+#[error("waited {seconds} s in vain until {what}")]
+pub struct InVain {
+    what: String,
+    seconds: u64,
+}
+
 /// Waits until `holds`, asking ten times a second.
 ///
 /// # Errors
@@ -173,7 +181,7 @@ where
     let start = now();
     while !holds().await? {
         if now() - start > limit {
-            bail!("waited {} s in vain until {what}", limit.as_secs());
+            return Err(InVain { what: what.to_owned(), seconds: limit.as_secs() }.into());
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

@@ -125,9 +125,12 @@ fn lost_newcomer(look: &Look<'_>) -> bool {
     look.slots.beyond(&old).iter().any(|(_, tasks)| tasks.iter().any(|task| is_lost(look, task)))
 }
 
-/// Whether as many replicas as there were before serve without the one that fell silent.
+/// Whether as many replicas as there were before serve without the added one that fell silent. An old one on the same
+/// node counts as it did before the action.
 fn others_serve(look: &Look<'_>) -> bool {
-    let others = look.slots.tasks().filter(|task| task.is_serving() && !is_lost(look, task));
+    let old: BTreeSet<u64> = look.record.before.tasks.iter().map(|task| task.slot).collect();
+    let lost = |task: &Task| is_lost(look, task) && !old.contains(&task.slot);
+    let others = look.slots.tasks().filter(|task| task.is_serving() && !lost(task));
     others.count() as u64 >= look.record.before.replicas
 }
 
