@@ -148,6 +148,18 @@ impl Engine {
         Ok(tasks.as_array_mut().map(std::mem::take).unwrap_or_default())
     }
 
+    /// IDs of the containers of a service, by its name, that run on this node.
+    ///
+    /// # Errors
+    /// The engine's, or where a container has no ID.
+    pub async fn running_of(&self, service: &str) -> Result<Vec<String>> {
+        let containers = self.get("/containers/json").await?;
+        let all = containers.as_array().into_iter().flatten();
+        let ours = all.filter(|container| container["Labels"]["com.docker.swarm.service.name"] == service);
+        ours.map(|container| Ok(container["Id"].as_str().context("a container without ID")?.to_owned()))
+            .collect()
+    }
+
     /// Sets a node's availability, as an operator would.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use swarmguard_common::clock::{Time, now};
 
 use super::demo::say;
+use super::report;
 use super::stage::{Stage, until};
 use crate::http::Endpoint;
 use crate::load::{Load, Plan, Stats};
@@ -327,10 +328,7 @@ impl Run<'_> {
     async fn kill(&self, service: &str) -> Result<u32> {
         let mut killed = 0;
         for node in &self.stage.cluster.nodes {
-            let containers = node.engine.get("/containers/json").await?;
-            let ours = |container: &&Value| container["Labels"]["com.docker.swarm.service.name"] == service;
-            for container in containers.as_array().into_iter().flatten().filter(ours) {
-                let id = container["Id"].as_str().context("a container without ID")?;
+            for id in node.engine.running_of(service).await? {
                 // One that has ended by itself meanwhile is as dead.
                 let path = format!("/containers/{id}/kill?signal=KILL");
                 killed += u32::from(node.engine.post(&path, &Value::Null).await.is_ok());
@@ -421,11 +419,7 @@ impl Run<'_> {
 
     fn conclude(self, path: &Path) -> Result<bool> {
         let report = self.report;
-        let what = || format!("cannot write {}", path.display());
-        if let Some(dir) = path.parent() {
-            std::fs::create_dir_all(dir).with_context(what)?;
-        }
-        std::fs::write(path, serde_json::to_vec_pretty(&report)?).with_context(what)?;
+        report::write(path, &report)?;
         println!("\n{}", report.text());
         println!("  report        {}", path.display());
         Ok(report.problems.is_empty())

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use swarmguard_common::clock::{Time, now};
 
-use super::report::Report;
+use super::report::{self, Report};
 use super::stage::{Stage, until};
 use super::trial::{Move, Trial};
 use crate::api::{is_about, line};
@@ -105,7 +105,7 @@ impl Demo<'_> {
             availability_after: Some(availability),
             journal: journal.into_iter().map(|heard| heard.entry).collect(),
         };
-        write(self.report, &report)?;
+        report::write(self.report, &report)?;
         println!("\n{}", report.text());
         if let Some((p50, p99)) = stats.latency(0.5).zip(stats.latency(0.99)) {
             println!("  latency       half within {p50:?}, 99 % within {p99:?}");
@@ -120,14 +120,6 @@ impl Demo<'_> {
 
 fn told_to_stop(trial: &Trial<'_>, task: &str) -> bool {
     trial.watcher.tasks().get(task).is_some_and(|task| task.told_to_stop.is_some())
-}
-
-fn write(path: &Path, report: &Report) -> Result<()> {
-    let what = || format!("cannot write {}", path.display());
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir).with_context(what)?;
-    }
-    std::fs::write(path, serde_json::to_vec_pretty(report)?).with_context(what)
 }
 
 /// One line of narration.

@@ -1,5 +1,8 @@
 //! What the demo found, as people read it and as `report.json` holds it.
 
+use std::path::Path;
+
+use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::Value;
 use swarmguard_common::journal::Entry;
@@ -69,4 +72,16 @@ impl Report {
         ]
         .join("\n")
     }
+}
+
+/// Keeps a report as JSON, in a directory that is made where it is missing.
+///
+/// # Errors
+/// Where it cannot be written.
+pub fn write(path: &Path, report: &impl Serialize) -> Result<()> {
+    let what = || format!("cannot write {}", path.display());
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).with_context(what)?;
+    }
+    std::fs::write(path, serde_json::to_vec_pretty(report)?).with_context(what)
 }

@@ -22,10 +22,7 @@ fn a_surge_moves_one_replica_and_leaves_everything_as_it_was() {
         let ending = stage.run(stage.migrate(), usize::MAX, Fault::None);
         let story = format!("{replicas} on {nodes}: {:?}", stage.codes);
         assert_eq!(ending.outcome, Some(Outcome::Done), "{story}");
-        stage.check_clean(&story);
-        stage.check_node(&story, Availability::Active);
-        stage.check_spec(&story);
-        stage.check_replicas(&story, ending.outcome.as_ref());
+        stage.check_all(&story, ending.outcome.as_ref());
         let phases = [
             "source_paused",
             "surged",
@@ -59,10 +56,7 @@ fn a_coordinator_that_dies_at_any_command_leaves_nothing_broken() {
                 let mut stage = Stage::new(at as u64, nodes, replicas, Workload::default());
                 let ending = stage.run(stage.migrate(), at, fault);
                 let story = format!("{replicas} on {nodes}, {fault:?} at {at}: {:?}", stage.codes);
-                stage.check_clean(&story);
-                stage.check_node(&story, Availability::Active);
-                stage.check_spec(&story);
-                stage.check_replicas(&story, ending.outcome.as_ref());
+                stage.check_all(&story, ending.outcome.as_ref());
                 assert!(ending.outcome.is_some(), "{story}");
             }
         }
@@ -161,10 +155,7 @@ fn commands_sent_together_end_alike_also_where_starts_are_slow() {
         stage.pass(60_000);
         let story = format!("{replicas} on {nodes}: {:?}", stage.codes);
         assert_eq!(ending.outcome, Some(Outcome::Done), "{story}");
-        stage.check_clean(&story);
-        stage.check_node(&story, Availability::Active);
-        stage.check_spec(&story);
-        stage.check_replicas(&story, ending.outcome.as_ref());
+        stage.check_all(&story, ending.outcome.as_ref());
     }
 }
 
@@ -182,10 +173,7 @@ fn drivers_that_send_together_may_die_and_leaders_change_at_any_command() {
             stage.pass(60_000);
             let story = format!("{replicas} on {nodes}, {fault:?} at {at}: {:?}", stage.codes);
             assert!(ending.outcome.is_some(), "{story}: it never ended");
-            stage.check_clean(&story);
-            stage.check_node(&story, Availability::Active);
-            stage.check_spec(&story);
-            stage.check_replicas(&story, ending.outcome.as_ref());
+            stage.check_all(&story, ending.outcome.as_ref());
             let gone = stage.tasks.difference(&stage.serving()).count();
             assert!(gone <= 1, "{story}: {gone} tasks went");
         }

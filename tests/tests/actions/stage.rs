@@ -325,6 +325,14 @@ impl Stage {
         }
     }
 
+    /// After a migration that nobody interfered with: all checks, with every node active.
+    pub fn check_all(&self, story: &str, outcome: Option<&Outcome>) {
+        self.check_clean(story);
+        self.check_node(story, Availability::Active);
+        self.check_spec(story);
+        self.check_replicas(story, outcome);
+    }
+
     /// Nothing of ours is left anywhere.
     pub fn check_clean(&self, story: &str) {
         assert!(self.model.violations.is_empty(), "{story}: {:?}", self.model.violations);

@@ -64,11 +64,8 @@ async fn record_state(swarm: &Engine, name: &str) -> Result<Option<String>> {
 
 /// SIGKILL, as a crash or an out-of-memory kill would.
 async fn kill_coordinator(engine: &Engine) -> Result<()> {
-    let containers = engine.get("/containers/json").await?;
-    let running = containers.as_array().into_iter().flatten().find(|container: &&Value| {
-        container["Labels"]["com.docker.swarm.service.name"] == "swarmguard_coordinator"
-    });
-    let id = running.and_then(|container| container["Id"].as_str()).context("no coordinator runs here")?;
+    let running = engine.running_of("swarmguard_coordinator").await?;
+    let id = running.first().context("no coordinator runs here")?;
     engine.post(&format!("/containers/{id}/kill?signal=KILL"), &Value::Null).await?;
     until("the coordinator is gone", Duration::from_secs(30), || async {
         Ok(engine
