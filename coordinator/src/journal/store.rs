@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use rusqlite::{Connection, OptionalExtension, ToSql, params, params_from_iter};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, ToSql, params, params_from_iter};
 use swarmguard_common::journal::Entry;
 
 use super::{Query, history::ActionRow, kind_word};
@@ -11,6 +11,8 @@ use super::{Query, history::ActionRow, kind_word};
 const VERSION: i64 = 1;
 /// `PRAGMA application_id`: "SwGd".
 const APPLICATION: i64 = 0x5377_4764;
+/// Free bytes below which a disk counts as full: what the write-ahead log and one batch may need.
+const MIN_ROOM_BYTES: u64 = 8 * 1024 * 1024;
 /// Actions kept.
 const MAX_ACTIONS: i64 = 10_000;
 /// Share of entries dropped when the file is full.
@@ -54,7 +56,36 @@ pub(super) enum StoreError {
 impl StoreError {
     /// The limit of the file or of the disk was reached.
     fn is_full(&self) -> bool {
-        matches!(self, Self::Sqlite(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull))
+        self.code() == Some(ErrorCode::DiskFull)
+    }
+
+    /// Whether what surrounds the file fails, and not the file: a full or broken disk, rights, another process. Then a
+    /// new file would fare no better, and this one, with all its history, is good again when that has passed.
+    pub(super) fn is_passing(&self) -> bool {
+        use ErrorCode::{
+            CannotOpen, DatabaseBusy, DatabaseLocked, DiskFull, OutOfMemory, PermissionDenied, ReadOnly,
+            SystemIoFailure,
+        };
+        matches!(
+            self.code(),
+            Some(
+                CannotOpen
+                    | DatabaseBusy
+                    | DatabaseLocked
+                    | DiskFull
+                    | OutOfMemory
+                    | PermissionDenied
+                    | ReadOnly
+                    | SystemIoFailure
+            )
+        )
+    }
+
+    fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Sqlite(error) => error.sqlite_error_code(),
+            _ => None,
+        }
     }
 }
 
@@ -103,7 +134,8 @@ impl Store {
     /// Writes a batch in one transaction; drops the oldest entries where that is needed to stay within the bounds.
     pub(super) fn write(&mut self, batch: &[(Arc<Entry>, Option<ActionRow>)]) -> Result<(), StoreError> {
         match self.try_write(batch) {
-            Err(error) if error.is_full() => {
+            // SQLite has one word for both, and dropping history gives a full disk no room.
+            Err(error) if error.is_full() && !self.is_disk_full() => {
                 self.prune(self.rows / PRUNED_SHARE + 1)?;
                 self.try_write(batch)
                     .map_err(|error| if error.is_full() { StoreError::Full } else { error })?;
@@ -114,6 +146,12 @@ impl Store {
             self.prune(self.rows - self.max_rows + self.max_rows / PRUNED_SHARE)?;
         }
         Ok(())
+    }
+
+    /// Whether it is the disk that has no room, not the file that has reached its own bound.
+    fn is_disk_full(&self) -> bool {
+        let status = self.db.path().and_then(|path| rustix::fs::statvfs(path).ok());
+        status.is_some_and(|status| status.f_bavail.saturating_mul(status.f_frsize) < MIN_ROOM_BYTES)
     }
 
     fn try_write(&mut self, batch: &[(Arc<Entry>, Option<ActionRow>)]) -> Result<(), StoreError> {

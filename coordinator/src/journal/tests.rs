@@ -178,6 +178,43 @@ async fn a_file_that_breaks_while_in_use_is_replaced() {
     assert_eq!(read(&journal, None).await, [(2, "two".into())], "and so has the new file");
 }
 
+/// A file system of one MiB that only this thread, and those that it starts, see; none where that is not allowed.
+fn small_disk(at: &Path) -> bool {
+    use rustix::{
+        mount::{MountFlags, MountPropagationFlags, mount, mount_change},
+        thread::{UnshareFlags, unshare_unsafe},
+    };
+    // SAFETY: a mount namespace of its own takes nothing from this thread that Rust relies on.
+    let apart = unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.is_ok();
+    apart
+        && mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).is_ok()
+        && mount("tmpfs", at, "tmpfs", MountFlags::empty(), c"size=1m").is_ok()
+}
+
+#[tokio::test]
+async fn a_full_disk_costs_entries_and_no_history() {
+    let dir = tempfile::tempdir().expect("a directory");
+    if !small_disk(dir.path()) {
+        println!("skipped: making a small disk needs root");
+        return;
+    }
+    let metrics = Metrics::new();
+    let (journal, mut notices) = open(&settings(dir.path()), Arc::clone(&metrics));
+    journal.append(entry("one"));
+    journal.flush().await;
+    while metrics.journal_lost.get() == 0 {
+        let mut long = entry("long");
+        long.text = "x".repeat(40_000);
+        journal.append(long);
+        journal.flush().await;
+    }
+    assert!(told(&mut notices).await.contains("tried again"));
+    assert_eq!(metrics.journal_set_aside.get(), 0);
+    let db = rusqlite::Connection::open(dir.path().join("journal.sqlite")).expect("opens");
+    let first: i64 = db.query_row("SELECT min(id) FROM entry", [], |row| row.get(0)).expect("still there");
+    assert_eq!(first, 1, "nothing was dropped to make room that is not there");
+}
+
 #[test]
 fn an_actions_entries_become_one_row() {
     let mut history = History::default();

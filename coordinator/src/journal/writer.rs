@@ -1,4 +1,5 @@
-//! The thread that owns the journal's file: batches what waits, and sets a broken file aside instead of stopping.
+//! The thread that owns the journal's file: batches what waits, and sets a broken file aside instead of stopping. A file
+//! that only cannot be written for now, on a full disk for instance, stays where it is and is tried again.
 
 use std::{
     fs,
@@ -139,8 +140,7 @@ impl Writer {
             return batch.clear();
         };
         if let Err(error) = store.write(batch) {
-            self.set_aside(&error);
-            self.reopen();
+            self.give_up(&error);
             // The new file takes what the old one did not.
             let written = self.store.as_mut().is_some_and(|store| store.write(batch).is_ok());
             if !written {
@@ -154,8 +154,7 @@ impl Writer {
         match self.store.as_ref()?.read(query) {
             Ok(entries) => Some(entries),
             Err(error) => {
-                self.set_aside(&error);
-                self.reopen();
+                self.give_up(&error);
                 None
             }
         }
@@ -174,8 +173,7 @@ impl Writer {
         match read() {
             Ok(found) => found,
             Err(error) => {
-                self.set_aside(&error);
-                self.reopen();
+                self.give_up(&error);
                 Found::default()
             }
         }
@@ -189,16 +187,32 @@ impl Writer {
                     self.store = Some(store);
                     return;
                 }
-                Err(error) if attempt == 0 && self.path.exists() => self.set_aside(&error),
-                Err(error) => {
-                    let path = self.path.display();
-                    self.tell(format!(
-                        "the journal {path} cannot be opened: {error}; entries are in memory only"
-                    ));
+                Err(error) if attempt == 0 && !error.is_passing() && self.path.exists() => {
+                    self.set_aside(&error);
                 }
+                Err(error) => return self.suspend(&error),
             }
         }
+    }
+
+    /// After an error: a new file takes over from one that is no good, and one that is good is left alone for a while.
+    fn give_up(&mut self, error: &StoreError) {
+        if error.is_passing() {
+            self.suspend(error);
+        } else {
+            self.set_aside(error);
+            self.reopen();
+        }
+    }
+
+    /// Goes on without a file, and tries the same one again later.
+    fn suspend(&mut self, error: &StoreError) {
+        self.store = None;
         self.retry_at = clock::now() + RETRY;
+        let (path, seconds) = (self.path.display(), RETRY.as_secs());
+        self.tell(format!(
+            "the journal {path} cannot be used now: {error}; entries are in memory only, it is tried again in {seconds} s"
+        ));
     }
 
     fn set_aside(&mut self, error: &StoreError) {
