@@ -1,5 +1,5 @@
 //! Journal entries as they come, as server-sent events. A client that reads too slowly misses some and is told how many;
-//! one that reconnects goes on where it was (`Last-Event-ID`).
+//! one that reconnects goes on where it was (`Last-Event-ID`), however far back that is.
 
 use std::{collections::VecDeque, convert::Infallible, sync::Arc};
 
@@ -10,11 +10,12 @@ use axum::{
 };
 use futures_util::{Stream, stream};
 use serde::Deserialize;
+use serde_json::json;
 use swarmguard_common::journal::{Entry, Kind};
 use tokio::sync::{OwnedSemaphorePermit, broadcast};
 
 use super::{Api, MAX_STREAMS, problem::Problem, read::query};
-use crate::journal::{self, MAX_READ, kind_word};
+use crate::journal::{self, Journal, MAX_READ, kind_word};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,9 +25,16 @@ struct Wanted {
 }
 
 struct Feed {
+    journal: Journal,
+    /// Read from the journal and not sent yet.
     backlog: VecDeque<Arc<Entry>>,
+    /// Whether the journal may hold more that the client has not seen; then `live` does not count yet.
+    behind: bool,
     live: broadcast::Receiver<Arc<Entry>>,
+    /// Number of the newest entry that was sent, or that the client said it has.
     last: u64,
+    /// The client was at a number that this journal never gave.
+    elsewhere: bool,
     kind: Option<Kind>,
     _permit: OwnedSemaphorePermit,
 }
@@ -48,35 +56,66 @@ pub(super) async fn stream(
             Some(number.ok_or_else(|| Problem::bad_request("bad_header", "Last-Event-ID is a number"))?)
         }
     };
-    // Subscribed before the backlog is read, so that nothing falls between the two.
-    let live = api.0.journal.subscribe();
     let since = resumed.or(since);
-    let mut backlog = Vec::new();
-    if since.is_some() {
-        let kinds = kind.into_iter().collect();
-        let query = journal::Query { since, limit: MAX_READ, kinds, ..journal::Query::default() };
-        backlog = api.0.journal.read(query).await;
-    }
-    let last = backlog.last().map_or(since.unwrap_or(0), |entry| entry.id);
-    let feed = Feed { backlog: backlog.into(), live, last, kind, _permit: permit };
+    let journal = api.0.journal.clone();
+    let newest = journal.next_id() - 1;
+    let feed = Feed {
+        backlog: VecDeque::new(),
+        behind: since.is_some(),
+        live: journal.subscribe(),
+        last: since.unwrap_or(0).min(newest),
+        elsewhere: since.is_some_and(|since| since > newest),
+        journal,
+        kind,
+        _permit: permit,
+    };
     Ok(Sse::new(stream::unfold(feed, next)).keep_alive(KeepAlive::default()))
 }
 
 async fn next(mut feed: Feed) -> Option<(Result<Event, Infallible>, Feed)> {
-    if let Some(entry) = feed.backlog.pop_front() {
-        return Some((Ok(event(&entry)), feed));
+    if std::mem::take(&mut feed.elsewhere) {
+        return Some((Ok(dropped(None)), feed));
     }
     loop {
+        if let Some(entry) = feed.backlog.pop_front() {
+            feed.last = entry.id;
+            return Some((Ok(event(&entry)), feed));
+        }
+        if feed.behind {
+            feed.read_on().await;
+            continue;
+        }
         match feed.live.recv().await {
             Ok(entry) if entry.id <= feed.last || feed.kind.is_some_and(|kind| entry.kind != kind) => {}
-            Ok(entry) => return Some((Ok(event(&entry)), feed)),
-            Err(broadcast::error::RecvError::Lagged(dropped)) => {
-                let event = Event::default().event("dropped").data(format!("{{\"dropped\":{dropped}}}"));
-                return Some((Ok(event), feed));
+            Ok(entry) => {
+                feed.last = entry.id;
+                return Some((Ok(event(&entry)), feed));
+            }
+            Err(broadcast::error::RecvError::Lagged(missed)) => {
+                return Some((Ok(dropped(Some(missed))), feed));
             }
             Err(broadcast::error::RecvError::Closed) => return None,
         }
     }
+}
+
+impl Feed {
+    /// The next page of what the client has not seen. A page that is not full is the last one.
+    async fn read_on(&mut self) {
+        // Before the page is read, so that nothing falls between the two.
+        self.live = self.journal.subscribe();
+        let kinds = self.kind.into_iter().collect();
+        let query =
+            journal::Query { since: Some(self.last), limit: MAX_READ, kinds, ..journal::Query::default() };
+        self.backlog = self.journal.read(query).await.into();
+        self.behind = self.backlog.len() == MAX_READ;
+    }
+}
+
+/// Says that entries are missing here, and how many where that is known.
+fn dropped(missed: Option<u64>) -> Event {
+    let data = json!({"dropped": missed}).to_string();
+    Event::default().event("dropped").data(data)
 }
 
 fn event(entry: &Entry) -> Event {
