@@ -31,6 +31,8 @@ use crate::{
 
 /// How often the certificate's files are looked at.
 const CERTIFICATE_RHYTHM: Duration = Duration::from_secs(15);
+/// Time before its end from which a certificate that was not replaced is told in the journal.
+const EXPIRES_SOON: Duration = Duration::from_secs(24 * 3_600);
 /// Longest that the end may take.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -96,8 +98,13 @@ impl<S: SwarmApi> Assembly<S> {
         let (journal, notices) = journal::open(&self.journal, Arc::clone(&metrics));
         let hub = Arc::new(Hub::default());
         let cluster = self.identity.own.cluster.clone();
-        let (ingest, inputs) =
-            Ingest::new(self.limits, cluster, self.balancer_token, Arc::clone(&hub), Arc::clone(&metrics));
+        let (ingest, inputs) = Ingest::new(
+            self.limits,
+            cluster.clone(),
+            self.balancer_token,
+            Arc::clone(&hub),
+            Arc::clone(&metrics),
+        );
         let (runner, handle) = Runner::new(Parts {
             brain: Brain::new(self.brain),
             swarm: self.swarm,
@@ -119,7 +126,13 @@ impl<S: SwarmApi> Assembly<S> {
             tls,
             stop,
             serving: tokio::spawn(ingest.serve(endpoint.clone())),
-            answering: tokio::spawn(server::serve(listener, api::router(api), tls_now, stopped.clone())),
+            answering: tokio::spawn(server::serve(
+                listener,
+                api::router(api),
+                cluster,
+                tls_now,
+                stopped.clone(),
+            )),
             running: tokio::spawn(runner.run(stopped)),
             endpoint,
         })
@@ -189,6 +202,8 @@ pub async fn coordinate(settings: Settings) -> anyhow::Result<()> {
         endpoint: running.endpoint.clone(),
         tls: running.tls.clone(),
         metrics: Arc::clone(&running.metrics),
+        journal: running.journal.clone(),
+        warned: false,
     };
     let renewing = tokio::spawn(freshness.keep());
     let ended = running.until(asked).await;
@@ -228,6 +243,9 @@ struct Freshness {
     endpoint: Endpoint,
     tls: watch::Sender<Arc<rustls::ServerConfig>>,
     metrics: Arc<Metrics>,
+    journal: Journal,
+    /// Whether the journal says already that this certificate ends soon.
+    warned: bool,
 }
 
 impl Freshness {
@@ -235,6 +253,7 @@ impl Freshness {
         let mut stamp = Identity::stamp(&self.source);
         loop {
             self.metrics.certificate_left.set(self.identity.valid_for().as_secs_f64());
+            self.warn();
             tokio::time::sleep(CERTIFICATE_RHYTHM).await;
             let now = Identity::stamp(&self.source);
             if now == stamp {
@@ -256,6 +275,19 @@ impl Freshness {
         }
     }
 
+    /// Says once that the certificate ends soon. Swarm replaces its own after half of their time, so this one is late.
+    fn warn(&mut self) {
+        let left = self.identity.valid_for();
+        if left < EXPIRES_SOON && !std::mem::replace(&mut self.warned, true) {
+            let (source, hours) = (&self.source, left.as_secs() / 3_600);
+            let text = format!(
+                "the certificate in {source} ends in {hours} h and was not replaced; after that no agent connects: \
+                 docker swarm ca --rotate, or new files, renew it"
+            );
+            self.journal.notice("certificate_expires", text);
+        }
+    }
+
     fn renew(&mut self) -> anyhow::Result<()> {
         let identity = Identity::load(&self.source)?;
         if !identity.own.may(Role::Coordinator) {
@@ -264,6 +296,7 @@ impl Freshness {
         self.endpoint.set_server_config(Some(transport::server_config(identity.server_config()?)?));
         self.tls.send_replace(server::tls_config(identity.server_config()?));
         self.identity = identity;
+        self.warned = false;
         Ok(())
     }
 }
@@ -315,7 +348,16 @@ mod tests {
         });
         let (tls, tls_now) = watch::channel(server::tls_config(identity.server_config().expect("usable")));
         let before = Arc::as_ptr(&tls_now.borrow());
-        let mut freshness = Freshness { source, identity, endpoint, tls, metrics: Metrics::new() };
+        let (journal, _notices) = journal::open(&journal::Settings::default(), Metrics::new());
+        let metrics = Metrics::new();
+        let mut freshness =
+            Freshness { source, identity, endpoint, tls, metrics, journal: journal.clone(), warned: false };
+        freshness.warn();
+        assert_eq!(journal.next_id(), 1, "a year is left");
+        freshness.identity.own.expires_at = i64::try_from(clock::wall_ms() / 1_000).expect("small") + 3_600;
+        freshness.warn();
+        freshness.warn();
+        assert_eq!(journal.next_id(), 2, "an hour is told, and once");
         assert!(trusted(&old, address).await && !trusted(&new, address).await);
 
         let stamp = Identity::stamp(&freshness.source);

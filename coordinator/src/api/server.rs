@@ -37,13 +37,16 @@ pub fn tls_config(mut identity: rustls::ServerConfig) -> Arc<rustls::ServerConfi
     Arc::new(identity)
 }
 
-/// Serves until `stop` says so; then lets requests that are under way finish for a moment.
+/// Serves until `stop` says so; then lets requests that are under way finish for a moment. Operators' certificates count
+/// only where they name `cluster`: two swarms may have been given the same authority.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
+    cluster: String,
     tls: watch::Receiver<Arc<rustls::ServerConfig>>,
     mut stop: watch::Receiver<bool>,
 ) {
+    let cluster: Arc<str> = cluster.into();
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let crowd = Crowd::new(MAX_PER_ADDRESS);
     loop {
@@ -65,10 +68,10 @@ pub async fn serve(
             tracing::debug!(%peer, "the API has too many connections, one was closed");
             continue;
         };
-        let (router, stop) = (router.clone(), stop.clone());
+        let (router, cluster, stop) = (router.clone(), Arc::clone(&cluster), stop.clone());
         let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow()));
         tokio::spawn(async move {
-            if let Err(why) = connection(stream, peer, router, acceptor, stop).await {
+            if let Err(why) = connection(stream, peer, router, &cluster, acceptor, stop).await {
                 tracing::debug!(%peer, "a connection to the API ended: {why}");
             }
             drop((place, slot));
@@ -80,6 +83,7 @@ async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     router: Router,
+    cluster: &str,
     acceptor: TlsAcceptor,
     stop: watch::Receiver<bool>,
 ) -> Result<(), String> {
@@ -98,7 +102,8 @@ async fn connection(
     let stream = stream.map_err(|error| error.to_string())?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let bearer = certificate.and_then(|certificate| Peer::of(certificate).ok());
-    let operator = bearer.filter(|bearer| bearer.unit == Unit::Operator).map(|bearer| bearer.name);
+    let ours = |bearer: &Peer| bearer.unit == Unit::Operator && bearer.cluster == cluster;
+    let operator = bearer.filter(ours).map(|bearer| bearer.name);
     requests(stream, Via { peer, tls: true, operator }, router, stop).await
 }
 

@@ -1,6 +1,6 @@
 //! The API's strictness: what it refuses, how it says so, and over which transport.
 
-use std::path::Path;
+use std::{net::SocketAddr, path::Path};
 
 use axum::{
     Extension,
@@ -217,18 +217,52 @@ async fn commands_need_the_token_and_a_transport_that_hides_it() {
     assert!(disabled.api.0.metrics.text().contains("api_refused_total{reason=\"not_enabled\"} 1"));
 }
 
+/// A stream of refusals for a client that has everything up to `seen`.
+async fn events(world: &World, seen: u64) -> axum::body::BodyDataStream {
+    let mut request = get("/api/v1/events?kind=refusal");
+    request.headers_mut().insert("last-event-id", seen.into());
+    world.call(via("10.0.0.1", false), request).await.into_body().into_data_stream()
+}
+
+/// The next event; generous, because the machine may be busy.
+async fn heard(stream: &mut axum::body::BodyDataStream) -> String {
+    let frame = tokio::time::timeout(Duration::from_secs(60), stream.next()).await.expect("in time");
+    String::from_utf8_lossy(&frame.expect("open").expect("whole")).into_owned()
+}
+
+#[tokio::test]
+async fn a_client_that_was_away_for_long_misses_nothing() {
+    let world = world(None, Plain::Reads);
+    let first = world.journal.append(entry("one")).id;
+    let many = 2 * crate::journal::MAX_READ as u64 + 10;
+    for _ in 0..many {
+        world.journal.append(entry("while it was away"));
+    }
+    let mut stream = events(&world, first).await;
+    for id in first + 1..=first + many {
+        let event = heard(&mut stream).await;
+        assert!(event.contains(&format!("id: {id}\n")), "{id} was next: {event}");
+    }
+    world.journal.append(entry("and then"));
+    assert!(heard(&mut stream).await.contains("and then"));
+}
+
+#[tokio::test]
+async fn a_client_that_comes_from_another_journal_is_told_so_and_hears_what_comes() {
+    let world = world(None, Plain::Reads);
+    let mut stream = events(&world, 1_000_000).await;
+    let event = heard(&mut stream).await;
+    assert!(event.contains("event: dropped") && event.contains("null"), "{event}");
+    world.journal.append(entry("one"));
+    assert!(heard(&mut stream).await.contains("one"));
+}
+
 #[tokio::test]
 async fn events_go_on_where_the_client_was_and_say_what_it_missed() {
     let world = world(None, Plain::Reads);
     let first = world.journal.append(entry("one")).id;
-    let mut request = get("/api/v1/events?kind=refusal");
-    request.headers_mut().insert("last-event-id", (first - 1).into());
-    let answer = world.call(via("10.0.0.1", false), request).await;
-    let mut stream = answer.into_body().into_data_stream();
-    let mut next = async || {
-        let frame = tokio::time::timeout(Duration::from_secs(60), stream.next()).await.expect("in time");
-        String::from_utf8_lossy(&frame.expect("open").expect("whole")).into_owned()
-    };
+    let mut stream = events(&world, first - 1).await;
+    let mut next = async || heard(&mut stream).await;
     let event = next().await;
     assert!(event.contains(&format!("id: {first}")) && event.contains("event: refusal"), "{event}");
     world.journal.append(Entry { kind: Kind::Alert, ..entry("another kind") });
@@ -257,6 +291,21 @@ fn identity(dir: &Path) -> Identity {
     Identity::load(&Source::Files(dir.into())).expect("loads")
 }
 
+/// The answer to an operator with a certificate who pauses all automation.
+async fn paused_by(operator: &Identity, address: SocketAddr) -> String {
+    let mut config = operator.client_config().expect("usable");
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let stream = TcpStream::connect(address).await.expect("connected");
+    let name = "swarm-manager".try_into().expect("a name");
+    let mut secure = TlsConnector::from(Arc::new(config)).connect(name, stream).await.expect("trusted");
+    let command = "POST /api/v1/commands/pause HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+                   Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
+    secure.write_all(command.as_bytes()).await.expect("written");
+    let mut answer = String::new();
+    secure.read_to_string(&mut answer).await.expect("text");
+    answer
+}
+
 #[tokio::test]
 async fn one_port_speaks_https_and_http_and_knows_operators_by_their_certificate() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -267,11 +316,16 @@ async fn one_port_speaks_https_and_http_and_knows_operators_by_their_certificate
     }
     let own = identity(&dir.path().join("m1"));
     let world = world(None, Plain::Reads);
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
-    let address = listener.local_addr().expect("bound");
     let (_tls, tls) = watch::channel(server::tls_config(own.server_config().expect("usable")));
     let (_stop, stopped) = watch::channel(false);
-    tokio::spawn(server::serve(listener, router(world.api.clone()), tls, stopped));
+    let mut addresses = Vec::new();
+    for cluster in ["c", "another"] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        addresses.push(listener.local_addr().expect("bound"));
+        let (router, cluster) = (router(world.api.clone()), cluster.to_owned());
+        tokio::spawn(server::serve(listener, router, cluster, tls.clone(), stopped.clone()));
+    }
+    let [address, elsewhere] = addresses[..] else { unreachable!("two were bound") };
 
     let ask = "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     let mut plain = TcpStream::connect(address).await.expect("connected");
@@ -282,18 +336,11 @@ async fn one_port_speaks_https_and_http_and_knows_operators_by_their_certificate
 
     let anna = identity(&dir.path().join("anna"));
     assert!(anna.own.may(Role::Operator));
-    let mut config = anna.client_config().expect("usable");
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let stream = TcpStream::connect(address).await.expect("connected");
-    let name = "swarm-manager".try_into().expect("a name");
-    let mut secure = TlsConnector::from(Arc::new(config)).connect(name, stream).await.expect("trusted");
-    let command = "POST /api/v1/commands/pause HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
-                   Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
-    secure.write_all(command.as_bytes()).await.expect("written");
-    let mut answer = String::new();
-    secure.read_to_string(&mut answer).await.expect("text");
+    let answer = paused_by(&anna, address).await;
     // Taken as far as the judgement, which has read no Swarm: no token was asked for.
     assert!(answer.contains("409") && answer.contains("not_ready"), "{answer}");
+    let answer = paused_by(&anna, elsewhere).await;
+    assert!(answer.contains("403"), "an operator of one swarm is nobody in another: {answer}");
 
     let mut noise = TcpStream::connect(address).await.expect("connected");
     noise.write_all(&[0x16, 3, 1, 0, 4, 9, 9, 9, 9]).await.expect("written");
