@@ -13,13 +13,21 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
+use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
-use swarmguard_common::clock;
+use swarmguard_common::{
+    clock::{self, Time},
+    http::serve_figures,
+};
 
 use crate::{metrics, sampler::Vitals, uplink::Shared};
 
 /// Without a tick for this long the agent is not well.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
+
+/// For how long the text of `/metrics` is given out again. Anybody may ask, every answer costs as much as sampling some
+/// hundred containers, and it is charged to the budget: without this a stranger could slow sampling down.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// What the handlers look at.
 #[derive(Clone)]
@@ -92,19 +100,17 @@ pub struct Health {
 
 /// All routes.
 pub fn router(served: Served) -> Router {
+    let text = get(prometheus).with_state((served.clone(), Arc::default()));
     Router::new()
         .route("/metrics/containers", get(containers))
-        .route("/metrics", get(prometheus))
         .route("/healthz", get(healthz))
         .with_state(served)
+        .route("/metrics", text)
 }
 
-/// Serves until the listener breaks.
-///
-/// # Errors
-/// As the system says.
-pub async fn serve(listener: tokio::net::TcpListener, served: Served) -> std::io::Result<()> {
-    axum::serve(listener, router(served)).await
+/// Serves until the process ends.
+pub async fn serve(listener: tokio::net::TcpListener, served: Served) {
+    serve_figures(listener, TowerToHyperService::new(router(served))).await;
 }
 
 async fn containers(State(served): State<Served>) -> Json<Containers> {
@@ -140,8 +146,11 @@ pub fn figures(shared: &Shared) -> Containers {
     }
 }
 
-async fn prometheus(State(served): State<Served>) -> impl IntoResponse {
-    match metrics::encode(&served) {
+/// The newest text of `/metrics`, and when it was written.
+type Text = Arc<Mutex<Option<(Time, String)>>>;
+
+async fn prometheus(State((served, newest)): State<(Served, Text)>) -> impl IntoResponse {
+    match fresh_text(&served, &newest) {
         Ok(text) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             (StatusCode::OK, [(header::CONTENT_TYPE, kind)], text)
@@ -150,6 +159,20 @@ async fn prometheus(State(served): State<Served>) -> impl IntoResponse {
             (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], error.to_string())
         }
     }
+}
+
+fn fresh_text(served: &Served, newest: &Text) -> Result<String, std::fmt::Error> {
+    // Held while it is written, so that many who ask at once cost one text.
+    let mut newest = newest.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = clock::now();
+    if let Some((at, text)) = newest.as_ref()
+        && now.since(*at) < FRESH
+    {
+        return Ok(text.clone());
+    }
+    let text = metrics::encode(served)?;
+    *newest = Some((now, text.clone()));
+    Ok(text)
 }
 
 async fn healthz(State(served): State<Served>) -> (StatusCode, Json<Health>) {

@@ -7,41 +7,22 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
 use http_body_util::{Empty, Full};
 use hyper::{body::Incoming, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-};
+use hyper_util::rt::TokioIo;
+use swarmguard_common::http::serve_figures;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::proxy::{Global, answer};
 
-/// Connections at once.
-const AT_ONCE: usize = 32;
-/// Time to send a request.
+/// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serves until the process ends.
 pub async fn run(global: Arc<Global>, listener: TcpListener) {
-    let room = Arc::new(Semaphore::new(AT_ONCE));
-    loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        let global = Arc::clone(&global);
-        tokio::spawn(async move {
-            let service = service_fn(|request: Request<Incoming>| {
-                let response = respond(&global, &request);
-                async move { Ok::<_, Infallible>(response) }
-            });
-            let mut builder = hyper::server::conn::http1::Builder::new();
-            builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
-            // A scraper that goes away is its own business.
-            let _: hyper::Result<()> = builder.serve_connection(TokioIo::new(stream), service).await;
-            drop(permit);
-        });
-    }
+    let service = service_fn(move |request: Request<Incoming>| {
+        let response = respond(&global, &request);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    serve_figures(listener, service).await;
 }
 
 fn respond(global: &Global, request: &Request<Incoming>) -> Response<Full<Bytes>> {

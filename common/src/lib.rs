@@ -1,4 +1,4 @@
-//! What the parts of SwarmGuard share: kernel PODs, wire messages, domain words, labels, identity and clock.
+//! What the parts of SwarmGuard share: kernel PODs, wire messages, domain words, labels, identity, clock, and a small HTTP server.
 //!
 //! Without the `std` feature only [`kernel`] is left, which the BPF programs share with the agent.
 #![cfg_attr(not(feature = "std"), no_std)]
@@ -11,6 +11,8 @@ pub mod clock;
 pub mod config;
 #[cfg(feature = "std")]
 pub mod domain;
+#[cfg(feature = "std")]
+pub mod http;
 #[cfg(feature = "std")]
 pub mod identity;
 #[cfg(feature = "std")]

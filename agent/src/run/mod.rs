@@ -77,7 +77,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             .await
             .with_context(|| format!("cannot serve HTTP on {address} (--http-addr)"))?;
         let served = served.clone();
-        tasks.spawn(async move { http::serve(listener, served).await.context("the HTTP interface broke") });
+        tasks.spawn(async move {
+            http::serve(listener, served).await;
+            anyhow::bail!("the HTTP interface ended")
+        });
     }
     if settings.coordinators != Wanted::None {
         let seed = shared.lock().hello.epoch;
