@@ -41,11 +41,29 @@ fn hot_world(service: Service, heat: Heat) -> World {
 
 fn run(world: &mut World, from: u64, to: u64, heat: Heat) {
     for ms in (from..=to).step_by(250) {
+        refresh(world, ms);
         world.report(ms, "n1", heat.other, &[]);
         world.report(ms, "n2", heat.node, &[("t1", heat.cpu, heat.memory, heat.network)]);
         world.report(ms, "n3", 10, &[("t2", 5, 5, 1)]);
     }
     world.read(to);
+}
+
+/// Agents say every second what stands.
+fn refresh(world: &mut World, ms: u64) {
+    if !ms.is_multiple_of(1_000) {
+        return;
+    }
+    let mut standing = Vec::new();
+    for (node, agent) in &world.view.agents {
+        for container in agent.containers.values() {
+            let id = container.intro.task.as_ref().expect("introduced with it").to_string();
+            standing.extend(container.standing.keys().map(|condition| (node.to_string(), id.clone(), *condition)));
+        }
+    }
+    for (node, id, condition) in standing {
+        world.alert(ms, &node, &id, condition, Edge::Refresh, 0);
+    }
 }
 
 fn situation() -> Situation {

@@ -23,6 +23,9 @@ use crate::{
 pub const MAX_CONTAINERS: usize = 4_096;
 /// A container's figures count for this long: agents send each at least once a second, and a datagram may be lost.
 const LOAD_VALID: Duration = Duration::from_millis(2_500);
+/// An alert that its agent, though heard, has not said again for this long stands no more: agents say what stands every
+/// second, every two at their slowest sampling. The end of it was lost, or is of a handle that is gone.
+const STANDING_VALID: Duration = Duration::from_secs(5);
 
 /// A container as its agent describes it.
 #[derive(Clone, Debug)]
@@ -175,8 +178,11 @@ impl Agent {
         let stood = self.stood.remove(&id).unwrap_or_default();
         match self.containers.get_mut(&id) {
             Some(container) => {
-                self.handles.remove(&container.intro.handle);
-                self.handles.insert(intro.handle, id.clone());
+                // What stood under the old handle ended with it, without a clear edge: its limits may be others now.
+                if container.intro.handle != intro.handle {
+                    self.handles.remove(&container.intro.handle);
+                    container.standing.clear();
+                }
                 container.intro = intro;
             }
             None => {
@@ -213,6 +219,7 @@ impl Agent {
         self.load = Some(report.node);
         self.cpu.update(now, report.node.cpu);
         self.memory.update(now, report.node.memory);
+        self.expire(now);
         for load in &report.tasks {
             let Some(container) = self.handles.get(&load.handle).and_then(|id| self.containers.get_mut(id))
             else {
@@ -224,6 +231,14 @@ impl Agent {
             container.network.update(now, load.network);
         }
         true
+    }
+
+    /// Ends what the agent no longer says. Only while it is heard: what a silent one said is the lease's to judge.
+    fn expire(&mut self, now: Time) {
+        let valid = STANDING_VALID * self.lease.patience();
+        for container in self.containers.values_mut().filter(|container| !container.standing.is_empty()) {
+            container.standing.retain(|_, standing| now - standing.heard < valid);
+        }
     }
 
     /// Takes in an alert edge; answers with it if it is new and understood.
