@@ -49,6 +49,22 @@ fn run(world: &mut World, from: u64, to: u64, heat: Heat) {
     world.read(to);
 }
 
+/// A node's figures for three seconds, as long as they take to count; the other nodes are idle. Answers when it is over.
+fn hold(world: &mut World, from: u64, node: &str, change: impl Fn(&mut Report)) -> u64 {
+    let to = from + 3_000;
+    for ms in (from..=to).step_by(250) {
+        refresh(world, ms);
+        for other in ["n1", "n2", "n3"].into_iter().filter(|other| *other != node) {
+            world.report_with(ms, other, |report| {
+                report.node = NodeLoad { cpu: percent(10), memory: percent(20), ..NodeLoad::default() };
+            });
+        }
+        world.report_with(ms, node, &change);
+    }
+    world.read(to);
+    to
+}
+
 /// Agents say every second what stands.
 fn refresh(world: &mut World, ms: u64) {
     if !ms.is_multiple_of(1_000) {
@@ -143,6 +159,24 @@ fn nothing_is_done_before_its_time() {
     stalled(&mut early);
     assert_eq!(judge_at(&early, 3_600, &situation()).judgement.rule, "migrate", "stalls shorten it to 1 s");
     assert_eq!(rule(&world), (Conclusion::Act, "migrate"));
+}
+
+#[test]
+fn each_condition_stands_for_itself() {
+    // Memory has been high for 5 s, at the replica's own limit; CPU for 0.4 s, on a node that is short of it.
+    let hot = Heat { cpu: 90, memory: 90, network: 5, node: 95, other: 10 };
+    let mut world = hot_world(replicated("s1", 2), Heat { cpu: 10, node: 20, ..hot });
+    for ms in [6_250, 6_500] {
+        world.report(ms, "n1", 10, &[]);
+        world.report(ms, "n2", hot.node, &[("t1", hot.cpu, hot.memory, hot.network)]);
+    }
+    world.alert(6_550, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
+    let verdict = judge_at(&world, 6_600, &situation());
+    assert_eq!(verdict.judgement.rule, "limit_bound", "{verdict:?}");
+    assert!(verdict.judgement.text.contains("own memory"), "{}", verdict.judgement.text);
+    assert_eq!(verdict.judgement.signals["stands_ms"], 5_900.0);
+    run(&mut world, 6_750, 9_500, hot);
+    assert_eq!(judge_at(&world, 9_500, &situation()).judgement.rule, "migrate", "3 s of high CPU");
 }
 
 #[test]
@@ -361,7 +395,7 @@ fn memory_at_its_own_limit_likewise_and_on_a_short_node_it_moves() {
     let mut world = hot_world(replicated("s1", 2), memory);
     assert_eq!(rule(&world).1, "limit_bound", "the node has memory left");
     let handle = world.handle("t1");
-    world.report_with(6_050, "n2", |report| {
+    let end = hold(&mut world, 6_250, "n2", |report| {
         report.node = NodeLoad { cpu: percent(20), memory: percent(92), ..NodeLoad::default() };
         report.tasks = vec![TaskLoad {
             handle,
@@ -372,7 +406,7 @@ fn memory_at_its_own_limit_likewise_and_on_a_short_node_it_moves() {
             ..TaskLoad::default()
         }];
     });
-    assert_eq!(rule(&world), (Conclusion::Act, "migrate"));
+    assert_eq!(judge_at(&world, end, &situation()).judgement.rule, "migrate");
 }
 
 #[test]
@@ -381,7 +415,7 @@ fn the_victim_stays_and_the_culprit_is_named() {
     let mut world = hot_world(replicated("s1", 2), HOT);
     world.service(replicated("s2", 1)).task("t9", "s2", 1, "n2").read(6_000);
     let (small, large) = (world.handle("t1"), world.handle("t9"));
-    world.report_with(6_050, "n2", |report| {
+    let end = hold(&mut world, 6_250, "n2", |report| {
         report.node = NodeLoad { cpu: percent(98), memory: percent(20), ..NodeLoad::default() };
         let load = |handle, cpu, cpu_millis| TaskLoad {
             handle,
@@ -393,7 +427,7 @@ fn the_victim_stays_and_the_culprit_is_named() {
         };
         report.tasks = vec![load(small, 90, 400), load(large, 80, 3_200)];
     });
-    let verdict = judge_at(&world, 6_100, &situation());
+    let verdict = judge_at(&world, end, &situation());
     assert_eq!(verdict.judgement.rule, "victim");
     assert!(verdict.judgement.text.contains("name-s2"), "{}", verdict.judgement.text);
 }
@@ -406,7 +440,7 @@ fn of_two_hot_services_on_a_node_the_heavier_moves_and_the_other_waits() {
     run(&mut world, 6_250, 12_000, HOT);
     world.alert(8_000, "n2", "t8", Condition::CpuHigh, Edge::Raise, 300);
     let (one, two) = (world.handle("t1"), world.handle("t8"));
-    world.report_with(12_050, "n2", |report| {
+    let end = hold(&mut world, 12_250, "n2", |report| {
         report.node = NodeLoad { cpu: percent(99), memory: percent(20), ..NodeLoad::default() };
         let load = |handle, cpu_millis| TaskLoad {
             handle,
@@ -418,7 +452,7 @@ fn of_two_hot_services_on_a_node_the_heavier_moves_and_the_other_waits() {
         };
         report.tasks = vec![load(one, 1_500), load(two, 2_400)];
     });
-    let verdicts = decide(&world.view, &situation(), at(12_100));
+    let verdicts = decide(&world.view, &situation(), at(end));
     let rules: Vec<(&str, &str)> =
         verdicts.iter().map(|verdict| (verdict.service.as_str(), verdict.judgement.rule)).collect();
     assert_eq!(rules, [("s2", "migrate"), ("s1", "limit_node")]);
