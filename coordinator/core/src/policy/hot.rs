@@ -48,6 +48,7 @@ pub struct Hot<'a> {
     pub act_after: Duration,
     /// Why it does not count.
     pub doubt: Option<Doubt>,
+    now: Time,
 }
 
 impl<'a> Hot<'a> {
@@ -58,12 +59,15 @@ impl<'a> Hot<'a> {
         }
         let replica = self.replica?;
         let agent = replica.agent?;
-        let node_load = agent.load.as_ref()?;
-        Some(Certain { replica, agent, container: replica.container?, load: replica.load?, node_load })
+        let container = replica.container?;
+        let load = container.recent.settled(self.now, self.stood).unwrap_or(*replica.load?);
+        let node_load = agent.recent.settled(self.now, self.stood).or(agent.load)?;
+        Some(Certain { replica, agent, container, load, node_load })
     }
 }
 
-/// A hot replica of which everything is known.
+/// A hot replica of which everything is known. Its figures and its node's are medians over the time that it has been hot,
+/// at most the last seconds: none of them is a single reading.
 #[derive(Clone, Copy, Debug)]
 pub struct Certain<'a> {
     /// The replica.
@@ -73,9 +77,9 @@ pub struct Certain<'a> {
     /// Its container.
     pub container: &'a Container,
     /// Its figures.
-    pub load: &'a TaskLoad,
+    pub load: TaskLoad,
     /// Its node's figures.
-    pub node_load: &'a NodeLoad,
+    pub node_load: NodeLoad,
 }
 
 impl Certain<'_> {
@@ -166,6 +170,7 @@ fn examine<'a>(
         stood,
         act_after,
         doubt: None,
+        now,
     };
     let task = view.task_of(&container.intro.container, container.intro.task.as_ref());
     hot.doubt = match task {

@@ -180,6 +180,58 @@ fn each_condition_stands_for_itself() {
 }
 
 #[test]
+fn a_burst_neither_turns_a_migration_into_scaling_nor_a_node_short() {
+    let service = || scaled(replicated("s1", 2), "1", "5");
+    let mut world = hot_world(service(), HOT);
+    for ms in [6_250, 6_500, 6_750, 7_000] {
+        world.report(ms, "n1", 10, &[]);
+        world.report(ms, "n2", 95, &[("t1", 90, 10, 90)]);
+        assert_eq!(judge_at(&world, ms, &situation()).judgement.rule, "migrate", "{ms} ms");
+    }
+    run(&mut world, 7_250, 9_000, Heat { network: 90, ..HOT });
+    assert_eq!(judge_at(&world, 9_000, &situation()).judgement.rule, "scale_out", "it lasts");
+    // At its own limit on a node that is busy for a second.
+    let mut world = hot_world(replicated("s1", 2), Heat { node: 30, ..HOT });
+    let agent = world.view.agents.get_mut(&"n2".parse().expect("an ID")).expect("there");
+    agent.containers.values_mut().for_each(|container| container.intro.cpu_limit_millis = Some(500));
+    for ms in [6_250, 6_500, 6_750, 7_000] {
+        world.report(ms, "n1", 10, &[]);
+        world.report(ms, "n2", 95, &[("t1", 90, 10, 5)]);
+        assert_eq!(judge_at(&world, ms, &situation()).judgement.rule, "limit_bound", "{ms} ms");
+    }
+}
+
+#[test]
+fn a_step_of_load_is_told_from_a_short_node_as_soon_as_it_may_be_acted_on() {
+    for (stalled, act_at) in [(false, 3_000), (true, 1_000)] {
+        let mut world = World::new(["n1", "n2", "n3"]);
+        world.service(scaled(replicated("s1", 2), "1", "5"));
+        world.task("t1", "s1", 1, "n2").task("t2", "s1", 2, "n3").read(0);
+        // As an agent smooths a step to 80 % over half a second.
+        let network = [0, 31, 50, 62, 69, 73, 76, 78];
+        for (index, ms) in (0..=6_000 + act_at).step_by(250).enumerate() {
+            let hot = ms >= 6_000;
+            let network = if hot { *network.get(index - 24).unwrap_or(&80) } else { 5 };
+            if ms == 6_500 {
+                world.alert(ms, "n2", "t1", Condition::CpuHigh, Edge::Raise, 500);
+                if stalled {
+                    world.alert(ms, "n2", "t1", Condition::Stalled, Edge::Raise, 200);
+                }
+            }
+            refresh(&mut world, ms);
+            world.report(ms, "n1", 10, &[]);
+            world.report(ms, "n2", if hot { 95 } else { 10 }, &[("t1", if hot { 90 } else { 5 }, 10, network)]);
+            world.report(ms, "n3", 10, &[("t2", 5, 5, 1)]);
+            if ms % 1_000 == 0 {
+                world.read(ms);
+            }
+        }
+        let verdict = judge_at(&world, 6_000 + act_at, &situation());
+        assert_eq!(verdict.judgement.rule, "scale_out", "stalled {stalled}: {verdict:?}");
+    }
+}
+
+#[test]
 fn stalls_shorten_the_default_but_not_what_an_operator_said() {
     for (label, expected) in [(None, "migrate"), (Some("3s"), "holding"), (Some("500ms"), "migrate")] {
         let service = replicated("s1", 2);

@@ -12,6 +12,7 @@ use swarmguard_common::{
 
 use super::{
     alerts::{Seen, Standing, StandingAlerts},
+    recent::Recent,
     smooth::Smooth,
 };
 use crate::{
@@ -40,6 +41,8 @@ pub struct Container {
     pub memory: Smooth,
     /// Smoothed network utilisation.
     pub network: Smooth,
+    /// Its figures of the last seconds; kept only while a condition stands.
+    pub recent: Recent<TaskLoad>,
     /// Conditions that stand.
     pub standing: StandingAlerts,
     /// Its healthcheck was seen to speak, so it has one.
@@ -54,6 +57,7 @@ impl Container {
             cpu: Smooth::default(),
             memory: Smooth::default(),
             network: Smooth::default(),
+            recent: Recent::default(),
             standing: StandingAlerts::new(),
             health_seen: false,
         }
@@ -91,6 +95,8 @@ pub struct Agent {
     pub lease: Lease,
     /// Last node figures.
     pub load: Option<NodeLoad>,
+    /// Node figures of the last seconds.
+    pub recent: Recent<NodeLoad>,
     /// Smoothed CPU of the node.
     pub cpu: Smooth,
     /// Smoothed memory of the node.
@@ -116,6 +122,7 @@ impl Agent {
             hello,
             lease: Lease::new(now),
             load: None,
+            recent: Recent::default(),
             cpu: Smooth::default(),
             memory: Smooth::default(),
             containers: BTreeMap::new(),
@@ -217,6 +224,7 @@ impl Agent {
         self.report_seq = Some(report.seq);
         self.lease.renew(now, report.node.starved);
         self.load = Some(report.node);
+        self.recent.push(now, report.node);
         self.cpu.update(now, report.node.cpu);
         self.memory.update(now, report.node.memory);
         self.expire(now);
@@ -226,6 +234,11 @@ impl Agent {
                 continue; // A datagram may overtake the introduction.
             };
             container.load = Some((*load, now));
+            if container.standing.is_empty() {
+                container.recent.clear();
+            } else {
+                container.recent.push(now, *load);
+            }
             container.cpu.update(now, load.cpu);
             container.memory.update(now, load.memory);
             container.network.update(now, load.network);

@@ -7,6 +7,7 @@ pub mod agent;
 pub mod alerts;
 mod history;
 mod placed;
+mod recent;
 mod smooth;
 #[cfg(test)]
 pub mod testing;
@@ -27,6 +28,7 @@ use swarmguard_common::{
 use agent::{Agent, Container, NewEdge};
 pub use history::{History, Past, QUIET};
 pub use placed::{Claims, OnNode, Placed};
+pub use recent::{Recent, SPAN};
 pub use smooth::Smooth;
 
 use crate::{
