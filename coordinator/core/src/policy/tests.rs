@@ -139,7 +139,7 @@ fn network_tells_node_from_load() {
 #[test]
 fn between_the_thresholds_most_replicas_hot_means_load() {
     let mut world = hot_world(scaled(replicated("s1", 2), "1", "5"), Heat { network: 50, ..HOT });
-    world.alert(1_000, "n3", "t2", Condition::CpuHigh, Edge::Raise, 300);
+    world.alert(6_000, "n3", "t2", Condition::CpuHigh, Edge::Raise, 5_300);
     world.report(6_050, "n3", 90, &[("t2", 85, 5, 50)]);
     assert_eq!(rule(&world), (Conclusion::Act, "scale_out"));
 }
@@ -166,6 +166,9 @@ fn each_condition_stands_for_itself() {
     // Memory has been high for 5 s, at the replica's own limit; CPU for 0.4 s, on a node that is short of it.
     let hot = Heat { cpu: 90, memory: 90, network: 5, node: 95, other: 10 };
     let mut world = hot_world(replicated("s1", 2), Heat { cpu: 10, node: 20, ..hot });
+    // The target is not short of memory for it.
+    let n1 = world.view.agents.get_mut(&"n1".parse().expect("an ID")).expect("there");
+    n1.hello.memory_bytes *= 10;
     for ms in [6_250, 6_500] {
         world.report(ms, "n1", 10, &[]);
         world.report(ms, "n2", hot.node, &[("t1", hot.cpu, hot.memory, hot.network)]);
@@ -295,6 +298,7 @@ fn singletons_move_only_where_their_label_says_so() {
         world.service(service).task("t1", "s1", 1, "n2").read(0);
         world.alert(1_000, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
         for ms in (0..=6_000).step_by(250) {
+            refresh(&mut world, ms);
             world.report(ms, "n1", 10, &[]);
             world.report(ms, "n2", 95, &[("t1", 90, 10, 5)]);
         }
@@ -404,6 +408,7 @@ fn nowhere_better_to_go() {
         world.service(service).task("t1", "s1", 1, "n2").task("t2", "s1", 2, "n3").read(0);
         world.alert(1_000, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
         for ms in (0..=6_000).step_by(250) {
+            refresh(&mut world, ms);
             world.report(ms, "n1", full.other, &[]);
             world.report(ms, "n2", 95, &[("t1", 90, 10, 5)]);
             world.report(ms, "n3", full.other, &[("t2", 60, 5, 1)]);

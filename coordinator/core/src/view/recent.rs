@@ -13,8 +13,9 @@ use swarmguard_common::{
 
 /// Readings older than this count no more: as long as an alert must stand unless labels say otherwise.
 pub const SPAN: Duration = Duration::from_secs(3);
-/// Agents smooth what they report over half a second: so long after a step, readings still tell of before.
-const LAG: Duration = Duration::from_millis(500);
+/// Agents smooth what they report over half a second: until then readings tell of before a step more than of it. After
+/// this three quarters of it show.
+const LAG: Duration = Duration::from_millis(700);
 /// Most readings kept; agents send four a second.
 const MAX_READINGS: usize = 16;
 
@@ -50,7 +51,11 @@ impl<T: Copy> Recent<T> {
         let from = now.before(stood.saturating_sub(LAG).min(SPAN));
         let found: Vec<T> =
             self.readings.iter().filter(|(at, _)| *at >= from).map(|(_, reading)| *reading).collect();
-        if found.is_empty() { self.readings.back().map(|(_, reading)| *reading).into_iter().collect() } else { found }
+        if found.is_empty() {
+            self.readings.back().map(|(_, reading)| *reading).into_iter().collect()
+        } else {
+            found
+        }
     }
 }
 
@@ -131,7 +136,7 @@ mod tests {
     #[test]
     fn what_was_before_it_stood_does_not_count() {
         let step = [Some(10), Some(10), Some(10), Some(10), Some(40), Some(70), Some(90), Some(90)];
-        assert_eq!(settled(1_000, &step), Some(90), "readings of the first half second tell of before");
+        assert_eq!(settled(1_000, &step), Some(90), "the first readings tell of before");
         assert_eq!(settled(0, &step), Some(90), "the newest, where it has only begun");
     }
 

@@ -131,7 +131,7 @@ fn several_steps_at_once_only_where_labels_allow_and_all_is_hot() {
     for (step, expected) in [("1", 3), ("4", 4)] {
         let service = with_label(scaled(replicated("s1", 2), "1", "9"), "scale.step", step);
         let mut world = hot_world(service, Heat { cpu: 100, network: 80, ..HOT });
-        world.alert(1_000, "n3", "t2", Condition::CpuHigh, Edge::Raise, 300);
+        world.alert(6_000, "n3", "t2", Condition::CpuHigh, Edge::Raise, 5_300);
         world.report(6_050, "n3", 100, &[("t2", 100, 5, 80)]);
         let verdict = judge_at(&world, 6_100, &situation());
         let Some(Intent::ScaleOut { replicas, .. }) = verdict.intent else { panic!("{verdict:?}") };
