@@ -9,8 +9,10 @@ use swarmguard_common::{
 };
 
 use super::{
-    Precedence, Round, Verdict, about, constant,
-    hot::{Certain, Doubt, Hot},
+    Precedence, Round, Verdict, about,
+    burden::Burden,
+    constant,
+    hot::{Certain, Doubt, Hot, share},
     ms, name, placement, preflight,
 };
 use crate::{
@@ -24,21 +26,12 @@ use crate::{
 pub struct Target {
     /// Which node.
     pub node: NodeId,
-    /// Its CPU now, 1.0 being all.
+    /// Its CPU now, 1.0 being all, with what is on its way there.
     pub cpu: f64,
     /// Its CPU with the replica's use added.
     pub predicted_cpu: f64,
     /// Its memory with the replica's use added.
     pub predicted_memory: f64,
-}
-
-/// What a replica brings along to a node, as absolute figures.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Burden {
-    /// CPU in thousandths of one.
-    pub cpu_millis: f64,
-    /// Working set in bytes.
-    pub memory_bytes: f64,
 }
 
 /// The node with most room among those that Swarm would place the service on and whose figures may be believed; or
@@ -89,14 +82,32 @@ fn candidate(round: &Round<'_>, service: &Service, node: &Node, burden: Burden) 
     let (Some(cpu), Some(memory)) = (agent.cpu.ratio(), agent.memory.ratio()) else {
         return Err("its figures are unknown".into());
     };
+    // What other actions bring may not show in its figures yet.
+    let mut coming = Burden::default();
+    for arrival in round.situation.arriving.get(&node.id).into_iter().flatten() {
+        let other = round.brought_by(arrival).ok_or("a replica whose use is unknown is on its way there")?;
+        coming.cpu_millis += other.cpu_millis;
+        coming.memory_bytes += other.memory_bytes;
+    }
     #[expect(clippy::cast_precision_loss, reason = "a share")]
     let whole_memory = agent.hello.memory_bytes as f64;
+    let cpu_share = |burden: Burden| share(burden.cpu_millis, f64::from(agent.hello.cpu_millis));
+    let memory_share = |burden: Burden| share(burden.memory_bytes, whole_memory);
+    let cpu = cpu + cpu_share(coming);
     Ok(Target {
         node: node.id.clone(),
         cpu,
-        predicted_cpu: cpu + super::hot::share(burden.cpu_millis, f64::from(agent.hello.cpu_millis)),
-        predicted_memory: memory + super::hot::share(burden.memory_bytes, whole_memory),
+        predicted_cpu: cpu + cpu_share(burden),
+        predicted_memory: memory + memory_share(coming) + memory_share(burden),
     })
+}
+
+/// What a node's memory may come to with one more replica; or why it may not.
+pub(super) fn memory_fits(policy: &ServicePolicy, target: &Target) -> Result<(), String> {
+    if target.predicted_memory > policy.thresholds.memory_high.ratio().max(constant::MEMORY_ROOM) {
+        return Err(format!("memory would be at {:.0} %", target.predicted_memory * 100.0));
+    }
+    Ok(())
 }
 
 impl Round<'_> {
@@ -507,15 +518,11 @@ fn clearly_better(
     by_memory: bool,
     target: &Target,
 ) -> Result<(), String> {
-    let thresholds = &policy.thresholds;
     let source_cpu = certain.node_load.cpu.map_or(0.0, |cpu| cpu.ratio());
     if target.node == certain.replica.node.id {
         return Err("the source itself".into());
     }
-    let memory_room = thresholds.memory_high.ratio().max(0.9);
-    if target.predicted_memory > memory_room {
-        return Err(format!("memory would be at {:.0} %", target.predicted_memory * 100.0));
-    }
+    memory_fits(policy, target)?;
     if by_memory {
         let source_memory = certain.node_load.memory.map_or(0.0, |memory| memory.ratio());
         let gain = source_memory - target.predicted_memory;

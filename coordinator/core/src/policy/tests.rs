@@ -74,7 +74,9 @@ fn refresh(world: &mut World, ms: u64) {
     for (node, agent) in &world.view.agents {
         for container in agent.containers.values() {
             let id = container.intro.task.as_ref().expect("introduced with it").to_string();
-            standing.extend(container.standing.keys().map(|condition| (node.to_string(), id.clone(), *condition)));
+            standing.extend(
+                container.standing.keys().map(|condition| (node.to_string(), id.clone(), *condition)),
+            );
         }
     }
     for (node, id, condition) in standing {
@@ -223,7 +225,12 @@ fn a_step_of_load_is_told_from_a_short_node_as_soon_as_it_may_be_acted_on() {
             }
             refresh(&mut world, ms);
             world.report(ms, "n1", 10, &[]);
-            world.report(ms, "n2", if hot { 95 } else { 10 }, &[("t1", if hot { 90 } else { 5 }, 10, network)]);
+            world.report(
+                ms,
+                "n2",
+                if hot { 95 } else { 10 },
+                &[("t1", if hot { 90 } else { 5 }, 10, network)],
+            );
             world.report(ms, "n3", 10, &[("t2", 5, 5, 1)]);
             if ms % 1_000 == 0 {
                 world.read(ms);
@@ -513,6 +520,78 @@ fn of_two_hot_services_on_a_node_the_heavier_moves_and_the_other_waits() {
     let rules: Vec<(&str, &str)> =
         verdicts.iter().map(|verdict| (verdict.service.as_str(), verdict.judgement.rule)).collect();
     assert_eq!(rules, [("s2", "migrate"), ("s1", "limit_node")]);
+}
+
+/// `s1` and `s2` with a hot replica each, on n2 and n3; n1 and n4 are idle, n4 a little less so.
+fn two_hot_services(cpu_millis: u32) -> World {
+    let mut world = World::new(["n1", "n2", "n3", "n4"]);
+    for (service, [hot, other]) in [("s1", ["t1", "t2"]), ("s2", ["t3", "t4"])] {
+        let node = if service == "s1" { "n2" } else { "n3" };
+        world.service(replicated(service, 2)).task(hot, service, 1, node).task(other, service, 2, "n4");
+    }
+    world.read(0);
+    world.alert(1_000, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
+    world.alert(1_000, "n3", "t3", Condition::CpuHigh, Edge::Raise, 300);
+    for ms in (0..=6_000).step_by(250) {
+        refresh(&mut world, ms);
+        world.report(ms, "n1", 5, &[]);
+        world.report(ms, "n4", 8, &[("t2", 2, 5, 1), ("t4", 2, 5, 1)]);
+        for (node, task) in [("n2", "t1"), ("n3", "t3")] {
+            let handle = world.handle(task);
+            world.report_with(ms, node, |report| {
+                report.node = NodeLoad { cpu: percent(95), memory: percent(20), ..NodeLoad::default() };
+                report.tasks = vec![TaskLoad {
+                    handle,
+                    cpu: percent(90),
+                    memory: percent(10),
+                    network: percent(1),
+                    cpu_millis,
+                    ..TaskLoad::default()
+                }];
+            });
+        }
+    }
+    world.read(6_000);
+    world
+}
+
+fn targets(verdicts: &[Verdict]) -> Vec<Option<&str>> {
+    verdicts.iter().map(|verdict| verdict.judgement.target.as_ref().map(NodeId::as_str)).collect()
+}
+
+#[test]
+fn two_actions_of_one_round_do_not_fill_the_same_node() {
+    let world = two_hot_services(3_600);
+    let verdicts = decide(&world.view, &situation(), at(6_100));
+    assert!(verdicts.iter().all(|verdict| verdict.judgement.rule == "migrate"), "{verdicts:?}");
+    assert_eq!(targets(&verdicts), [Some("n1"), Some("n4")], "each would take 90 % of it");
+    // Only one node: the second waits.
+    let mut world = two_hot_services(3_600);
+    world.swarm.nodes.get_mut(&"n4".parse().expect("an ID")).expect("there").availability =
+        Availability::Drain;
+    world.read(6_050);
+    let verdicts = decide(&world.view, &situation(), at(6_100));
+    let rules: Vec<&str> = verdicts.iter().map(|verdict| verdict.judgement.rule).collect();
+    assert_eq!(rules, ["migrate", "nowhere_better"], "{verdicts:?}");
+}
+
+#[test]
+fn what_an_action_under_way_brings_counts_before_it_shows() {
+    let mut world = two_hot_services(3_600);
+    let target = |world: &World, situation: &Situation| {
+        let verdict = judge_at(world, 6_100, situation);
+        verdict.judgement.target.map(|target| target.to_string())
+    };
+    assert_eq!(target(&world, &situation()).as_deref(), Some("n1"));
+    let mut arriving = situation();
+    arriving.under_way = 1;
+    let (s2, n3) = ("s2".parse().expect("an ID"), "n3".parse().expect("an ID"));
+    arriving.arrives("n1".parse().expect("an ID"), &s2, Some(&n3));
+    assert_eq!(target(&world, &arriving).as_deref(), Some("n4"), "n1 is as good as full");
+    // Unknown is not nothing.
+    world.swarm.tasks.retain(|_, task| task.service != s2);
+    world.read(6_050);
+    assert_eq!(target(&world, &arriving).as_deref(), Some("n4"));
 }
 
 #[test]
