@@ -357,10 +357,32 @@ impl Round<'_> {
         if let Some(found) = found.into_iter().find(|finding| finding.refuses) {
             return Some(self.refuse(service, found.code, found.text, found.otherwise));
         }
-        let past = self.view.history.past(&service.id, Kind::Migrate).filter(|past| !past.target_lost)?;
-        let since = self.now - past.ended;
-        (since < policy.cooldown)
-            .then(|| self.cooling(service, "cooldown", "migration", policy.cooldown, policy.cooldown - since))
+        let past = self.view.history.past(&service.id, Kind::Migrate).filter(|past| !past.target_lost);
+        if let Some(since) = past.map(|past| self.now - past.ended).filter(|since| *since < policy.cooldown) {
+            let left = policy.cooldown - since;
+            return Some(self.cooling(service, "cooldown", "migration", policy.cooldown, left));
+        }
+        self.moved_in_vain(service)
+    }
+
+    /// A service of which a replica is hot again where it was moved, or was since, does not move: no replica of it, and
+    /// for no reason. Another one would go the same way.
+    fn moved_in_vain(&self, service: &Service) -> Option<Verdict> {
+        let hot_on = |node: &NodeId| {
+            let mut certain = self.hot.of_service(&service.id).iter().filter_map(Hot::certain);
+            certain.any(|certain| certain.replica.node.id == *node)
+        };
+        let moves = self.view.history.moves(&service.id);
+        let recent = moves.filter(|moved| self.now - moved.ended < constant::MOVED_IN_VAIN);
+        let moved = recent.filter(|moved| moved.in_vain || hot_on(&moved.to)).last()?;
+        let since = self.now - moved.ended;
+        let text = format!(
+            "it was moved to {} {} s ago and was hot again there: moving did not help",
+            name(self.snapshot, &moved.to),
+            since.as_secs()
+        );
+        let left = (constant::MOVED_IN_VAIN - since).as_secs();
+        Some(self.refuse(service, "moved_in_vain", text, format!("{left} s more, or another cause")))
     }
 
     /// What forbids a service to move now, whatever its load and wherever it would go.
@@ -378,23 +400,6 @@ impl Round<'_> {
             return Some(verdict);
         }
         let source = &certain.replica.node.id;
-        if let Some(past) = self.view.history.past(&service.id, Kind::Migrate) {
-            let since = self.now - past.ended;
-            if !past.undone && past.target.as_ref() == Some(source) && since < constant::MOVED_IN_VAIN {
-                let text = format!(
-                    "it was moved to {} {} s ago and is hot again: moving did not help",
-                    certain.replica.node.hostname,
-                    since.as_secs()
-                );
-                let left = (constant::MOVED_IN_VAIN - since).as_secs();
-                return Some(self.refuse(
-                    service,
-                    "moved_in_vain",
-                    text,
-                    format!("{left} s more, or another cause"),
-                ));
-            }
-        }
         if let Some(past) = self.view.history.past(&service.id, Kind::ScaleOut)
             && !past.undone
             && self.now - past.ended < constant::RELIEF

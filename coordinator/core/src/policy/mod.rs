@@ -129,7 +129,7 @@ mod constant {
     /// PSI share from which a node is short, whatever its utilisation, in basis points.
     pub const SHORT_PSI: u16 = 2_000;
     /// A service whose replica is hot again where it was moved does not move again for this long.
-    pub const MOVED_IN_VAIN: Duration = Duration::from_secs(600);
+    pub const MOVED_IN_VAIN: Duration = crate::view::MOVES_WATCHED;
     /// After a migration off or to a node its figures are given this long to show it.
     pub const RELIEF: Duration = Duration::from_secs(10);
     /// A replica that uses less than this share of its node is a victim, not the culprit.

@@ -660,6 +660,56 @@ fn cooldown_then_ten_minutes_where_it_was_moved_in_vain() {
     assert_eq!(later(moved_to("n1"), 120), "migrate", "another replica of the service, where it always was");
 }
 
+/// `s1` was moved from n3 to n2 at the beginning, is hot there from 70 s to 76 s, and is calm again.
+fn moved_in_vain_world(service: Service) -> World {
+    let mut world = World::new(["n1", "n2", "n3"]);
+    world.service(service).task("t1", "s1", 1, "n2").task("t2", "s1", 2, "n3").read(0);
+    let intent = Intent::Migrate {
+        service: "s1".parse().expect("an ID"),
+        source: "n3".parse().expect("an ID"),
+        target: Some("n2".parse().expect("an ID")),
+    };
+    let record = tombstone(&world, intent, 7);
+    world.record(record).read(100);
+    world.alert(70_000, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
+    run(&mut world, 70_250, 76_000, HOT);
+    world.alert(76_100, "n2", "t1", Condition::CpuHigh, Edge::Clear, 0);
+    world
+}
+
+#[test]
+fn moved_in_vain_ties_the_whole_service() {
+    let mut world = moved_in_vain_world(replicated("s1", 2));
+    // Now the other replica is hot, on a node that nothing was moved to.
+    world.alert(80_000, "n3", "t2", Condition::CpuHigh, Edge::Raise, 300);
+    for ms in (80_250..=86_000).step_by(250) {
+        refresh(&mut world, ms);
+        world.report(ms, "n1", 10, &[]);
+        world.report(ms, "n2", 10, &[("t1", 5, 5, 1)]);
+        world.report(ms, "n3", 95, &[("t2", 90, 10, 5)]);
+    }
+    world.read(86_000);
+    let verdict = judge_at(&world, 86_100, &situation());
+    assert_eq!(verdict.judgement.rule, "moved_in_vain", "{verdict:?}");
+    assert!(verdict.judgement.text.contains("host-n2"), "{}", verdict.judgement.text);
+}
+
+#[test]
+fn a_later_move_does_not_make_an_earlier_one_good() {
+    let mut world = moved_in_vain_world(replicated("s1", 2));
+    let intent = Intent::Migrate {
+        service: "s1".parse().expect("an ID"),
+        source: "n3".parse().expect("an ID"),
+        target: Some("n1".parse().expect("an ID")),
+    };
+    world.swarm.records.clear();
+    let record = tombstone(&world, intent, 8);
+    world.record(record).read(100_000);
+    world.alert(170_000, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
+    run(&mut world, 170_250, 176_000, HOT);
+    assert_eq!(judge_at(&world, 176_100, &situation()).judgement.rule, "moved_in_vain");
+}
+
 proptest::proptest! {
     /// Whatever figures are missing, no action rests on one that is not there.
     #[test]
