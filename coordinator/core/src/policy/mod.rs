@@ -86,7 +86,7 @@ impl Situation {
                 self.arrives(target.clone(), service, Some(source));
             }
             Intent::ScaleOut { service, target: Some(target), .. } => {
-                self.arrives(target.clone(), service, None)
+                self.arrives(target.clone(), service, None);
             }
             _ => {}
         }
