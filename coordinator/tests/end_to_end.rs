@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 use swarmguard_common::{
     clock,
-    domain::{BasisPoints, NodeId, ServiceId, TaskId},
+    domain::{BasisPoints, Condition, Edge, NodeId, ServiceId, TaskId},
     identity::{Identity, Source, Unit, anonymous_client_config, issue::Authority},
     transport,
     wire::{
@@ -181,16 +181,19 @@ impl World {
                     let handle = task.handle;
                     frame::write(&mut send, &ToCoordinator::Task(task)).await.expect("written");
                     if hot {
-                        let alert = Alert {
-                            epoch: 1,
-                            seq: handle.into(),
-                            handle,
-                            condition: 0,
-                            edge: 0,
-                            value: 9_200,
-                            age_ms: 300,
-                        };
-                        frame::write(&mut send, &ToCoordinator::Alert(alert)).await.expect("written");
+                        let alert = alert(handle.into(), handle, Edge::Raise, 300);
+                        frame::write(&mut send, &alert).await.expect("written");
+                    }
+                }
+                // What stands is said again every second.
+                if hot && round % 4 == 0 {
+                    for handle in handles.values() {
+                        let seq = round * 1_000 + u64::from(*handle);
+                        let age_ms = u32::try_from(round * 250).expect("minutes");
+                        let alert = alert(seq, *handle, Edge::Refresh, age_ms);
+                        if frame::write(&mut send, &alert).await.is_err() {
+                            return;
+                        }
                     }
                 }
                 let report = load(round, hot, handles.values());
@@ -281,6 +284,11 @@ fn intro(
         memory_limit_bytes: None,
         healthcheck: Some(true),
     })
+}
+
+fn alert(seq: u64, handle: u32, edge: Edge, age_ms: u32) -> ToCoordinator {
+    let condition = Condition::CpuHigh as u8;
+    ToCoordinator::Alert(Alert { epoch: 1, seq, handle, condition, edge: edge as u8, value: 9_200, age_ms })
 }
 
 fn load<'a>(seq: u64, hot: bool, handles: impl Iterator<Item = &'a u32>) -> Report {

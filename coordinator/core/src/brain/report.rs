@@ -49,9 +49,8 @@ impl Brain {
                 .filter(|alert| alert.service.as_ref() == Some(&service.id))
                 .collect(),
             action: action.and_then(|object| self.action_status(now, object)),
-            preflight: policy.map_or_else(Vec::new, |policy| {
-                preflight::findings(service, policy, self.view.healthcheck(service, now))
-            }),
+            preflight: policy
+                .map_or_else(Vec::new, |policy| preflight::all(&self.view, service, policy, now)),
         })
     }
 
@@ -129,7 +128,7 @@ impl Brain {
     }
 
     /// All services.
-    pub fn services(&self, _now: Time) -> Vec<ServiceStatus> {
+    pub fn services(&self, now: Time) -> Vec<ServiceStatus> {
         let Some(snapshot) = &self.view.snapshot else { return Vec::new() };
         let status = snapshot.services.values().map(|service| ServiceStatus {
             service: service.id.clone(),
@@ -151,6 +150,13 @@ impl Brain {
                 .find(|record| record.kind != Kind::Node && record.service.as_ref() == Some(&service.id))
                 .map(|record| record.token.clone()),
             rule: self.verdicts.get(&service.id).map(|known| known.judgement.rule.into()),
+            preflight: service.policy.as_ref().ok().filter(|policy| policy.enabled).map_or_else(
+                Vec::new,
+                |policy| {
+                    let found = preflight::all(&self.view, service, policy, now);
+                    found.iter().map(|finding| finding.code).collect()
+                },
+            ),
         });
         status.collect()
     }

@@ -92,6 +92,9 @@ pub struct ServiceStatus {
     pub action: Option<String>,
     /// Rule of the last verdict.
     pub rule: Option<String>,
+    /// Of a protected service: codes of what stands against moving it or weakens the promise; `explain` has the
+    /// sentences.
+    pub preflight: Vec<&'static str>,
 }
 
 /// A standing alert.

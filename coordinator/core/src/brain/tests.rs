@@ -124,6 +124,10 @@ impl Stage {
             tasks: task.map(load).into_iter().collect(),
         };
         self.agent(node, AgentEvent::Report(report));
+        // What stands is said again every second.
+        if node == "n2" && self.ms.is_multiple_of(1_000) && self.brain.view.any_alert() {
+            self.alert(Edge::Refresh);
+        }
     }
 
     fn alert(&mut self, edge: Edge) {

@@ -7,7 +7,7 @@ use swarmguard_common::{
 
 use super::{Brain, SNAPSHOT_VALID};
 use crate::{
-    action::{Intent, Kind, Order},
+    action::{self, Intent, Kind, Order},
     explain::{Conclusion, Finding, Judgement},
     policy::{self, Situation, Spare, Verdict, preflight},
     swarm::Mode,
@@ -114,12 +114,17 @@ impl Brain {
             situation.under_way += 1;
             if let Some(service) = &record.service {
                 situation.busy.insert(service.clone(), record.token.clone());
+                let targets = self.view.snapshot.as_deref().map(|snapshot| action::targets(record, snapshot));
+                for target in targets.into_iter().flatten() {
+                    situation.arrives(target, service, record.source.as_ref());
+                }
             }
         }
         for order in self.actions.pending() {
             let Some(service) = order.intent.service() else { continue };
             if situation.busy.insert(service.clone(), order.token.clone()).is_none() {
                 situation.under_way += 1;
+                situation.arrives_by(&order.intent);
             }
         }
         situation

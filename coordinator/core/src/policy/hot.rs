@@ -38,16 +38,17 @@ pub struct Hot<'a> {
     pub reporter: &'a NodeId,
     /// The replica; `None` where the alert is stale.
     pub replica: Option<Replica<'a>>,
-    /// CPU is high.
+    /// CPU is high, and has been for long enough.
     pub cpu: bool,
-    /// Memory is high.
+    /// Memory is high, and has been for long enough.
     pub memory: bool,
-    /// How long it has stood.
+    /// How long what counts has stood; where nothing counts yet, what is nearest to it.
     pub stood: Duration,
     /// How long it must stand.
     pub act_after: Duration,
     /// Why it does not count.
     pub doubt: Option<Doubt>,
+    now: Time,
 }
 
 impl<'a> Hot<'a> {
@@ -58,12 +59,15 @@ impl<'a> Hot<'a> {
         }
         let replica = self.replica?;
         let agent = replica.agent?;
-        let node_load = agent.load.as_ref()?;
-        Some(Certain { replica, agent, container: replica.container?, load: replica.load?, node_load })
+        let container = replica.container?;
+        let load = container.recent.settled(self.now, self.stood).unwrap_or(*replica.load?);
+        let node_load = agent.recent.settled(self.now, self.stood).or(agent.load)?;
+        Some(Certain { replica, agent, container, load, node_load })
     }
 }
 
-/// A hot replica of which everything is known.
+/// A hot replica of which everything is known. Its figures and its node's are medians over the time that it has been hot,
+/// at most the last seconds: none of them is a single reading.
 #[derive(Clone, Copy, Debug)]
 pub struct Certain<'a> {
     /// The replica.
@@ -73,9 +77,9 @@ pub struct Certain<'a> {
     /// Its container.
     pub container: &'a Container,
     /// Its figures.
-    pub load: &'a TaskLoad,
+    pub load: TaskLoad,
     /// Its node's figures.
-    pub node_load: &'a NodeLoad,
+    pub node_load: NodeLoad,
 }
 
 impl Certain<'_> {
@@ -142,16 +146,22 @@ fn examine<'a>(
     };
     let cpu = stands(Condition::CpuHigh, |load| load.cpu, policy.thresholds.cpu_high);
     let memory = stands(Condition::MemoryHigh, |load| load.memory, policy.thresholds.memory_high);
-    // Only what is known counts; where nothing is, that is said.
-    let cpu_known = cpu.is_some_and(|(_, known)| known);
-    let memory_known = memory.is_some_and(|(_, known)| known);
-    let stood = [cpu, memory].iter().flatten().map(|(standing, _)| now - standing.since).max()?;
     // An operator's own word is not shortened.
     let act_after = policy.act_after.unwrap_or(if is_stalled(agent, container, load) {
         constant::ACT_AFTER_STALLED
     } else {
         ACT_AFTER
     });
+    // Each condition must stand for itself: what is hot for a moment is not older for something else that is.
+    let ages = [cpu, memory].map(|found| found.map(|(standing, _)| now - standing.since));
+    let ripe = ages.map(|age| age.is_some_and(|age| age >= act_after));
+    let longest = |only_ripe: bool| {
+        ages.iter().zip(ripe).filter(|(_, ripe)| *ripe || !only_ripe).filter_map(|(age, _)| *age).max()
+    };
+    let stood = longest(true).or_else(|| longest(false))?;
+    // Only what is known counts; where nothing is, that is said.
+    let cpu_known = ripe[0] && cpu.is_some_and(|(_, known)| known);
+    let memory_known = ripe[1] && memory.is_some_and(|(_, known)| known);
     let mut hot = Hot {
         reporter: node,
         replica: None,
@@ -160,6 +170,7 @@ fn examine<'a>(
         stood,
         act_after,
         doubt: None,
+        now,
     };
     let task = view.task_of(&container.intro.container, container.intro.task.as_ref());
     hot.doubt = match task {

@@ -9,8 +9,10 @@ use swarmguard_common::{
 };
 
 use super::{
-    Precedence, Round, Verdict, about, constant,
-    hot::{Certain, Doubt, Hot},
+    Precedence, Round, Verdict, about,
+    burden::Burden,
+    constant,
+    hot::{Certain, Doubt, Hot, share},
     ms, name, placement, preflight,
 };
 use crate::{
@@ -24,21 +26,12 @@ use crate::{
 pub struct Target {
     /// Which node.
     pub node: NodeId,
-    /// Its CPU now, 1.0 being all.
+    /// Its CPU now, 1.0 being all, with what is on its way there.
     pub cpu: f64,
     /// Its CPU with the replica's use added.
     pub predicted_cpu: f64,
     /// Its memory with the replica's use added.
     pub predicted_memory: f64,
-}
-
-/// What a replica brings along to a node, as absolute figures.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Burden {
-    /// CPU in thousandths of one.
-    pub cpu_millis: f64,
-    /// Working set in bytes.
-    pub memory_bytes: f64,
 }
 
 /// The node with most room among those that Swarm would place the service on and whose figures may be believed; or
@@ -89,14 +82,32 @@ fn candidate(round: &Round<'_>, service: &Service, node: &Node, burden: Burden) 
     let (Some(cpu), Some(memory)) = (agent.cpu.ratio(), agent.memory.ratio()) else {
         return Err("its figures are unknown".into());
     };
+    // What other actions bring may not show in its figures yet.
+    let mut coming = Burden::default();
+    for arrival in round.situation.arriving.get(&node.id).into_iter().flatten() {
+        let other = round.brought_by(arrival).ok_or("a replica whose use is unknown is on its way there")?;
+        coming.cpu_millis += other.cpu_millis;
+        coming.memory_bytes += other.memory_bytes;
+    }
     #[expect(clippy::cast_precision_loss, reason = "a share")]
     let whole_memory = agent.hello.memory_bytes as f64;
+    let cpu_share = |burden: Burden| share(burden.cpu_millis, f64::from(agent.hello.cpu_millis));
+    let memory_share = |burden: Burden| share(burden.memory_bytes, whole_memory);
+    let cpu = cpu + cpu_share(coming);
     Ok(Target {
         node: node.id.clone(),
         cpu,
-        predicted_cpu: cpu + super::hot::share(burden.cpu_millis, f64::from(agent.hello.cpu_millis)),
-        predicted_memory: memory + super::hot::share(burden.memory_bytes, whole_memory),
+        predicted_cpu: cpu + cpu_share(burden),
+        predicted_memory: memory + memory_share(coming) + memory_share(burden),
     })
+}
+
+/// What a node's memory may come to with one more replica; or why it may not.
+pub(super) fn memory_fits(policy: &ServicePolicy, target: &Target) -> Result<(), String> {
+    if target.predicted_memory > policy.thresholds.memory_high.ratio().max(constant::MEMORY_ROOM) {
+        return Err(format!("memory would be at {:.0} %", target.predicted_memory * 100.0));
+    }
+    Ok(())
 }
 
 impl Round<'_> {
@@ -346,10 +357,32 @@ impl Round<'_> {
         if let Some(found) = found.into_iter().find(|finding| finding.refuses) {
             return Some(self.refuse(service, found.code, found.text, found.otherwise));
         }
-        let past = self.view.history.past(&service.id, Kind::Migrate).filter(|past| !past.target_lost)?;
-        let since = self.now - past.ended;
-        (since < policy.cooldown)
-            .then(|| self.cooling(service, "cooldown", "migration", policy.cooldown, policy.cooldown - since))
+        let past = self.view.history.past(&service.id, Kind::Migrate).filter(|past| !past.target_lost);
+        if let Some(since) = past.map(|past| self.now - past.ended).filter(|since| *since < policy.cooldown) {
+            let left = policy.cooldown - since;
+            return Some(self.cooling(service, "cooldown", "migration", policy.cooldown, left));
+        }
+        self.moved_in_vain(service)
+    }
+
+    /// A service of which a replica is hot again where it was moved, or was since, does not move: no replica of it, and
+    /// for no reason. Another one would go the same way.
+    fn moved_in_vain(&self, service: &Service) -> Option<Verdict> {
+        let hot_on = |node: &NodeId| {
+            let mut certain = self.hot.of_service(&service.id).iter().filter_map(Hot::certain);
+            certain.any(|certain| certain.replica.node.id == *node)
+        };
+        let moves = self.view.history.moves(&service.id);
+        let recent = moves.filter(|moved| self.now - moved.ended < constant::MOVED_IN_VAIN);
+        let moved = recent.filter(|moved| moved.in_vain || hot_on(&moved.to)).last()?;
+        let since = self.now - moved.ended;
+        let text = format!(
+            "it was moved to {} {} s ago and was hot again there: moving did not help",
+            name(self.snapshot, &moved.to),
+            since.as_secs()
+        );
+        let left = (constant::MOVED_IN_VAIN - since).as_secs();
+        Some(self.refuse(service, "moved_in_vain", text, format!("{left} s more, or another cause")))
     }
 
     /// What forbids a service to move now, whatever its load and wherever it would go.
@@ -367,23 +400,6 @@ impl Round<'_> {
             return Some(verdict);
         }
         let source = &certain.replica.node.id;
-        if let Some(past) = self.view.history.past(&service.id, Kind::Migrate) {
-            let since = self.now - past.ended;
-            if !past.undone && past.target.as_ref() == Some(source) && since < constant::MOVED_IN_VAIN {
-                let text = format!(
-                    "it was moved to {} {} s ago and is hot again: moving did not help",
-                    certain.replica.node.hostname,
-                    since.as_secs()
-                );
-                let left = (constant::MOVED_IN_VAIN - since).as_secs();
-                return Some(self.refuse(
-                    service,
-                    "moved_in_vain",
-                    text,
-                    format!("{left} s more, or another cause"),
-                ));
-            }
-        }
         if let Some(past) = self.view.history.past(&service.id, Kind::ScaleOut)
             && !past.undone
             && self.now - past.ended < constant::RELIEF
@@ -507,15 +523,11 @@ fn clearly_better(
     by_memory: bool,
     target: &Target,
 ) -> Result<(), String> {
-    let thresholds = &policy.thresholds;
     let source_cpu = certain.node_load.cpu.map_or(0.0, |cpu| cpu.ratio());
     if target.node == certain.replica.node.id {
         return Err("the source itself".into());
     }
-    let memory_room = thresholds.memory_high.ratio().max(0.9);
-    if target.predicted_memory > memory_room {
-        return Err(format!("memory would be at {:.0} %", target.predicted_memory * 100.0));
-    }
+    memory_fits(policy, target)?;
     if by_memory {
         let source_memory = certain.node_load.memory.map_or(0.0, |memory| memory.ratio());
         let gain = source_memory - target.predicted_memory;

@@ -4,6 +4,7 @@
 //! figures it rests on, the rule, and what would have changed it. Missing data is never taken for idleness: without
 //! fresh figures there is no action.
 
+mod burden;
 mod constraint;
 mod hot;
 pub mod jobs;
@@ -34,6 +35,15 @@ use hot::HotList;
 pub use migrate::Target;
 pub use scale::{Spare, choose_victim_node, spare};
 
+/// A replica that an action under way brings to a node, whose figures may not show it yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// Of which service.
+    pub service: ServiceId,
+    /// The node that it leaves; `None` for one more.
+    pub source: Option<NodeId>,
+}
+
 /// What bears on the rules besides the view.
 #[derive(Clone, Debug, Default)]
 pub struct Situation {
@@ -41,6 +51,8 @@ pub struct Situation {
     pub busy: BTreeMap<ServiceId, String>,
     /// Nodes that an action under way leaves, with how many.
     pub leaving: BTreeMap<NodeId, usize>,
+    /// Nodes that actions under way bring replicas to. Bounded by the actions at once.
+    pub arriving: BTreeMap<NodeId, Vec<Arrival>>,
     /// Actions under way in the cluster.
     pub under_way: usize,
     /// Most actions in the cluster.
@@ -59,6 +71,25 @@ impl Situation {
     /// Whether automation is paused for a service.
     pub fn is_paused(&self, service: &ServiceId) -> bool {
         self.paused_all || self.paused.contains(service)
+    }
+
+    /// Notes that a replica of a service is on its way to a node.
+    pub fn arrives(&mut self, node: NodeId, service: &ServiceId, source: Option<&NodeId>) {
+        let arrival = Arrival { service: service.clone(), source: source.cloned() };
+        self.arriving.entry(node).or_default().push(arrival);
+    }
+
+    /// Notes where an order that is not durable yet brings replicas to, as far as it says.
+    pub fn arrives_by(&mut self, intent: &Intent) {
+        match intent {
+            Intent::Migrate { service, source, target: Some(target) } => {
+                self.arrives(target.clone(), service, Some(source));
+            }
+            Intent::ScaleOut { service, target: Some(target), .. } => {
+                self.arrives(target.clone(), service, None);
+            }
+            _ => {}
+        }
     }
 }
 
@@ -98,13 +129,15 @@ mod constant {
     /// PSI share from which a node is short, whatever its utilisation, in basis points.
     pub const SHORT_PSI: u16 = 2_000;
     /// A service whose replica is hot again where it was moved does not move again for this long.
-    pub const MOVED_IN_VAIN: Duration = Duration::from_secs(600);
+    pub const MOVED_IN_VAIN: Duration = crate::view::MOVES_WATCHED;
     /// After a migration off or to a node its figures are given this long to show it.
     pub const RELIEF: Duration = Duration::from_secs(10);
     /// A replica that uses less than this share of its node is a victim, not the culprit.
     pub const CULPRIT_SHARE: f64 = 0.20;
     /// How much less busy than the source a target must be now.
     pub const CLEARLY_BETTER: f64 = 0.20;
+    /// A node may come to this share of its memory with one more replica, or to `memory.high` where that is more.
+    pub const MEMORY_ROOM: f64 = 0.90;
     /// Figures are noisy: this much is forgiven when loads are added up or compared.
     pub const NOISE: f64 = 0.15;
     /// `cpu.max` throttled a container in this share of periods: it is at its own limit, in basis points.
@@ -115,11 +148,12 @@ mod constant {
 /// is a refusal.
 pub fn decide(view: &View, situation: &Situation, now: Time) -> Vec<Verdict> {
     let Some(snapshot) = view.snapshot.as_deref() else { return Vec::new() };
-    let round = Round { view, situation, snapshot, now, hot: HotList::of(view, now) };
+    let hot = HotList::of(view, now);
+    let mut round = Round { view, situation: situation.clone(), snapshot, now, hot };
     let mut verdicts: Vec<Verdict> =
         snapshot.services.values().filter_map(|service| round.judge(service)).collect();
     verdicts.sort_by(|a, b| b.rank.cmp(&a.rank).then_with(|| a.service.cmp(&b.service)));
-    limit(&mut verdicts, situation);
+    round.limit(&mut verdicts);
     verdicts
 }
 
@@ -136,17 +170,18 @@ pub fn most_room(
 ) -> Result<NodeId, String> {
     let Some(snapshot) = view.snapshot.as_deref() else { return Err("Swarm was not read yet".into()) };
     let Some(service) = snapshot.services.get(service) else { return Err("there is no such service".into()) };
-    let round = Round { view, situation, snapshot, now, hot: HotList::default() };
+    let round = Round { view, situation: situation.clone(), snapshot, now, hot: HotList::default() };
     let other = |target: &Target| {
         if Some(&target.node) == source { Err("the source itself".into()) } else { Ok(()) }
     };
-    migrate::best_target(&round, service, migrate::Burden::default(), other).map(|target| target.node)
+    migrate::best_target(&round, service, burden::Burden::default(), other).map(|target| target.node)
 }
 
 /// One round of judgements: everything they share.
 struct Round<'a> {
     view: &'a View,
-    situation: &'a Situation,
+    /// With what this round has decided so far.
+    situation: Situation,
     snapshot: &'a Snapshot,
     now: Time,
     hot: HotList<'a>,
@@ -293,6 +328,45 @@ impl Round<'_> {
         verdict
     }
 
+    /// Refuses what exceeds the limits on actions at once; verdicts come most urgent first. Where a node is taken or left
+    /// by a more urgent one, those that would go there too are judged anew with that known.
+    fn limit(&mut self, verdicts: &mut [Verdict]) {
+        let mut touched = BTreeSet::new();
+        for verdict in verdicts.iter_mut().filter(|verdict| verdict.intent.is_some() && !verdict.observed) {
+            if verdict.judgement.target.as_ref().is_some_and(|target| touched.contains(target))
+                && let Some(again) =
+                    self.snapshot.services.get(&verdict.service).and_then(|it| self.judge(it))
+            {
+                *verdict = again;
+            }
+            let Some(intent) = verdict.intent.clone() else { continue };
+            let under_way = self.situation.under_way;
+            if under_way >= self.situation.max_actions {
+                let text = format!("{under_way} actions are under way; else: {}", verdict.judgement.text);
+                let otherwise = format!("fewer than {} at once", self.situation.max_actions);
+                turn_down(verdict, "limit", text, otherwise);
+                continue;
+            }
+            let node = match &intent {
+                Intent::Migrate { source: node, .. } | Intent::ScaleIn { node, .. } => Some(node.clone()),
+                _ => None,
+            };
+            if let Some(node) = node {
+                let here = self.situation.leaving.entry(node.clone()).or_default();
+                if *here >= self.situation.max_actions_per_node {
+                    let text = format!("another action leaves node {node}; else: {}", verdict.judgement.text);
+                    turn_down(verdict, "limit_node", text, "the end of that action".into());
+                    continue;
+                }
+                *here += 1;
+                touched.insert(node);
+            }
+            touched.extend(verdict.judgement.target.clone());
+            self.situation.arrives_by(&intent);
+            self.situation.under_way += 1;
+        }
+    }
+
     /// The verdict turned into a refusal by a rule that stands above it; signals, task and node stay.
     fn instead(
         &self,
@@ -312,34 +386,6 @@ fn turn_down(verdict: &mut Verdict, rule: &'static str, text: String, otherwise:
     verdict.judgement.rule = rule;
     verdict.judgement.text = text;
     verdict.judgement.otherwise = otherwise;
-}
-
-/// Refuses what exceeds the limits on actions at once; verdicts come most urgent first.
-fn limit(verdicts: &mut [Verdict], situation: &Situation) {
-    let mut under_way = situation.under_way;
-    let mut leaving = situation.leaving.clone();
-    for verdict in verdicts.iter_mut().filter(|verdict| verdict.intent.is_some() && !verdict.observed) {
-        let node = match &verdict.intent {
-            Some(Intent::Migrate { source, .. }) => Some(source.clone()),
-            Some(Intent::ScaleIn { node, .. }) => Some(node.clone()),
-            _ => None,
-        };
-        if under_way >= situation.max_actions {
-            let text = format!("{under_way} actions are under way; else: {}", verdict.judgement.text);
-            turn_down(verdict, "limit", text, format!("fewer than {} at once", situation.max_actions));
-            continue;
-        }
-        if let Some(node) = node {
-            let here = leaving.entry(node.clone()).or_default();
-            if *here >= situation.max_actions_per_node {
-                let text = format!("another action leaves node {node}; else: {}", verdict.judgement.text);
-                turn_down(verdict, "limit_node", text, "the end of that action".into());
-                continue;
-            }
-            *here += 1;
-        }
-        under_way += 1;
-    }
 }
 
 /// Names a node for people.

@@ -1,14 +1,34 @@
 //! What stands against moving a service whatever its load, and what weakens the promise of no lost request.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
-use swarmguard_common::labels::{Allowance, MigrateMode, ServicePolicy};
+use swarmguard_common::{
+    clock::Time,
+    labels::{Allowance, MigrateMode, ServicePolicy},
+};
 
 use crate::{
     explain::Finding,
     swarm::{Mode, Service},
+    view::View,
 };
 
-/// Everything that was found, refusals first. `healthcheck` is what spec and agents say of one; `None` is unknown.
+/// What an engine gives a container to end by itself, in nanoseconds, below which requests are likely to be cut.
+const SHORT_GRACE_NS: u64 = 5_000_000_000;
+/// Engines that cut established connections from other nodes when a container stops (moby#51651): from, and up to but
+/// without, as major, minor and patch.
+const CUTTING_ENGINES: [(u64, u64, u64); 2] = [(29, 0, 0), (29, 1, 5)];
+
+/// Everything that is found of a service and of where it runs, refusals first.
+pub fn all(view: &View, service: &Service, policy: &ServicePolicy, now: Time) -> Vec<Finding> {
+    let mut found = findings(service, policy, view.healthcheck(service, now));
+    found.extend(killed(view, service));
+    found.extend(cutting_engines(view, service));
+    found
+}
+
+/// What is found of a service's spec, refusals first. `healthcheck` is what spec and agents say of one; `None` is unknown.
 pub fn findings(service: &Service, policy: &ServicePolicy, healthcheck: Option<bool>) -> Vec<Finding> {
     let mut found = Vec::new();
     found.extend(own(service, policy));
@@ -17,6 +37,8 @@ pub fn findings(service: &Service, policy: &ServicePolicy, healthcheck: Option<b
     found.extend(mounts(service, policy));
     found.extend(slot_templates(service, policy));
     found.extend(dnsrr(service));
+    found.extend(stop_signal(service));
+    found.extend(short_grace(service));
     found.sort_by_key(|finding| !finding.refuses);
     found
 }
@@ -146,11 +168,84 @@ fn dnsrr(service: &Service) -> Option<Finding> {
     })
 }
 
+fn stop_signal(service: &Service) -> Option<Finding> {
+    let signal = service.spec.pointer("/TaskTemplate/ContainerSpec/StopSignal").and_then(Value::as_str)?;
+    let kills = ["SIGKILL", "KILL", "9"].iter().any(|kill| signal.eq_ignore_ascii_case(kill));
+    kills.then(|| {
+        let text = format!(
+            "stop signal {signal}: a replica that goes cannot finish what it is at, requests are lost"
+        );
+        finding("stop_signal", false, text, "a stop signal that it handles, for instance SIGTERM")
+    })
+}
+
+fn short_grace(service: &Service) -> Option<Finding> {
+    let grace =
+        service.spec.pointer("/TaskTemplate/ContainerSpec/StopGracePeriod").and_then(Value::as_u64)?;
+    (grace < SHORT_GRACE_NS).then(|| {
+        let millis = grace / 1_000_000;
+        let text = format!(
+            "a replica that goes is killed {millis} ms after it was asked to stop: what takes longer is lost"
+        );
+        finding(
+            "short_grace",
+            false,
+            text,
+            "a stop_grace_period as long as its longest request, at least 5 s",
+        )
+    })
+}
+
+/// It did not end when it was asked to, as far as agents with an engine could see.
+fn killed(view: &View, service: &Service) -> Option<Finding> {
+    view.history.was_killed(&service.id).then(|| {
+        let text = "the replica that went last had to be killed (exit 137) after it was asked to stop: it ignores the \
+                    stop signal or takes longer than its grace, and what it was at is lost";
+        let otherwise = "handling SIGTERM: finish what is under way, then exit; or a longer stop_grace_period";
+        finding("ignores_stop", false, text, otherwise)
+    })
+}
+
+fn cutting_engines(view: &View, service: &Service) -> Option<Finding> {
+    let snapshot = view.snapshot.as_deref()?;
+    let [from, to] = CUTTING_ENGINES;
+    let cuts = |version: &str| version_of(version).is_some_and(|version| (from..to).contains(&version));
+    let runs_on =
+        view.tasks_of(&service.id).filter(|task| task.is_wanted()).filter_map(|task| task.node.as_ref());
+    let nodes: BTreeSet<String> = runs_on
+        .filter_map(|node| snapshot.nodes.get(node))
+        .filter(|node| cuts(&node.engine_version))
+        .map(|node| format!("{} ({})", node.hostname, node.engine_version))
+        .collect();
+    (!nodes.is_empty()).then(|| {
+        let text = format!(
+            "engines that cut established connections from other nodes when a replica stops (moby#51651): {}",
+            nodes.into_iter().collect::<Vec<_>>().join(", ")
+        );
+        finding("engine_cuts_connections", false, text, "engine 29.1.5 or later there, or 28")
+    })
+}
+
+/// Major, minor and patch of an engine's version, whatever a distribution put behind them. What comes before a release is
+/// taken for it.
+fn version_of(text: &str) -> Option<(u64, u64, u64)> {
+    let mut parts = text.splitn(3, '.').map(|part| {
+        let digits = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
+        part[..digits].parse().ok()
+    });
+    Some((parts.next()??, parts.next()??, parts.next()??))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::view::testing::{replicated, with_label};
+    use crate::{
+        brain::AgentEvent,
+        swarm::TaskState,
+        view::testing::{World, at, replicated, with_label},
+    };
     use serde_json::json;
+    use swarmguard_common::wire::agent::{ContainerChange, ContainerEvent, ToCoordinator};
 
     /// A service, what is known of its healthcheck, and what is found: code, and whether it refuses.
     type Case = (Service, Option<bool>, &'static [(&'static str, bool)]);
@@ -228,5 +323,69 @@ mod tests {
         let mut service = replicated("s1", 2);
         service.spec["TaskTemplate"]["ContainerSpec"]["Env"] = json!(["SWARMGUARD_IDENTITY=swarm:/x"]);
         assert_eq!(codes(&service, Some(true)), [("own_service", true)]);
+    }
+
+    #[test]
+    fn how_it_is_stopped_is_found_and_refuses_nothing() {
+        let with = |key: &str, value: Value| {
+            let mut service = replicated("s1", 2);
+            service.spec["TaskTemplate"]["ContainerSpec"][key] = value;
+            codes(&service, Some(true))
+        };
+        assert_eq!(with("StopGracePeriod", json!(10_000_000_000_u64)), []);
+        assert_eq!(with("StopGracePeriod", json!(2_000_000_000_u64)), [("short_grace", false)]);
+        assert_eq!(with("StopSignal", json!("SIGTERM")), []);
+        assert_eq!(with("StopSignal", json!("SIGKILL")), [("stop_signal", false)]);
+    }
+
+    fn all_codes(world: &World) -> Vec<&'static str> {
+        let service = replicated("s1", 2);
+        let policy = service.policy.clone().expect("labels that make sense");
+        all(&world.view, &service, &policy, at(0)).iter().map(|found| found.code).collect()
+    }
+
+    #[test]
+    fn engines_that_cut_connections_are_named() {
+        let table = [
+            ("28.5.2", false),
+            ("29.0.0", true),
+            ("29.1.4", true),
+            ("29.1.4+dfsg1", true),
+            ("29.1.5", false),
+            ("29.10.0", false),
+            ("30.0.0", false),
+            ("unknown", false),
+        ];
+        for (version, expected) in table {
+            let mut world = World::new(["n1", "n2"]);
+            world.service(replicated("s1", 2)).task("t1", "s1", 1, "n1").task("t2", "s1", 2, "n2");
+            world.swarm.nodes.get_mut(&"n2".parse().expect("an ID")).expect("there").engine_version =
+                version.into();
+            world.read(0);
+            assert_eq!(all_codes(&world).contains(&"engine_cuts_connections"), expected, "{version}");
+        }
+    }
+
+    #[test]
+    fn a_replica_that_had_to_be_killed_is_found_until_one_ends_by_itself() {
+        let mut world = World::new(["n1", "n2"]);
+        world.service(replicated("s1", 2)).task("t1", "s1", 1, "n1").task("t2", "s1", 2, "n2").read(0);
+        let died = |world: &mut World, (task, node): (&str, &str), status: i32, wanted: bool| {
+            let id = task.parse().expect("an ID");
+            world.swarm.tasks.get_mut(&id).expect("there").desired =
+                if wanted { TaskState::Running } else { TaskState::Shutdown };
+            world.read(100);
+            let event = ContainerEvent {
+                container: format!("c{task}").parse().expect("an ID"),
+                task: None,
+                what: ContainerChange::Died { status },
+                age_ms: 0,
+            };
+            world.agent(100, node, AgentEvent::Message(ToCoordinator::Container(event)));
+            all_codes(world)
+        };
+        assert_eq!(died(&mut world, ("t1", "n1"), 137, true), [""; 0], "nobody asked it to stop");
+        assert_eq!(died(&mut world, ("t1", "n1"), 137, false), ["ignores_stop"]);
+        assert_eq!(died(&mut world, ("t2", "n2"), 0, false), [""; 0]);
     }
 }

@@ -12,7 +12,7 @@ use swarmguard_common::{
 
 use super::{
     Precedence, Round, Verdict, constant,
-    migrate::{Burden, Target, best_target},
+    migrate::{Target, best_target},
     ms, name,
 };
 use crate::{action::Intent, explain::Conclusion, swarm::Service};
@@ -42,7 +42,7 @@ impl Round<'_> {
         if let Some(verdict) = self.is_tied(service, policy) {
             return Some(verdict);
         }
-        let Some(burden) = self.burden_on(service, crowded) else {
+        let Some(burden) = self.burden_on(&service.id, crowded) else {
             return Some(self.refuse(
                 service,
                 "no_data",
@@ -90,18 +90,5 @@ impl Round<'_> {
                 verdict
             }
         })
-    }
-
-    /// The heaviest of a service's replicas on a node, where all of them are known.
-    fn burden_on(&self, service: &Service, node: &NodeId) -> Option<Burden> {
-        let mut burden = Burden::default();
-        for replica in self.view.replicas(&service.id, self.now) {
-            if replica.node.id == *node {
-                let load = replica.load?;
-                burden.cpu_millis = burden.cpu_millis.max(f64::from(load.cpu_millis));
-                burden.memory_bytes = burden.memory_bytes.max(f64::from(load.memory_kib) * 1_024.0);
-            }
-        }
-        Some(burden)
     }
 }

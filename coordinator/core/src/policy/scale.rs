@@ -8,16 +8,16 @@ use swarmguard_common::{
 };
 
 use super::{
-    Precedence, Round, Verdict,
+    Precedence, Round, Verdict, constant,
     hot::{Certain, Hot},
-    migrate::{Burden, Target, best_target},
+    migrate::{Target, best_target, memory_fits},
     ms, name,
 };
 use crate::{
     action::{Intent, Kind},
     explain::Conclusion,
     swarm::{Mode, Service},
-    view::View,
+    view::{SPAN, View},
 };
 
 /// Whether the replicas of a service together use so little that one fewer could carry it, with the figures.
@@ -153,13 +153,20 @@ impl Round<'_> {
                 return self.cooling(service, "up_cooldown", "step up", policy.up_cooldown, left);
             }
         }
-        // A new replica brings the average of what there is now, less than a hot one; what counts is room.
+        // A new replica takes its part of the load off the others, so that its CPU is not held against a
+        // node: what counts is room now. Its memory is its own, and no other needs less for it.
         let fits = |target: &Target| {
             self.fell_silent(service, Kind::ScaleOut, policy.up_cooldown, target)?;
             let high = policy.thresholds.cpu_high.ratio();
-            if target.cpu >= high { Err(format!("CPU is at {:.0} %", target.cpu * 100.0)) } else { Ok(()) }
+            if target.cpu >= high {
+                return Err(format!("CPU is at {:.0} %", target.cpu * 100.0));
+            }
+            memory_fits(policy, target)?;
+            self.tasks_wait(&target.node).map_or(Ok(()), Err)
         };
-        match best_target(self, service, Burden::default(), fits) {
+        // Below its least it may be that no replica is known: then only the node is looked at.
+        let burden = self.mean_burden(&service.id).unwrap_or_default();
+        match best_target(self, service, burden, fits) {
             Err(obstacles) => {
                 let otherwise = "a node with room that the service may run on";
                 self.refuse(
@@ -176,6 +183,7 @@ impl Round<'_> {
                 verdict.judgement.otherwise = "swarmguard.scale.max reached, or an alert that clears".into();
                 verdict.judgement.target = Some(target.node.clone());
                 verdict.judgement.signals.insert("target_cpu_percent", target.cpu * 100.0);
+                verdict.judgement.signals.insert("predicted_memory_percent", target.predicted_memory * 100.0);
                 verdict.intent = Some(Intent::ScaleOut {
                     service: service.id.clone(),
                     replicas: wanted,
@@ -186,6 +194,16 @@ impl Round<'_> {
                 verdict
             }
         }
+    }
+
+    /// Whether tasks of a node wait so much that it is short, whatever its utilisation.
+    fn tasks_wait(&self, node: &NodeId) -> Option<String> {
+        let load = self.view.agents.get(node)?.recent.settled(self.now, SPAN)?;
+        let waits = [("a CPU", load.psi_cpu), ("memory", load.psi_memory)];
+        let (what, share) = waits
+            .into_iter()
+            .find_map(|(what, share)| Some((what, share.filter(|share| share.0 >= constant::SHORT_PSI)?)))?;
+        Some(format!("its tasks wait for {what} {share} of the time"))
     }
 
     /// Brings a replica count that somebody set outside its bounds back, one step at a time.

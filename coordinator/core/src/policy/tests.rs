@@ -41,11 +41,47 @@ fn hot_world(service: Service, heat: Heat) -> World {
 
 fn run(world: &mut World, from: u64, to: u64, heat: Heat) {
     for ms in (from..=to).step_by(250) {
+        refresh(world, ms);
         world.report(ms, "n1", heat.other, &[]);
         world.report(ms, "n2", heat.node, &[("t1", heat.cpu, heat.memory, heat.network)]);
         world.report(ms, "n3", 10, &[("t2", 5, 5, 1)]);
     }
     world.read(to);
+}
+
+/// A node's figures for three seconds, as long as they take to count; the other nodes are idle. Answers when it is over.
+fn hold(world: &mut World, from: u64, node: &str, change: impl Fn(&mut Report)) -> u64 {
+    let to = from + 3_000;
+    for ms in (from..=to).step_by(250) {
+        refresh(world, ms);
+        for other in ["n1", "n2", "n3"].into_iter().filter(|other| *other != node) {
+            world.report_with(ms, other, |report| {
+                report.node = NodeLoad { cpu: percent(10), memory: percent(20), ..NodeLoad::default() };
+            });
+        }
+        world.report_with(ms, node, &change);
+    }
+    world.read(to);
+    to
+}
+
+/// Agents say every second what stands.
+fn refresh(world: &mut World, ms: u64) {
+    if !ms.is_multiple_of(1_000) {
+        return;
+    }
+    let mut standing = Vec::new();
+    for (node, agent) in &world.view.agents {
+        for container in agent.containers.values() {
+            let id = container.intro.task.as_ref().expect("introduced with it").to_string();
+            standing.extend(
+                container.standing.keys().map(|condition| (node.to_string(), id.clone(), *condition)),
+            );
+        }
+    }
+    for (node, id, condition) in standing {
+        world.alert(ms, &node, &id, condition, Edge::Refresh, 0);
+    }
 }
 
 fn situation() -> Situation {
@@ -105,7 +141,7 @@ fn network_tells_node_from_load() {
 #[test]
 fn between_the_thresholds_most_replicas_hot_means_load() {
     let mut world = hot_world(scaled(replicated("s1", 2), "1", "5"), Heat { network: 50, ..HOT });
-    world.alert(1_000, "n3", "t2", Condition::CpuHigh, Edge::Raise, 300);
+    world.alert(6_000, "n3", "t2", Condition::CpuHigh, Edge::Raise, 5_300);
     world.report(6_050, "n3", 90, &[("t2", 85, 5, 50)]);
     assert_eq!(rule(&world), (Conclusion::Act, "scale_out"));
 }
@@ -125,6 +161,84 @@ fn nothing_is_done_before_its_time() {
     stalled(&mut early);
     assert_eq!(judge_at(&early, 3_600, &situation()).judgement.rule, "migrate", "stalls shorten it to 1 s");
     assert_eq!(rule(&world), (Conclusion::Act, "migrate"));
+}
+
+#[test]
+fn each_condition_stands_for_itself() {
+    // Memory has been high for 5 s, at the replica's own limit; CPU for 0.4 s, on a node that is short of it.
+    let hot = Heat { cpu: 90, memory: 90, network: 5, node: 95, other: 10 };
+    let mut world = hot_world(replicated("s1", 2), Heat { cpu: 10, node: 20, ..hot });
+    // The target is not short of memory for it.
+    let n1 = world.view.agents.get_mut(&"n1".parse().expect("an ID")).expect("there");
+    n1.hello.memory_bytes *= 10;
+    for ms in [6_250, 6_500] {
+        world.report(ms, "n1", 10, &[]);
+        world.report(ms, "n2", hot.node, &[("t1", hot.cpu, hot.memory, hot.network)]);
+    }
+    world.alert(6_550, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
+    let verdict = judge_at(&world, 6_600, &situation());
+    assert_eq!(verdict.judgement.rule, "limit_bound", "{verdict:?}");
+    assert!(verdict.judgement.text.contains("own memory"), "{}", verdict.judgement.text);
+    assert_eq!(verdict.judgement.signals["stands_ms"], 5_900.0);
+    run(&mut world, 6_750, 9_500, hot);
+    assert_eq!(judge_at(&world, 9_500, &situation()).judgement.rule, "migrate", "3 s of high CPU");
+}
+
+#[test]
+fn a_burst_neither_turns_a_migration_into_scaling_nor_a_node_short() {
+    let service = || scaled(replicated("s1", 2), "1", "5");
+    let mut world = hot_world(service(), HOT);
+    for ms in [6_250, 6_500, 6_750, 7_000] {
+        world.report(ms, "n1", 10, &[]);
+        world.report(ms, "n2", 95, &[("t1", 90, 10, 90)]);
+        assert_eq!(judge_at(&world, ms, &situation()).judgement.rule, "migrate", "{ms} ms");
+    }
+    run(&mut world, 7_250, 9_000, Heat { network: 90, ..HOT });
+    assert_eq!(judge_at(&world, 9_000, &situation()).judgement.rule, "scale_out", "it lasts");
+    // At its own limit on a node that is busy for a second.
+    let mut world = hot_world(replicated("s1", 2), Heat { node: 30, ..HOT });
+    let agent = world.view.agents.get_mut(&"n2".parse().expect("an ID")).expect("there");
+    agent.containers.values_mut().for_each(|container| container.intro.cpu_limit_millis = Some(500));
+    for ms in [6_250, 6_500, 6_750, 7_000] {
+        world.report(ms, "n1", 10, &[]);
+        world.report(ms, "n2", 95, &[("t1", 90, 10, 5)]);
+        assert_eq!(judge_at(&world, ms, &situation()).judgement.rule, "limit_bound", "{ms} ms");
+    }
+}
+
+#[test]
+fn a_step_of_load_is_told_from_a_short_node_as_soon_as_it_may_be_acted_on() {
+    for (stalled, act_at) in [(false, 3_000), (true, 1_000)] {
+        let mut world = World::new(["n1", "n2", "n3"]);
+        world.service(scaled(replicated("s1", 2), "1", "5"));
+        world.task("t1", "s1", 1, "n2").task("t2", "s1", 2, "n3").read(0);
+        // As an agent smooths a step to 80 % over half a second.
+        let network = [0, 31, 50, 62, 69, 73, 76, 78];
+        for (index, ms) in (0..=6_000 + act_at).step_by(250).enumerate() {
+            let hot = ms >= 6_000;
+            let network = if hot { *network.get(index - 24).unwrap_or(&80) } else { 5 };
+            if ms == 6_500 {
+                world.alert(ms, "n2", "t1", Condition::CpuHigh, Edge::Raise, 500);
+                if stalled {
+                    world.alert(ms, "n2", "t1", Condition::Stalled, Edge::Raise, 200);
+                }
+            }
+            refresh(&mut world, ms);
+            world.report(ms, "n1", 10, &[]);
+            world.report(
+                ms,
+                "n2",
+                if hot { 95 } else { 10 },
+                &[("t1", if hot { 90 } else { 5 }, 10, network)],
+            );
+            world.report(ms, "n3", 10, &[("t2", 5, 5, 1)]);
+            if ms % 1_000 == 0 {
+                world.read(ms);
+            }
+        }
+        let verdict = judge_at(&world, 6_000 + act_at, &situation());
+        assert_eq!(verdict.judgement.rule, "scale_out", "stalled {stalled}: {verdict:?}");
+    }
 }
 
 #[test]
@@ -191,6 +305,7 @@ fn singletons_move_only_where_their_label_says_so() {
         world.service(service).task("t1", "s1", 1, "n2").read(0);
         world.alert(1_000, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
         for ms in (0..=6_000).step_by(250) {
+            refresh(&mut world, ms);
             world.report(ms, "n1", 10, &[]);
             world.report(ms, "n2", 95, &[("t1", 90, 10, 5)]);
         }
@@ -300,6 +415,7 @@ fn nowhere_better_to_go() {
         world.service(service).task("t1", "s1", 1, "n2").task("t2", "s1", 2, "n3").read(0);
         world.alert(1_000, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
         for ms in (0..=6_000).step_by(250) {
+            refresh(&mut world, ms);
             world.report(ms, "n1", full.other, &[]);
             world.report(ms, "n2", 95, &[("t1", 90, 10, 5)]);
             world.report(ms, "n3", full.other, &[("t2", 60, 5, 1)]);
@@ -343,7 +459,7 @@ fn memory_at_its_own_limit_likewise_and_on_a_short_node_it_moves() {
     let mut world = hot_world(replicated("s1", 2), memory);
     assert_eq!(rule(&world).1, "limit_bound", "the node has memory left");
     let handle = world.handle("t1");
-    world.report_with(6_050, "n2", |report| {
+    let end = hold(&mut world, 6_250, "n2", |report| {
         report.node = NodeLoad { cpu: percent(20), memory: percent(92), ..NodeLoad::default() };
         report.tasks = vec![TaskLoad {
             handle,
@@ -354,7 +470,7 @@ fn memory_at_its_own_limit_likewise_and_on_a_short_node_it_moves() {
             ..TaskLoad::default()
         }];
     });
-    assert_eq!(rule(&world), (Conclusion::Act, "migrate"));
+    assert_eq!(judge_at(&world, end, &situation()).judgement.rule, "migrate");
 }
 
 #[test]
@@ -363,7 +479,7 @@ fn the_victim_stays_and_the_culprit_is_named() {
     let mut world = hot_world(replicated("s1", 2), HOT);
     world.service(replicated("s2", 1)).task("t9", "s2", 1, "n2").read(6_000);
     let (small, large) = (world.handle("t1"), world.handle("t9"));
-    world.report_with(6_050, "n2", |report| {
+    let end = hold(&mut world, 6_250, "n2", |report| {
         report.node = NodeLoad { cpu: percent(98), memory: percent(20), ..NodeLoad::default() };
         let load = |handle, cpu, cpu_millis| TaskLoad {
             handle,
@@ -375,7 +491,7 @@ fn the_victim_stays_and_the_culprit_is_named() {
         };
         report.tasks = vec![load(small, 90, 400), load(large, 80, 3_200)];
     });
-    let verdict = judge_at(&world, 6_100, &situation());
+    let verdict = judge_at(&world, end, &situation());
     assert_eq!(verdict.judgement.rule, "victim");
     assert!(verdict.judgement.text.contains("name-s2"), "{}", verdict.judgement.text);
 }
@@ -388,7 +504,7 @@ fn of_two_hot_services_on_a_node_the_heavier_moves_and_the_other_waits() {
     run(&mut world, 6_250, 12_000, HOT);
     world.alert(8_000, "n2", "t8", Condition::CpuHigh, Edge::Raise, 300);
     let (one, two) = (world.handle("t1"), world.handle("t8"));
-    world.report_with(12_050, "n2", |report| {
+    let end = hold(&mut world, 12_250, "n2", |report| {
         report.node = NodeLoad { cpu: percent(99), memory: percent(20), ..NodeLoad::default() };
         let load = |handle, cpu_millis| TaskLoad {
             handle,
@@ -400,10 +516,82 @@ fn of_two_hot_services_on_a_node_the_heavier_moves_and_the_other_waits() {
         };
         report.tasks = vec![load(one, 1_500), load(two, 2_400)];
     });
-    let verdicts = decide(&world.view, &situation(), at(12_100));
+    let verdicts = decide(&world.view, &situation(), at(end));
     let rules: Vec<(&str, &str)> =
         verdicts.iter().map(|verdict| (verdict.service.as_str(), verdict.judgement.rule)).collect();
     assert_eq!(rules, [("s2", "migrate"), ("s1", "limit_node")]);
+}
+
+/// `s1` and `s2` with a hot replica each, on n2 and n3; n1 and n4 are idle, n4 a little less so.
+fn two_hot_services(cpu_millis: u32) -> World {
+    let mut world = World::new(["n1", "n2", "n3", "n4"]);
+    for (service, [hot, other]) in [("s1", ["t1", "t2"]), ("s2", ["t3", "t4"])] {
+        let node = if service == "s1" { "n2" } else { "n3" };
+        world.service(replicated(service, 2)).task(hot, service, 1, node).task(other, service, 2, "n4");
+    }
+    world.read(0);
+    world.alert(1_000, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
+    world.alert(1_000, "n3", "t3", Condition::CpuHigh, Edge::Raise, 300);
+    for ms in (0..=6_000).step_by(250) {
+        refresh(&mut world, ms);
+        world.report(ms, "n1", 5, &[]);
+        world.report(ms, "n4", 8, &[("t2", 2, 5, 1), ("t4", 2, 5, 1)]);
+        for (node, task) in [("n2", "t1"), ("n3", "t3")] {
+            let handle = world.handle(task);
+            world.report_with(ms, node, |report| {
+                report.node = NodeLoad { cpu: percent(95), memory: percent(20), ..NodeLoad::default() };
+                report.tasks = vec![TaskLoad {
+                    handle,
+                    cpu: percent(90),
+                    memory: percent(10),
+                    network: percent(1),
+                    cpu_millis,
+                    ..TaskLoad::default()
+                }];
+            });
+        }
+    }
+    world.read(6_000);
+    world
+}
+
+fn targets(verdicts: &[Verdict]) -> Vec<Option<&str>> {
+    verdicts.iter().map(|verdict| verdict.judgement.target.as_ref().map(NodeId::as_str)).collect()
+}
+
+#[test]
+fn two_actions_of_one_round_do_not_fill_the_same_node() {
+    let world = two_hot_services(3_600);
+    let verdicts = decide(&world.view, &situation(), at(6_100));
+    assert!(verdicts.iter().all(|verdict| verdict.judgement.rule == "migrate"), "{verdicts:?}");
+    assert_eq!(targets(&verdicts), [Some("n1"), Some("n4")], "each would take 90 % of it");
+    // Only one node: the second waits.
+    let mut world = two_hot_services(3_600);
+    world.swarm.nodes.get_mut(&"n4".parse().expect("an ID")).expect("there").availability =
+        Availability::Drain;
+    world.read(6_050);
+    let verdicts = decide(&world.view, &situation(), at(6_100));
+    let rules: Vec<&str> = verdicts.iter().map(|verdict| verdict.judgement.rule).collect();
+    assert_eq!(rules, ["migrate", "nowhere_better"], "{verdicts:?}");
+}
+
+#[test]
+fn what_an_action_under_way_brings_counts_before_it_shows() {
+    let mut world = two_hot_services(3_600);
+    let target = |world: &World, situation: &Situation| {
+        let verdict = judge_at(world, 6_100, situation);
+        verdict.judgement.target.map(|target| target.to_string())
+    };
+    assert_eq!(target(&world, &situation()).as_deref(), Some("n1"));
+    let mut arriving = situation();
+    arriving.under_way = 1;
+    let (s2, n3) = ("s2".parse().expect("an ID"), "n3".parse().expect("an ID"));
+    arriving.arrives("n1".parse().expect("an ID"), &s2, Some(&n3));
+    assert_eq!(target(&world, &arriving).as_deref(), Some("n4"), "n1 is as good as full");
+    // Unknown is not nothing.
+    world.swarm.tasks.retain(|_, task| task.service != s2);
+    world.read(6_050);
+    assert_eq!(target(&world, &arriving).as_deref(), Some("n4"));
 }
 
 #[test]
@@ -470,6 +658,56 @@ fn cooldown_then_ten_minutes_where_it_was_moved_in_vain() {
     assert_eq!(later(moved_to("n2"), 120), "moved_in_vain");
     assert_eq!(later(moved_to("n2"), 700), "migrate");
     assert_eq!(later(moved_to("n1"), 120), "migrate", "another replica of the service, where it always was");
+}
+
+/// `s1` was moved from n3 to n2 at the beginning, is hot there from 70 s to 76 s, and is calm again.
+fn moved_in_vain_world(service: Service) -> World {
+    let mut world = World::new(["n1", "n2", "n3"]);
+    world.service(service).task("t1", "s1", 1, "n2").task("t2", "s1", 2, "n3").read(0);
+    let intent = Intent::Migrate {
+        service: "s1".parse().expect("an ID"),
+        source: "n3".parse().expect("an ID"),
+        target: Some("n2".parse().expect("an ID")),
+    };
+    let record = tombstone(&world, intent, 7);
+    world.record(record).read(100);
+    world.alert(70_000, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
+    run(&mut world, 70_250, 76_000, HOT);
+    world.alert(76_100, "n2", "t1", Condition::CpuHigh, Edge::Clear, 0);
+    world
+}
+
+#[test]
+fn moved_in_vain_ties_the_whole_service() {
+    let mut world = moved_in_vain_world(replicated("s1", 2));
+    // Now the other replica is hot, on a node that nothing was moved to.
+    world.alert(80_000, "n3", "t2", Condition::CpuHigh, Edge::Raise, 300);
+    for ms in (80_250..=86_000).step_by(250) {
+        refresh(&mut world, ms);
+        world.report(ms, "n1", 10, &[]);
+        world.report(ms, "n2", 10, &[("t1", 5, 5, 1)]);
+        world.report(ms, "n3", 95, &[("t2", 90, 10, 5)]);
+    }
+    world.read(86_000);
+    let verdict = judge_at(&world, 86_100, &situation());
+    assert_eq!(verdict.judgement.rule, "moved_in_vain", "{verdict:?}");
+    assert!(verdict.judgement.text.contains("host-n2"), "{}", verdict.judgement.text);
+}
+
+#[test]
+fn a_later_move_does_not_make_an_earlier_one_good() {
+    let mut world = moved_in_vain_world(replicated("s1", 2));
+    let intent = Intent::Migrate {
+        service: "s1".parse().expect("an ID"),
+        source: "n3".parse().expect("an ID"),
+        target: Some("n1".parse().expect("an ID")),
+    };
+    world.swarm.records.clear();
+    let record = tombstone(&world, intent, 8);
+    world.record(record).read(100_000);
+    world.alert(170_000, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
+    run(&mut world, 170_250, 176_000, HOT);
+    assert_eq!(judge_at(&world, 176_100, &situation()).judgement.rule, "moved_in_vain");
 }
 
 proptest::proptest! {

@@ -12,6 +12,7 @@ use swarmguard_common::{
 
 use super::{
     alerts::{Seen, Standing, StandingAlerts},
+    recent::Recent,
     smooth::Smooth,
 };
 use crate::{
@@ -23,6 +24,9 @@ use crate::{
 pub const MAX_CONTAINERS: usize = 4_096;
 /// A container's figures count for this long: agents send each at least once a second, and a datagram may be lost.
 const LOAD_VALID: Duration = Duration::from_millis(2_500);
+/// An alert that its agent, though heard, has not said again for this long stands no more: agents say what stands every
+/// second, every two at their slowest sampling. The end of it was lost, or is of a handle that is gone.
+const STANDING_VALID: Duration = Duration::from_secs(5);
 
 /// A container as its agent describes it.
 #[derive(Clone, Debug)]
@@ -37,6 +41,8 @@ pub struct Container {
     pub memory: Smooth,
     /// Smoothed network utilisation.
     pub network: Smooth,
+    /// Its figures of the last seconds; kept only while a condition stands.
+    pub recent: Recent<TaskLoad>,
     /// Conditions that stand.
     pub standing: StandingAlerts,
     /// Its healthcheck was seen to speak, so it has one.
@@ -51,6 +57,7 @@ impl Container {
             cpu: Smooth::default(),
             memory: Smooth::default(),
             network: Smooth::default(),
+            recent: Recent::default(),
             standing: StandingAlerts::new(),
             health_seen: false,
         }
@@ -88,6 +95,8 @@ pub struct Agent {
     pub lease: Lease,
     /// Last node figures.
     pub load: Option<NodeLoad>,
+    /// Node figures of the last seconds.
+    pub recent: Recent<NodeLoad>,
     /// Smoothed CPU of the node.
     pub cpu: Smooth,
     /// Smoothed memory of the node.
@@ -113,6 +122,7 @@ impl Agent {
             hello,
             lease: Lease::new(now),
             load: None,
+            recent: Recent::default(),
             cpu: Smooth::default(),
             memory: Smooth::default(),
             containers: BTreeMap::new(),
@@ -175,8 +185,11 @@ impl Agent {
         let stood = self.stood.remove(&id).unwrap_or_default();
         match self.containers.get_mut(&id) {
             Some(container) => {
-                self.handles.remove(&container.intro.handle);
-                self.handles.insert(intro.handle, id.clone());
+                // What stood under the old handle ended with it, without a clear edge: its limits may be others now.
+                if container.intro.handle != intro.handle {
+                    self.handles.remove(&container.intro.handle);
+                    container.standing.clear();
+                }
                 container.intro = intro;
             }
             None => {
@@ -211,19 +224,34 @@ impl Agent {
         self.report_seq = Some(report.seq);
         self.lease.renew(now, report.node.starved);
         self.load = Some(report.node);
+        self.recent.push(now, report.node);
         self.cpu.update(now, report.node.cpu);
         self.memory.update(now, report.node.memory);
+        self.expire(now);
         for load in &report.tasks {
             let Some(container) = self.handles.get(&load.handle).and_then(|id| self.containers.get_mut(id))
             else {
                 continue; // A datagram may overtake the introduction.
             };
             container.load = Some((*load, now));
+            if container.standing.is_empty() {
+                container.recent.clear();
+            } else {
+                container.recent.push(now, *load);
+            }
             container.cpu.update(now, load.cpu);
             container.memory.update(now, load.memory);
             container.network.update(now, load.network);
         }
         true
+    }
+
+    /// Ends what the agent no longer says. Only while it is heard: what a silent one said is the lease's to judge.
+    fn expire(&mut self, now: Time) {
+        let valid = STANDING_VALID * self.lease.patience();
+        for container in self.containers.values_mut().filter(|container| !container.standing.is_empty()) {
+            container.standing.retain(|_, standing| now - standing.heard < valid);
+        }
     }
 
     /// Takes in an alert edge; answers with it if it is new and understood.

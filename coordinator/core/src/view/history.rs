@@ -1,7 +1,10 @@
 //! What happened lately, as far as it bears on what may be done next: past actions (from their tombstones, so that a
 //! restart forgets little), changes by others, and how long a service has been spare.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use swarmguard_common::{
     clock::Time,
@@ -16,6 +19,23 @@ use crate::{
 /// A change of a service's version by somebody else keeps us off it this long: what follows from it (an updater that
 /// starts, tasks that appear) shows a moment later.
 pub const QUIET: Duration = Duration::from_secs(5);
+
+/// Exit status of a container that was killed (128 + SIGKILL).
+const KILLED: i32 = 137;
+
+/// Moves of one service remembered; cooldowns keep them far fewer.
+const MAX_MOVES: usize = 16;
+
+/// Where a replica of a service was moved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// The node it went to.
+    pub to: NodeId,
+    /// When that was over.
+    pub ended: Time,
+    /// The service was seen hot there again.
+    pub in_vain: bool,
+}
 
 /// An action that is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,10 +60,13 @@ pub struct History {
     /// When records were first seen as they are.
     pub ages: Ages,
     past: BTreeMap<(ServiceId, Kind), Past>,
+    moved: BTreeMap<ServiceId, VecDeque<Moved>>,
     changed: BTreeMap<ServiceId, Time>,
     spare_since: BTreeMap<ServiceId, (Time, u64)>,
     returned: BTreeMap<NodeId, Time>,
     down: BTreeMap<NodeId, Time>,
+    /// Services whose replica that was stopped last had to be killed.
+    killed: BTreeSet<ServiceId>,
 }
 
 impl History {
@@ -61,6 +84,8 @@ impl History {
             self.note_changes(now, before, snapshot);
         }
         self.past.retain(|(service, _), _| snapshot.services.contains_key(service));
+        self.killed.retain(|service| snapshot.services.contains_key(service));
+        self.moved.retain(|service, _| snapshot.services.contains_key(service));
         self.changed.retain(|service, _| snapshot.services.contains_key(service));
         self.spare_since.retain(|service, _| snapshot.services.contains_key(service));
         self.returned.retain(|node, _| snapshot.nodes.contains_key(node));
@@ -82,8 +107,35 @@ impl History {
                 target: record.target.clone(),
                 token: record.token.clone(),
             };
+            if let (Kind::Migrate, false, Some(to)) = (record.kind, past.undone, past.target.clone()) {
+                let moved = self.moved.entry(service.clone()).or_default();
+                if moved.len() >= MAX_MOVES {
+                    moved.pop_front();
+                }
+                moved.push_back(Moved { to, ended, in_vain: false });
+            }
             self.past.insert(key, past);
         }
+    }
+
+    /// Services that were moved lately, with where to: of these it is watched whether moving helped.
+    pub(super) fn moved_since(&self, since: Time) -> Vec<(ServiceId, NodeId)> {
+        let all = self.moved.iter().flat_map(|(service, moved)| moved.iter().map(move |it| (service, it)));
+        all.filter(|(_, it)| it.ended >= since && !it.in_vain)
+            .map(|(service, it)| (service.clone(), it.to.clone()))
+            .collect()
+    }
+
+    /// Notes that a service is hot again on a node that it was moved to.
+    pub(super) fn note_in_vain(&mut self, service: &ServiceId, node: &NodeId) {
+        for moved in self.moved.get_mut(service).into_iter().flatten().filter(|moved| moved.to == *node) {
+            moved.in_vain = true;
+        }
+    }
+
+    /// Where a service was moved, oldest first, as far as it is remembered.
+    pub fn moves(&self, service: &ServiceId) -> impl Iterator<Item = &Moved> {
+        self.moved.get(service).into_iter().flatten()
     }
 
     fn note_changes(&mut self, now: Time, before: &Snapshot, snapshot: &Snapshot) {
@@ -107,6 +159,20 @@ impl History {
                 self.returned.insert(id.clone(), now);
             }
         }
+    }
+
+    /// Notes how a replica ended that had been asked to stop.
+    pub(super) fn note_stopped(&mut self, service: &ServiceId, status: i32) {
+        if status == KILLED {
+            self.killed.insert(service.clone());
+        } else {
+            self.killed.remove(service);
+        }
+    }
+
+    /// Whether the replica of a service that was stopped last, as far as agents saw, had to be killed.
+    pub fn was_killed(&self, service: &ServiceId) -> bool {
+        self.killed.contains(service)
     }
 
     /// The last action of a kind on a service.

@@ -7,6 +7,7 @@ pub mod agent;
 pub mod alerts;
 mod history;
 mod placed;
+mod recent;
 mod smooth;
 #[cfg(test)]
 pub mod testing;
@@ -19,14 +20,16 @@ use std::{
 
 use swarmguard_common::{
     clock::Time,
-    domain::{ContainerId, NodeId, ServiceId, TaskId},
-    labels::Thresholds,
-    wire::agent::{NodeLoad, TaskLoad, ToAgent, ToCoordinator},
+    domain::{Condition, ContainerId, NodeId, ServiceId, TaskId},
+    labels::{ACT_AFTER, Thresholds},
+    wire::agent::{ContainerChange, ContainerEvent, NodeLoad, TaskLoad, ToAgent, ToCoordinator},
 };
 
 use agent::{Agent, Container, NewEdge};
-pub use history::{History, Past, QUIET};
+use alerts::Standing;
+pub use history::{History, Moved, Past, QUIET};
 pub use placed::{Claims, OnNode, Placed};
+pub use recent::{Recent, SPAN};
 pub use smooth::Smooth;
 
 use crate::{
@@ -39,6 +42,8 @@ use crate::{
 const MAX_AGENTS: usize = 10_000;
 /// An agent of a node that Swarm no longer lists is forgotten after this silence.
 const FORGET_AFTER: Duration = Duration::from_secs(60);
+/// For this long after a move it is watched whether the service is hot again where it went.
+pub const MOVES_WATCHED: Duration = Duration::from_secs(600);
 /// Thresholds of this many services fit a frame with room to spare.
 const MAX_THRESHOLDS: usize = 512;
 /// Containers named to one agent, likewise.
@@ -115,7 +120,33 @@ impl View {
         self.history.read(now, self.snapshot.as_deref(), &snapshot);
         self.snapshot = Some(snapshot);
         self.placed = OnceLock::new();
+        self.watch_moves(now);
         true
+    }
+
+    /// Remembers of services that were moved lately whether they were hot again where they went: by an alert that has
+    /// stood as long as one must stand to be acted on.
+    fn watch_moves(&mut self, now: Time) {
+        for (service, node) in self.history.moved_since(now.before(MOVES_WATCHED)) {
+            let policy = self
+                .snapshot
+                .as_ref()
+                .and_then(|snapshot| snapshot.services.get(&service)?.policy.as_ref().ok());
+            let act_after = policy.and_then(|policy| policy.act_after).unwrap_or(ACT_AFTER);
+            let Some(agent) = self.agents.get(&node) else { continue };
+            let again = agent.lease.state(now) == LeaseState::Live
+                && agent.containers.values().any(|container| {
+                    let stands = |condition| {
+                        let standing: Option<&Standing> = container.standing.get(&condition);
+                        standing.is_some_and(|standing| now - standing.since >= act_after)
+                    };
+                    (stands(Condition::CpuHigh) || stands(Condition::MemoryHigh))
+                        && self.service_of(container).is_some_and(|found| found.id == service)
+                });
+            if again {
+                self.history.note_in_vain(&service, &node);
+            }
+        }
     }
 
     /// Takes in what came from an agent. Whatever is to be said to agents is put into `out`.
@@ -127,6 +158,9 @@ impl View {
         out: &mut Vec<AgentOutput>,
     ) -> Heard {
         let AgentInput { node, connection, what } = input;
+        if let AgentEvent::Message(ToCoordinator::Container(event)) = &what {
+            self.note_stopped(&node, connection, event);
+        }
         if let AgentEvent::Connected(hello) = what {
             return self.connect(now, node, connection, hello, statistics, out);
         }
@@ -155,6 +189,21 @@ impl View {
                 Heard::Nothing
             }
             AgentEvent::Message(message) => hear_message(now, agent, connection, message, statistics, out),
+        }
+    }
+
+    /// Remembers how a replica ended that Swarm had asked to stop.
+    fn note_stopped(&mut self, node: &NodeId, connection: ConnectionId, event: &ContainerEvent) {
+        let ContainerChange::Died { status } = event.what else { return };
+        if self.agents.get(node).is_none_or(|agent| agent.connection != Some(connection)) {
+            return;
+        }
+        let task = self.task_of(&event.container, event.task.as_ref());
+        if let Some(service) = task
+            .filter(|task| !task.is_wanted() && task.node.as_ref() == Some(node))
+            .map(|task| task.service.clone())
+        {
+            self.history.note_stopped(&service, status);
         }
     }
 

@@ -92,6 +92,58 @@ fn standing_alerts_survive_a_reconnect_of_the_same_agent_but_not_its_restart() {
 }
 
 #[test]
+fn a_new_handle_of_the_same_container_ends_what_stood_under_the_old_one() {
+    let mut world = World::new(["n1"]);
+    world.service(replicated("s1", 1)).task("t1", "s1", 1, "n1").read(0);
+    world.alert(500, "n1", "t1", Condition::Stalled, Edge::Raise, 300);
+    assert!(world.view.any_alert());
+    // As the agent does it: the introduction under a new handle first, then the end of the old one.
+    let old = world.handle("t1");
+    let mut intro = world.view.agents[&"n1".parse().expect("an ID")].containers
+        [&"ct1".parse().expect("an ID")]
+        .intro
+        .clone();
+    (intro.handle, intro.cpu_limit_millis) = (old + 1, Some(500));
+    world.agent(600, "n1", AgentEvent::Message(ToCoordinator::Task(intro.clone())));
+    world.agent(600, "n1", AgentEvent::Message(ToCoordinator::Gone { handle: old }));
+    assert!(!world.view.any_alert(), "nobody will ever clear it");
+    // The same introduction once more is no end.
+    let alert = swarmguard_common::wire::agent::Alert {
+        epoch: 1,
+        seq: 9,
+        handle: old + 1,
+        condition: Condition::CpuHigh as u8,
+        edge: Edge::Raise as u8,
+        value: 9_000,
+        age_ms: 300,
+    };
+    world.agent(700, "n1", AgentEvent::Message(ToCoordinator::Alert(alert)));
+    world.agent(800, "n1", AgentEvent::Message(ToCoordinator::Task(intro)));
+    assert!(world.view.any_alert());
+}
+
+#[test]
+fn an_alert_that_a_heard_agent_no_longer_says_ends() {
+    for (refreshed, starved, stands) in [(false, false, false), (true, false, true), (false, true, true)] {
+        let mut world = World::new(["n1"]);
+        world.service(replicated("s1", 1)).task("t1", "s1", 1, "n1").read(0);
+        world.alert(1_000, "n1", "t1", Condition::OomKill, Edge::Raise, 0);
+        for ms in (1_250..=7_000).step_by(250) {
+            if refreshed && ms % 1_000 == 0 {
+                world.alert(ms, "n1", "t1", Condition::OomKill, Edge::Refresh, 0);
+            }
+            world.report_with(ms, "n1", |report| report.node.starved = starved);
+        }
+        assert_eq!(world.view.any_alert(), stands, "refreshed {refreshed}, starved {starved}");
+    }
+    let mut world = World::new(["n1"]);
+    world.service(replicated("s1", 1)).task("t1", "s1", 1, "n1").read(0);
+    world.alert(1_000, "n1", "t1", Condition::CpuHigh, Edge::Raise, 0);
+    world.read(60_000);
+    assert!(world.view.any_alert(), "a silent agent ends nothing; its lease says what it is worth");
+}
+
+#[test]
 fn an_alert_sent_again_counts_once_and_is_acknowledged_again() {
     let mut world = World::new(["n1"]);
     world.service(replicated("s1", 1)).task("t1", "s1", 1, "n1").read(0);

@@ -41,6 +41,44 @@ fn a_node_that_returned_gets_one_replica_of_what_crowds_elsewhere() {
 }
 
 #[test]
+fn a_service_that_was_moved_in_vain_is_not_rebalanced() {
+    for (in_vain, expected) in [(false, "rebalance"), (true, "moved_in_vain")] {
+        let mut world = World::new(["n1", "n2", "n3"]);
+        world.service(with_label(replicated("s1", 3), "rebalance", "true"));
+        world.task("t1", "s1", 1, "n1").task("t2", "s1", 2, "n2").task("t3", "s1", 3, "n2");
+        let n3: NodeId = "n3".parse().expect("an ID");
+        world.swarm.nodes.get_mut(&n3).expect("there").ready = false;
+        world.read(0);
+        let intent = Intent::Migrate {
+            service: "s1".parse().expect("an ID"),
+            source: "n1".parse().expect("an ID"),
+            target: Some("n2".parse().expect("an ID")),
+        };
+        let record = tombstone(&world, intent, 7);
+        world.record(record);
+        world.swarm.nodes.get_mut(&n3).expect("there").ready = true;
+        world.read(1_000);
+        let run = |world: &mut World, from: u64, to: u64, cpu: u16| {
+            for ms in (from..=to).step_by(250) {
+                refresh(world, ms);
+                world.report(ms, "n1", 20, &[("t1", 10, 10, 1)]);
+                world.report(ms, "n2", cpu, &[("t2", cpu, 10, 1), ("t3", 10, 10, 1)]);
+                world.report(ms, "n3", 5, &[]);
+            }
+            world.read(to);
+        };
+        if in_vain {
+            world.alert(10_000, "n2", "t2", Condition::CpuHigh, Edge::Raise, 0);
+            run(&mut world, 10_250, 14_000, 90);
+            world.alert(14_100, "n2", "t2", Condition::CpuHigh, Edge::Clear, 0);
+        }
+        run(&mut world, 92_000, 100_000, 10);
+        let verdict = judge_at(&world, 100_100, &situation());
+        assert_eq!(verdict.judgement.rule, expected, "{verdict:?}");
+    }
+}
+
+#[test]
 fn our_own_pause_is_no_absence() {
     let mut world = World::new(["n1", "n2", "n3"]);
     let n3: NodeId = "n3".parse().expect("an ID");

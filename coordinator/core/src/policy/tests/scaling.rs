@@ -131,10 +131,56 @@ fn several_steps_at_once_only_where_labels_allow_and_all_is_hot() {
     for (step, expected) in [("1", 3), ("4", 4)] {
         let service = with_label(scaled(replicated("s1", 2), "1", "9"), "scale.step", step);
         let mut world = hot_world(service, Heat { cpu: 100, network: 80, ..HOT });
-        world.alert(1_000, "n3", "t2", Condition::CpuHigh, Edge::Raise, 300);
+        world.alert(6_000, "n3", "t2", Condition::CpuHigh, Edge::Raise, 5_300);
         world.report(6_050, "n3", 100, &[("t2", 100, 5, 80)]);
         let verdict = judge_at(&world, 6_100, &situation());
         let Some(Intent::ScaleOut { replicas, .. }) = verdict.intent else { panic!("{verdict:?}") };
         assert_eq!(replicas, expected);
     }
+}
+
+#[test]
+fn a_node_without_memory_or_whose_tasks_wait_gets_no_new_replica() {
+    // The mean of two replicas is 36 % of a node's memory; n1 has most room by CPU.
+    let verdict = |memory: u16, psi_cpu: u16, psi_memory: u16| {
+        let service = scaled(replicated("s1", 2), "1", "9");
+        let mut world = hot_world(service, Heat { network: 80, ..HOT });
+        let hot = [("n2", "t1", 95, 90, 5_760_000), ("n3", "t2", 40, 10, 0)];
+        for ms in (6_250..=9_500).step_by(250) {
+            refresh(&mut world, ms);
+            for (node, task, node_cpu, cpu, memory_kib) in hot {
+                let handle = world.handle(task);
+                world.report_with(ms, node, |report| {
+                    report.node =
+                        NodeLoad { cpu: percent(node_cpu), memory: percent(20), ..NodeLoad::default() };
+                    report.tasks = vec![TaskLoad {
+                        handle,
+                        cpu: percent(cpu),
+                        memory: percent(10),
+                        network: percent(80),
+                        cpu_millis: 400,
+                        memory_kib,
+                        ..TaskLoad::default()
+                    }];
+                });
+            }
+            world.report_with(ms, "n1", |report| {
+                report.node = NodeLoad {
+                    cpu: percent(5),
+                    memory: percent(memory),
+                    psi_cpu: percent(psi_cpu),
+                    psi_memory: percent(psi_memory),
+                    ..NodeLoad::default()
+                };
+            });
+        }
+        world.read(9_500);
+        let verdict = judge_at(&world, 9_500, &situation());
+        assert_eq!(verdict.judgement.rule, "scale_out", "{verdict:?}");
+        verdict.judgement.target.expect("a target").to_string()
+    };
+    assert_eq!(verdict(20, 0, 0), "n1");
+    assert_eq!(verdict(95, 0, 0), "n3", "and 36 % are too much");
+    assert_eq!(verdict(20, 30, 0), "n3", "its tasks wait for a CPU");
+    assert_eq!(verdict(20, 0, 30), "n3", "its tasks wait for memory");
 }
