@@ -274,6 +274,9 @@ impl Record {
     pub(super) fn revived(&self, name: String) -> Self {
         let kind = if self.before.after < self.before.replicas { Kind::ScaleIn } else { Kind::Migrate };
         let mut record = self.lease_for(name, kind, State::Undoing, self.before.clone());
+        // Which replica the balancers were told goes stood in that record: one there stands for all of them.
+        let here = self.before.tasks.iter().find(|task| Some(&task.node) == self.source.as_ref());
+        record.victim = here.map(|task| task.id.clone());
         record.undone = Some(("record_lost".into(), "the record was removed by hand in the middle".into()));
         record
     }
