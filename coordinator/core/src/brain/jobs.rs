@@ -84,7 +84,7 @@ impl Brain {
             id.is_some_and(|id| !snapshot.services.contains_key(&id))
         });
         for record in gone {
-            if !self.is_outstanding(&record.name) {
+            if self.may_issue(&record.name, now) {
                 self.issue(now, &record.name, Command::RemoveRecord { id: record.id.clone() });
             }
         }

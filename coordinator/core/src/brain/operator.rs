@@ -15,7 +15,7 @@ use crate::{
     swarm::{Availability, Mode, Service},
 };
 
-fn not_taken(code: &str, text: impl Into<String>, otherwise: impl Into<String>) -> NotTaken {
+pub(super) fn not_taken(code: &str, text: impl Into<String>, otherwise: impl Into<String>) -> NotTaken {
     NotTaken { code: code.into(), text: text.into(), otherwise: otherwise.into() }
 }
 
@@ -35,6 +35,9 @@ impl Brain {
                 self.scale_by_hand(now, by, &service, replicas, node)
             }
             OperatorCommand::Drain { node } => self.drain_by_hand(now, by, node),
+            OperatorCommand::Cancel { service, node, action } => {
+                self.cancel_by_hand(now, by, service, node, action)
+            }
             OperatorCommand::Pause { service } => self.pause(now, by, service, true),
             OperatorCommand::Resume { service } => self.pause(now, by, service, false),
             OperatorCommand::Observe { on } => {
@@ -197,7 +200,7 @@ impl Brain {
         // Further steps down follow one another; whatever was wished before is superseded.
         let steps = (wanted + 1 < replicas).then_some((replicas, wanted));
         if steps.is_some() || self.wishes.scales().iter().any(|(service, ..)| service == id) {
-            self.wishes.ask(Change::scale(id, steps));
+            self.wishes.ask(now, Change::scale(id, steps));
             self.write_wishes(now);
         }
         Ok(accepted)
@@ -210,7 +213,7 @@ impl Brain {
             let Some((service, replicas)) = found.filter(|(_, replicas)| (to + 1..=from).contains(replicas))
             else {
                 // Done, gone, or raised by somebody else meanwhile.
-                self.wishes.ask(Change::scale(&id, None));
+                self.wishes.ask(now, Change::scale(&id, None));
                 continue;
             };
             if self.is_busy(&id) || self.actions.is_held_off(&id, now) {
@@ -323,7 +326,7 @@ impl Brain {
         text: String,
         service: Option<ServiceId>,
     ) -> Result<Accepted, NotTaken> {
-        if !self.wishes.ask(change) {
+        if !self.wishes.ask(now, change) {
             return Err(not_taken(
                 "too_many",
                 "too many changes wait to be written",
