@@ -229,7 +229,7 @@ pub enum Outcome {
 
 /// A step for the journal. Codes: `leased`, `source_paused`, `surged`, `successor_running`, `successor_healthy`,
 /// `settled`, `marked`, `balancers_drained`, `removed`, `spec_closed`, `unpaused`, `node_drained`, `foreign_change`,
-/// `undoing`, `steered`, `taken_over`, `done`, `undone`, `released`.
+/// `undoing`, `undo_waits`, `steered`, `taken_over`, `done`, `undone`, `released`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Note {
     /// A stable word.

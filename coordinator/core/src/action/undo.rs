@@ -222,6 +222,9 @@ fn is_rolling(look: &Look<'_>) -> bool {
 fn released_or_wait(look: &Look<'_>, why: &str) -> Step {
     match lease::release(look.record, look.snapshot) {
         Some((command, note)) => Step { next: Next::Do(command), notes: note.into_iter().collect() },
-        None => look.wait(why),
+        None => {
+            let text = format!("it holds no node, and others may act meanwhile; it waits for {why}");
+            Step { notes: vec![look.note("undo_waits", text)], ..look.wait(why) }
+        }
     }
 }

@@ -225,6 +225,14 @@ impl Brain {
         self.records.iter().filter(|record| !record.is_over())
     }
 
+    /// Whether an action is only being undone and has given its node back, or never had one. Such a one may wait for a
+    /// stuck rollout of somebody else for as long as that takes, and must not keep others from acting.
+    pub(super) fn is_waiting_out(&self, record: &Record) -> bool {
+        let holds =
+            |lease: &Record| lease.kind == Kind::Node && lease.token == record.token && !lease.is_over();
+        record.state == State::Undoing && !self.records.iter().any(holds)
+    }
+
     /// Whether an action on a service is under way or being begun.
     pub(super) fn is_busy(&self, service: &ServiceId) -> bool {
         self.actions.pending().any(|order| order.intent.service() == Some(service))
@@ -491,7 +499,9 @@ impl Brain {
             Intent::ScaleIn { node, .. } | Intent::Drain { node } => Some(node.clone()),
             Intent::ScaleOut { .. } => None,
         });
-        let under_way = self.actions_under_way().filter(|record| record.kind != Kind::Node);
+        let under_way = self
+            .actions_under_way()
+            .filter(|record| record.kind != Kind::Node && !self.is_waiting_out(record));
         for node in pending.chain(under_way.filter_map(|record| record.source.clone())) {
             *leaving.entry(node).or_default() += 1;
         }

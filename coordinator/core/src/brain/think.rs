@@ -111,7 +111,7 @@ impl Brain {
             if matches!(record.kind, Kind::Node | Kind::Drain) {
                 continue;
             }
-            situation.under_way += 1;
+            situation.under_way += usize::from(!self.is_waiting_out(record));
             if let Some(service) = &record.service {
                 situation.busy.insert(service.clone(), record.token.clone());
             }
