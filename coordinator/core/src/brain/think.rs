@@ -35,6 +35,7 @@ impl Brain {
         for verdict in verdicts {
             self.conclude(now, verdict);
         }
+        self.judge_jobs(now);
     }
 
     fn conclude(&mut self, now: Time, mut verdict: Verdict) {
@@ -46,10 +47,6 @@ impl Brain {
             self.order(now, &mut verdict, intent);
         } else if self.leads() && verdict.judgement.conclusion != Conclusion::Calm {
             self.journal_verdict(now, &verdict);
-        }
-        // Jobs are judged with each snapshot, elsewhere.
-        if verdict.judgement.rule == "not_replicated" && self.verdicts.contains_key(&verdict.service) {
-            return;
         }
         self.verdicts.insert(verdict.service.clone(), Known { judgement: verdict.judgement, at: now });
     }
