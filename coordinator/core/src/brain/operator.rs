@@ -117,7 +117,12 @@ impl Brain {
             }
         };
         let target = match target {
-            Some(target) => self.fits(&service, &target)?,
+            Some(target) if target == source => {
+                let text =
+                    format!("{} is both the node to leave and the one to go to", self.hostname(&source));
+                return Err(not_taken("same_node", text, "another target, or none"));
+            }
+            Some(target) => self.fits(now, &service, &target)?,
             None => self.room_for(id, &source, now).map_err(|why| {
                 not_taken("no_room", format!("no node can take it: {why}"), "a node with room")
             })?,
@@ -132,8 +137,9 @@ impl Brain {
         self.order_by_hand(now, intent, text)
     }
 
-    /// Swarm would place the service there.
-    fn fits(&self, service: &Service, target: &NodeId) -> Result<NodeId, NotTaken> {
+    /// Swarm would place the service there, and the agent there is to be believed: how a replica fares on a node that
+    /// is silent or blind nobody would see.
+    fn fits(&self, now: Time, service: &Service, target: &NodeId) -> Result<NodeId, NotTaken> {
         let Some(snapshot) = self.view.snapshot.as_deref() else {
             return Err(not_taken("not_ready", "Swarm was not read yet", "a moment later"));
         };
@@ -145,7 +151,13 @@ impl Brain {
                 let text = format!("{} cannot take it: {obstacle}", node.hostname);
                 Err(not_taken("does_not_fit", text, "another node"))
             }
-            None => Ok(target.clone()),
+            None => match policy::placement::unbelievable(&self.view, target, now) {
+                Some(why) => {
+                    let text = format!("{} is no target: {why}", node.hostname);
+                    Err(not_taken("not_believed", text, "a fresh report of its agent, or another node"))
+                }
+                None => Ok(target.clone()),
+            },
         }
     }
 
@@ -175,7 +187,7 @@ impl Brain {
             }
             std::cmp::Ordering::Greater => {
                 let target = match node {
-                    Some(node) => Some(self.fits(&service, &node)?),
+                    Some(node) => Some(self.fits(now, &service, &node)?),
                     None => policy::most_room(&self.view, &self.situation(), id, None, now).ok(),
                 };
                 Intent::ScaleOut { service: id.clone(), replicas: wanted, target }
