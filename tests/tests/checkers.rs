@@ -15,6 +15,8 @@ fn suits(sabotage: Sabotage, scenario: &Scenario) -> bool {
     let hot = calm && scenario.pattern == Pattern::HotNode;
     let demand = calm && scenario.pattern == Pattern::Demand;
     match sabotage {
+        // Only where operators order and take back, or others write in between.
+        Sabotage::NeverDrains | Sabotage::NeverResumes => scenario.trouble_every.is_some(),
         Sabotage::Overshoots | Sabotage::NeverClears => hot || demand,
         Sabotage::Hasty => demand,
         _ => hot,

@@ -253,6 +253,63 @@ fn a_drain_that_would_lose_data_is_refused_and_names_the_service() {
 }
 
 #[test]
+fn a_node_that_hosts_a_balancer_of_ours_is_drained_too() {
+    let ours: &[(&str, &str)] = &[("swarmguard.role", "balancer")];
+    let mut stage = Stage::new(3, &[("a", 2, SURGE), ("lb", 2, ours)]);
+    // The final drain stops it, as Swarm does.
+    stage.floor.insert(stage.services[1].clone(), 0);
+    let node = stage.nodes_of(1)[0].clone();
+    stage.order(OperatorCommand::Drain { node: node.clone() }).expect("nothing stands against it");
+    stage.until("drained", |stage| {
+        stage.is_idle() && stage.model.nodes[&node].availability() == Availability::Drain
+    });
+    stage.until("the balancer runs elsewhere", |stage| stage.nodes_of(1).len() == 2);
+    assert!(!stage.nodes_of(0).contains(&node));
+}
+
+#[test]
+fn a_drain_is_taken_back_at_any_moment_without_costing_a_replica() {
+    for moment in ["source_paused", "surged", "marked", "balancers_drained", "spec_closed"] {
+        for replaced in [false, true] {
+            let mut stage = Stage::new(3, &[("a", 3, SURGE), ("b", 1, SURGE), ("c", 2, &[])]);
+            let node = stage.nodes_of(1)[0].clone();
+            let specs: Vec<_> =
+                stage.services.iter().map(|id| stage.model.services[id].spec.clone()).collect();
+            stage.order(OperatorCommand::Drain { node: node.clone() }).expect("nothing stands against it");
+            stage.until(moment, |stage| stage.journal.iter().any(|line| line.contains(moment)));
+            let cancel = OperatorCommand::Cancel { service: None, node: Some(node.clone()), action: None };
+            stage.order(cancel).expect("it is under way");
+            if replaced {
+                stage.pass(Duration::from_millis(400));
+                stage.replace_brain();
+            }
+            stage.until("idle", Stage::is_idle);
+            let story = stage.journal.join("\n");
+            assert_eq!(stage.model.nodes[&node].availability(), Availability::Active, "{moment}\n{story}");
+            for (id, spec) in stage.services.iter().zip(specs) {
+                assert_eq!(stage.model.services[id].spec, spec, "{moment}\n{story}");
+            }
+            assert!(story.contains("Action undone: cancelled"), "{moment}\n{story}");
+        }
+    }
+}
+
+#[test]
+fn a_drain_that_a_service_does_not_let_end_is_given_up() {
+    let mut stage = Stage::new(3, &[("a", 1, SURGE), ("b", 1, SURGE)]);
+    let node = stage.nodes_of(0)[0].clone();
+    let stuck = stage.services[0].clone();
+    // A rollout of somebody else that stands half done.
+    stage.model.services.get_mut(&stuck).expect("there").update_state = Some("paused".into());
+    stage.order(OperatorCommand::Drain { node: node.clone() }).expect("nothing stands against it yet");
+    stage.until("paused", |stage| stage.model.nodes[&node].availability() == Availability::Pause);
+    stage.until("given up", Stage::is_idle);
+    assert_eq!(stage.model.nodes[&node].availability(), Availability::Active);
+    let story = stage.journal.join("\n");
+    assert!(story.contains("service_stays") && story.contains("did not leave"), "{story}");
+}
+
+#[test]
 fn a_replica_goes_where_the_operator_says() {
     let mut stage = Stage::new(3, &[("a", 1, SURGE)]);
     let source = stage.nodes_of(0)[0].clone();

@@ -145,6 +145,19 @@ pub struct Service {
     pub job_iteration: Option<u64>,
 }
 
+impl Service {
+    /// A part of SwarmGuard, which never touches itself: by the label, or by settings that only ours have. Also where
+    /// its labels make no sense otherwise.
+    pub fn is_own(&self) -> bool {
+        let ours = |text: &str| {
+            text.starts_with("SWARMGUARD_IDENTITY=") || text.starts_with("SWARMGUARD_QUIC_ADDR=")
+        };
+        let env = self.spec.pointer("/TaskTemplate/ContainerSpec/Env").and_then(Value::as_array);
+        self.spec.pointer("/Labels/swarmguard.role").is_some()
+            || env.into_iter().flatten().filter_map(Value::as_str).any(ours)
+    }
+}
+
 /// A task's place in its life, in Swarm's order: comparable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -168,6 +168,8 @@ async fn commands_are_checked_to_the_last_field() {
         ("drain", "{\"node\":\"w1\"}", 404, "unknown_node", "w1"),
         ("scale", "{\"replicas\":-1}", 400, "bad_body", "-1"),
         ("observe", "{\"on\":\"yes\"}", 400, "bad_body", "boolean"),
+        ("cancel", "{\"task\":\"x\"}", 400, "bad_body", "task"),
+        ("cancel", "{\"action\":\"x\"}", 409, "not_ready", "Swarm"),
         ("pause", "{}", 409, "not_ready", "Swarm"),
     ] {
         let (answered, said, detail) = world.command(name, body).await;

@@ -40,7 +40,7 @@ impl World {
         if self.rng.f64() >= chance {
             return;
         }
-        let kinds = if self.scenario.class == Class::OwnFaults { 6 } else { 13 };
+        let kinds = if self.scenario.class == Class::OwnFaults { 9 } else { 16 };
         match self.rng.u8(0..kinds) {
             0 => self.crash_coordinator(),
             1 => self.restart_agent(),
@@ -48,17 +48,19 @@ impl World {
             3 => self.blind_coordinator(),
             4 => self.elect(),
             5 => self.mend(),
-            6 => self.power(),
-            7 => self.operator_scales(),
-            8 => self.operator_pauses(),
-            9 => self.operator_deploys(),
-            10 => self.operator_relabels(),
-            11 => self.kill_task(),
+            6 | 7 => self.operator_orders(),
+            8 => self.operator_returns_node(),
+            9 => self.power(),
+            10 => self.operator_scales(),
+            11 => self.operator_sets_node(),
+            12 => self.operator_deploys(),
+            13 => self.operator_relabels(),
+            14 => self.kill_task(),
             _ => self.mend(),
         }
     }
 
-    fn any_node(&mut self) -> NodeId {
+    pub(super) fn any_node(&mut self) -> NodeId {
         let nodes: Vec<&NodeId> = self.swarm.nodes.keys().collect();
         nodes[self.rng.usize(0..nodes.len())].clone()
     }
@@ -68,7 +70,7 @@ impl World {
         managers[self.rng.usize(0..managers.len())].clone()
     }
 
-    fn any_service(&mut self) -> swarmguard_common::domain::ServiceId {
+    pub(super) fn any_service(&mut self) -> swarmguard_common::domain::ServiceId {
         self.services[self.rng.usize(0..self.services.len())].clone()
     }
 
@@ -149,9 +151,14 @@ impl World {
         self.checks.operator_scaled(&service, replicas);
     }
 
-    fn operator_pauses(&mut self) {
+    /// `docker node update --availability`.
+    fn operator_sets_node(&mut self) {
         let node = self.any_node();
-        let availability = if self.rng.bool() { Availability::Pause } else { Availability::Active };
+        let availability = match self.rng.u8(0..5) {
+            0 | 1 => Availability::Pause,
+            2 => Availability::Drain,
+            _ => Availability::Active,
+        };
         self.story.tell(self.now, || format!("an operator sets {node} to {availability:?}"));
         let held = self.swarm.nodes[&node].availability() == Availability::Pause
             && self.swarm.configs.values().any(|config| config.name == node_name(&node));

@@ -8,7 +8,7 @@ use std::{
 use serde_json::{Value, json};
 use swarmguard_common::{
     clock::Time,
-    domain::{NodeId, ServiceId},
+    domain::{NodeId, ServiceId, TaskId},
     journal::{Entry, Kind},
 };
 use swarmguard_core::{
@@ -37,17 +37,33 @@ pub(super) struct Checks {
     /// Nodes that an operator paused while they were paused already by SwarmGuard: Swarm shows no difference, so either
     /// is right in the end.
     either: BTreeSet<NodeId>,
+    /// The last drain of each node that an operator ordered of SwarmGuard.
+    drains: BTreeMap<NodeId, Drain>,
+    drains_ordered: bool,
+    /// Replicas that the balancers were told go.
+    draining: BTreeSet<TaskId>,
     /// Serving replicas that must not be fallen below while only SwarmGuard acts.
     floor: BTreeMap<ServiceId, u64>,
     bounds: BTreeMap<ServiceId, (u64, u64)>,
     told: BTreeSet<String>,
     /// Kind of each action that was begun, by its token.
     kinds: BTreeMap<String, String>,
+    /// Actions that an operator ordered, alone or as a part of a drain: cooldowns do not hold for them.
+    by_hand: BTreeSet<String>,
     /// The last action of each service that ended: kind, when, and whether it went elsewhere at once because its target
     /// fell silent.
     ended: BTreeMap<ServiceId, (String, Time, bool)>,
     pub failures: Vec<String>,
     pub begun: BTreeMap<String, u64>,
+}
+
+/// A drain that was ordered.
+struct Drain {
+    token: String,
+    /// Whether it was done, once it ended.
+    done: Option<bool>,
+    /// An operator set the node by hand while it was under way: which of the two came first Swarm does not show.
+    overridden: bool,
 }
 
 /// The cooldown between two actions of a kind on one service, as the scenario's labels and the defaults have it.
@@ -87,10 +103,14 @@ impl Checks {
             specs: services.iter().map(spec).collect(),
             availability: swarm.nodes.keys().map(|node| (node.clone(), Availability::Active)).collect(),
             either: BTreeSet::new(),
+            drains: BTreeMap::new(),
+            drains_ordered: false,
+            draining: BTreeSet::new(),
             floor: BTreeMap::new(),
             bounds: services.iter().enumerate().map(bounds).collect(),
             told: BTreeSet::new(),
             kinds: BTreeMap::new(),
+            by_hand: BTreeSet::new(),
             ended: BTreeMap::new(),
             failures: Vec::new(),
             begun: BTreeMap::new(),
@@ -121,8 +141,30 @@ impl Checks {
         }
     }
 
+    /// What operators last wanted a node to be.
+    pub fn meant(&self, node: &NodeId) -> Availability {
+        self.availability[node]
+    }
+
+    /// A drain was taken.
+    pub fn drain_ordered(&mut self, node: &NodeId, token: String) {
+        self.drains_ordered = true;
+        self.drains.insert(node.clone(), Drain { token, done: None, overridden: false });
+    }
+
+    /// Whether any was.
+    pub fn drains_ordered(&self) -> bool {
+        self.drains_ordered
+    }
+
     /// `held`: SwarmGuard had it paused at that moment.
     pub fn operator_set(&mut self, node: &NodeId, availability: Availability, held: bool) {
+        match self.drains.get_mut(node) {
+            Some(drain) if drain.done.is_none() => drain.overridden = true,
+            _ => {
+                self.drains.remove(node);
+            }
+        }
         self.availability.insert(node.clone(), availability);
         if held && availability == Availability::Pause {
             self.either.insert(node.clone());
@@ -153,6 +195,7 @@ impl Checks {
         if !self.watching {
             return;
         }
+        self.look_at_balancers(now, swarm, services);
         for service in services {
             let serving = swarm.serving(service).count() as u64;
             let floor = self.floor.get(service).copied().unwrap_or(0);
@@ -171,6 +214,19 @@ impl Checks {
         }
     }
 
+    /// What the balancers were told of a replica is taken back before the action is over, unless the replica goes.
+    fn look_at_balancers(&mut self, now: Time, swarm: &SwarmModel, services: &[ServiceId]) {
+        if self.draining.is_empty() {
+            return;
+        }
+        let over = services.iter().filter(|service| action_of(swarm, service).is_none());
+        let left =
+            over.flat_map(|service| swarm.serving(service)).find(|task| self.draining.contains(&task.id));
+        if let Some(task) = left {
+            self.fail(now, format!("{} of {} serves and is left draining", task.id, task.service));
+        }
+    }
+
     /// Without operators the replica count is what it was, or within the bounds, but for a surge under way.
     fn look_at_bounds(&mut self, now: Time, swarm: &SwarmModel, service: &ServiceId, wish: u64) {
         let (least, most) = self.bounds[service];
@@ -180,7 +236,10 @@ impl Checks {
             self.fail(now, format!("{service} is set to {wish} replicas, {least} to {most} are allowed"));
         }
         // With nobody dying in between, no coordinator has begun what another does not know of.
-        let under_way = swarm.services.keys().filter(|service| action_of(swarm, service).is_some()).count();
+        let acts = |service: &&ServiceId| {
+            action_of(swarm, service).is_some_and(|labels| labels["swarmguard.state"] != "undoing")
+        };
+        let under_way = swarm.services.keys().filter(acts).count();
         if self.undisturbed && under_way > MAX_ACTIONS {
             self.fail(now, format!("{under_way} actions are under way at once"));
         }
@@ -195,7 +254,18 @@ impl Checks {
         result: &CommandResult,
         swarm: &SwarmModel,
     ) {
-        let Command::WriteService { service, .. } = command else { return };
+        let service = match command {
+            Command::WriteService { service, .. } => service,
+            Command::DrainBalancers { tasks, .. } => {
+                self.draining.extend(tasks.iter().cloned());
+                return;
+            }
+            Command::ResumeBalancers { tasks } => {
+                self.draining.retain(|task| !tasks.contains(task));
+                return;
+            }
+            _ => return,
+        };
         if result.is_ok() && action_of(swarm, service).is_none() {
             self.fail(now, format!("{by} wrote {service} without an action lease"));
         }
@@ -203,20 +273,35 @@ impl Checks {
 
     /// When a coordinator wrote to its journal.
     pub fn entry(&mut self, now: Time, entry: &Entry) {
-        let (Kind::Action, Some(action), Some(service)) = (entry.kind, &entry.action, &entry.service) else {
-            return;
-        };
+        let (Kind::Action, Some(action)) = (entry.kind, &entry.action) else { return };
+        let Some(service) = &entry.service else { return self.drain_entry(action, &entry.code) };
         match entry.code.as_str() {
             "leased" => {
-                let kind = entry.text.split(':').next().unwrap_or_default();
+                let (kind, reason) = entry.text.split_once(": ").unwrap_or((&entry.text, ""));
+                if reason.starts_with("ops: ") || reason.starts_with("drain ") {
+                    self.by_hand.insert(action.clone());
+                }
                 self.began(now, action, service, kind);
             }
             code @ ("done" | "undone") => {
                 let kind = self.kinds.get(action).cloned().unwrap_or_default();
+                if self.by_hand.contains(action) {
+                    self.ended.remove(service);
+                    return;
+                }
                 let elsewhere = code == "undone" && entry.text.starts_with(TARGET_LOST);
                 self.ended.insert(service.clone(), (kind, now, elsewhere));
             }
             _ => {}
+        }
+    }
+
+    fn drain_entry(&mut self, action: &str, code: &str) {
+        let found = self.drains.iter_mut().find(|(_, drain)| drain.token == action);
+        let (Some((node, drain)), "done" | "undone") = (found, code) else { return };
+        drain.done = Some(code == "done");
+        if code == "done" && !drain.overridden {
+            self.availability.insert(node.clone(), Availability::Drain);
         }
     }
 
@@ -226,12 +311,18 @@ impl Checks {
             return;
         }
         *self.begun.entry(kind.to_owned()).or_default() += 1;
+        if self.by_hand.contains(action) {
+            // Its record takes the place of the last one's, which kept the cooldown.
+            self.ended.remove(service);
+            return;
+        }
         self.kinds.insert(action.to_owned(), kind.to_owned());
         let Some((last, ended, elsewhere)) = self.ended.get(service) else { return };
         // Of several kinds only the last is remembered across a restart.
         let Some(cooldown) = cooldown(kind).filter(|_| last == kind && !elsewhere) else { return };
         let since = now - *ended;
-        if since < cooldown {
+        // The clocks do not run alike.
+        if since < cooldown.mul_f64(0.98) {
             self.fail(now, format!("{service}: a {kind} began {since:?} after the last, not {cooldown:?}"));
         }
     }
@@ -244,21 +335,27 @@ impl Checks {
         }
         for (node, meant) in self.availability.clone() {
             let is = swarm.nodes[&node].availability();
-            if is != meant && !(self.either.contains(&node) && is == Availability::Active) {
+            // Swarm does not show that somebody else paused a node that SwarmGuard has paused for a drain.
+            let may_be_drained = self.drains.get(&node).is_some_and(|drain| drain.done != Some(false));
+            let either = self.either.contains(&node) && is == Availability::Active
+                || may_be_drained && is == Availability::Drain;
+            if is != meant && !either {
                 self.fail(now, format!("{node} is left {is:?}, operators meant {meant:?}"));
             }
         }
         for config in swarm.configs.values() {
             let state =
                 config.labels.values().any(|value| value == "over") || config.name.contains("settings");
-            if !state {
+            if !state && config.name.contains("-drain-") {
+                self.fail(now, format!("the drain of {} never ended: {:?}", config.name, config.labels));
+            } else if !state {
                 self.fail(now, format!("{} is left unfinished: {:?}", config.name, config.labels));
             }
         }
         if alerts > 0 {
             self.fail(now, format!("{alerts} alerts stand though the load is low"));
         }
-        let begun: u64 = self.begun.values().sum();
+        let begun = self.begun.values().sum::<u64>().saturating_sub(self.by_hand.len() as u64);
         // Undisturbed, what the load calls for must be done.
         let undisturbed = self.undisturbed && scenario.workload.failing_starts == 0;
         let called_for = match scenario.pattern {
@@ -299,10 +396,10 @@ impl Checks {
             );
         }
         let serving = swarm.serving(service).count() as u64;
-        // Starts that fail for ever never come to an end, and nothing starts where operators paused every node; all
+        // Starts that fail for ever never come to an end, and nothing starts where operators closed every node; all
         // others must have.
         let can_start = swarm.services[service].workload.failing_starts == 0
-            && self.availability.values().any(|meant| *meant == Availability::Active);
+            && swarm.nodes.values().any(|node| node.availability() == Availability::Active);
         if serving < replicas && can_start {
             self.fail(now, format!("{service} has {serving} of {replicas} replicas serving after the calm"));
         }

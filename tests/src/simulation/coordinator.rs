@@ -11,6 +11,11 @@ use swarmguard_core::{
 
 use super::{World, checks::MAX_ACTIONS, network::Parcel};
 
+/// Most that a coordinator's clock runs too fast or too slow, in millionths.
+const CLOCK_DRIFT: u64 = 10_000;
+/// For one replica to leave a node that is drained: short, so that drains are given up, too.
+const LEAVING: Duration = Duration::from_secs(60);
+
 /// A coordinator beside one manager.
 pub(super) struct Coordinator {
     node: NodeId,
@@ -18,6 +23,10 @@ pub(super) struct Coordinator {
     pub brain: Option<Brain>,
     /// Counts its lives.
     pub incarnation: u64,
+    /// What its clock says when the world's says zero; another at every start.
+    offset: Duration,
+    /// How fast its clock runs, in millionths of the world's.
+    pace: u64,
     starts_at: Time,
     connections: u64,
     /// A reading that is on its way, with the time of its arrival.
@@ -36,17 +45,25 @@ struct Call {
 }
 
 impl Coordinator {
-    pub fn new(node: NodeId) -> Self {
+    pub fn new(node: NodeId, rng: &mut fastrand::Rng) -> Self {
         Self {
             node,
             brain: None,
             incarnation: 0,
+            offset: Duration::ZERO,
+            pace: rng.u64(1_000_000 - CLOCK_DRIFT..=1_000_000 + CLOCK_DRIFT),
             starts_at: Time::ZERO,
             connections: 0,
             reading: None,
             read_at: Time::ZERO,
             calls: VecDeque::new(),
         }
+    }
+
+    /// What its own clock says: no two of them agree, and none runs quite right.
+    pub fn clock(&self, now: Time) -> Time {
+        let micros = u64::try_from((now - Time::ZERO).as_micros()).unwrap_or(u64::MAX);
+        Time::ZERO + self.offset + Duration::from_micros(micros.saturating_mul(self.pace) / 1_000_000)
     }
 
     /// Numbers a new connection; each life has a range of its own.
@@ -65,10 +82,12 @@ impl Coordinator {
         }
     }
 
-    fn start(&mut self) {
+    fn start(&mut self, rng: &mut fastrand::Rng) {
         self.incarnation += 1;
+        self.offset = Duration::from_millis(rng.u64(0..10_000_000));
         let mut settings = Settings::new(format!("{}.{}", self.node, self.incarnation));
         settings.max_actions = MAX_ACTIONS;
+        settings.tuning.leaving = LEAVING;
         self.brain = Some(Brain::new(settings));
         self.read_at = Time::ZERO;
     }
@@ -90,10 +109,10 @@ impl World {
         }
         self.run_calls(coordinator);
         if up && coordinator.brain.is_none() && self.now >= coordinator.starts_at {
-            coordinator.start();
+            coordinator.start(&mut self.rng);
         }
         self.read_swarm(coordinator);
-        let now = self.now;
+        let now = coordinator.clock(self.now);
         if let Some(brain) = &mut coordinator.brain
             && brain.poll_timeout().is_some_and(|at| at <= now)
         {
@@ -103,9 +122,10 @@ impl World {
     }
 
     fn read_swarm(&mut self, coordinator: &mut Coordinator) {
+        let now = coordinator.clock(self.now);
         let Some(brain) = &mut coordinator.brain else { return };
         if let Some((_, snapshot)) = coordinator.reading.take_if(|(arrives, _)| *arrives <= self.now) {
-            brain.handle(self.now, Input::Snapshot(snapshot));
+            brain.handle(now, Input::Snapshot(snapshot));
         }
         let rhythm = match brain.snapshot_wish() {
             Wish::Usual => Duration::from_secs(1),
@@ -115,7 +135,8 @@ impl World {
         let due = self.now - coordinator.read_at >= rhythm;
         if due && coordinator.reading.is_none() && !self.network.is_blind(&coordinator.node) {
             let arrives = self.now + Duration::from_millis(self.rng.u64(5..200));
-            coordinator.reading = Some((arrives, Arc::new(self.swarm.snapshot(&coordinator.node))));
+            let snapshot = Snapshot { taken: now, ..self.swarm.snapshot(&coordinator.node) };
+            coordinator.reading = Some((arrives, Arc::new(snapshot)));
             coordinator.read_at = self.now;
         }
     }
@@ -144,6 +165,7 @@ impl World {
             _ => true,
         });
         let lost = self.network.is_blind(&coordinator.node);
+        let now = coordinator.clock(now);
         for (id, result) in answered {
             let result = if lost { Err(CommandError::Unavailable("timed out".into())) } else { result };
             if let Some(brain) = &mut coordinator.brain {
@@ -199,8 +221,8 @@ impl World {
         connection: ConnectionId,
         what: AgentEvent,
     ) {
-        let now = self.now;
         let Some(coordinator) = self.coordinators.get_mut(to) else { return };
+        let now = coordinator.clock(self.now);
         // A message of an earlier life finds nobody who knows its connection.
         if connection.0 >> 32 != coordinator.incarnation {
             return;

@@ -9,6 +9,7 @@ mod checks;
 mod coordinator;
 mod load;
 mod network;
+mod orders;
 mod sabotage;
 mod scenario;
 
@@ -127,9 +128,10 @@ impl World {
         let start = swarm.now;
         let load = Load::new(&scenario, start, &mut rng);
         let agents = swarm.nodes.keys().map(|node| (node.clone(), Agent::new(node.clone()))).collect();
-        let managers = swarm.nodes.values().filter(|node| node.manager);
+        let managers: Vec<NodeId> =
+            swarm.nodes.values().filter(|node| node.manager).map(|node| node.id.clone()).collect();
         let coordinators =
-            managers.map(|node| (node.id.clone(), Coordinator::new(node.id.clone()))).collect();
+            managers.into_iter().map(|node| (node.clone(), Coordinator::new(node, &mut rng))).collect();
         let checks = Checks::new(&swarm, &services, &scenario);
         Self {
             now: start,
@@ -154,6 +156,10 @@ impl World {
         self.step_for(self.scenario.troubled);
         self.calm();
         self.step_for(self.scenario.calm);
+        if self.checks.drains_ordered() {
+            // Several replicas leave one after another.
+            self.step_for(self.scenario.calm);
+        }
         self.finish();
     }
 
@@ -167,6 +173,7 @@ impl World {
     fn step(&mut self) {
         self.now = self.now + Duration::from_millis(TICK_MS);
         self.disturb();
+        self.take_wishes_back();
         self.swarm.advance(self.now);
         self.story.tell_tasks(self.now, &self.swarm);
         self.run_agents();
@@ -191,8 +198,10 @@ impl World {
         if !self.checks.failures.is_empty() {
             return;
         }
-        let brains = self.coordinators.values().filter_map(|coordinator| coordinator.brain.as_ref());
-        let alerts = brains.map(|brain| brain.alerts(self.now).len()).sum();
+        let alerts = self.coordinators.values().filter_map(|coordinator| {
+            Some(coordinator.brain.as_ref()?.alerts(coordinator.clock(self.now)).len())
+        });
+        let alerts = alerts.sum();
         self.checks.finish(&self.swarm, &self.services, &self.scenario, alerts);
     }
 }

@@ -28,6 +28,10 @@ pub enum Sabotage {
     WritesWithoutLease,
     /// The lease is never given back.
     KeepsLease,
+    /// Nodes that all have left are never drained.
+    NeverDrains,
+    /// The balancers never hear that a replica stays after all.
+    NeverResumes,
     /// Alerts are raised and never cleared.
     NeverClears,
     /// There are no cooldowns, and nothing is waited for.
@@ -38,7 +42,7 @@ pub enum Sabotage {
 
 impl Sabotage {
     /// All of them but [`Self::None`], each with words from what the checker then says.
-    pub const ALL: [(Self, &str); 11] = [
+    pub const ALL: [(Self, &str); 13] = [
         (Self::KeepsPause, "is left Pause"),
         (Self::Drains, "serving replicas"),
         (Self::SkipsTheMark, "are allowed"),
@@ -47,6 +51,8 @@ impl Sabotage {
         (Self::Overshoots, "are allowed"),
         (Self::WritesWithoutLease, "without an action lease"),
         (Self::KeepsLease, "is left unfinished"),
+        (Self::NeverDrains, "the drain of"),
+        (Self::NeverResumes, "is left draining"),
         (Self::NeverClears, "alerts stand"),
         (Self::Hasty, "after the last"),
         (Self::Idle, "nothing was done"),
@@ -97,6 +103,8 @@ impl Sabotage {
             {
                 None
             }
+            (Self::NeverDrains, Command::WriteNode { spec, .. }) if spec["Availability"] == "drain" => None,
+            (Self::NeverResumes, Command::ResumeBalancers { .. }) => None,
             _ => Some(command),
         }
     }

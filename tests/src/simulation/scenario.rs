@@ -42,6 +42,8 @@ pub struct Scenario {
     pub replicas: Vec<u64>,
     /// `swarmguard.scale.max` of each service; `None`: it does not scale.
     pub scale_max: Vec<Option<u64>>,
+    /// `swarmguard.rebalance` of all services.
+    pub rebalance: bool,
     /// How its containers behave.
     pub workload: Workload,
     /// Of 1,000 datagrams so many are lost.
@@ -74,6 +76,7 @@ impl Scenario {
             workers: rng.u64(2..=4),
             replicas,
             scale_max,
+            rebalance: rng.u8(0..3) == 0,
             workload: Workload {
                 prepare_ms: rng.u64(50..2_000),
                 healthy_ms: if slow { rng.u64(5_000..20_000) } else { rng.u64(200..4_000) },
@@ -102,6 +105,9 @@ impl Scenario {
             if let Some(max) = &max {
                 labels
                     .extend([("swarmguard.scale.min", min.as_str()), ("swarmguard.scale.max", max.as_str())]);
+            }
+            if self.rebalance {
+                labels.push(("swarmguard.rebalance", "true"));
             }
             labels.extend(sabotage.labels());
             let service = swarm.create_service(&format!("web{index}"), *replicas, &labels, self.workload);

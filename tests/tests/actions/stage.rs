@@ -89,6 +89,8 @@ pub struct Stage {
     pub least: usize,
     pub codes: Vec<String>,
     commands: usize,
+    /// Replicas that the balancers send nothing, as they were told.
+    draining: BTreeSet<TaskId>,
     /// A look at Swarm leads to all commands that it calls for, not to the first alone.
     together: bool,
 }
@@ -129,6 +131,7 @@ impl Stage {
             least: tasks.len(),
             codes: Vec::new(),
             commands: 0,
+            draining: BTreeSet::new(),
             together: false,
             model,
             service,
@@ -254,6 +257,11 @@ impl Stage {
             _ => {}
         }
         let result = self.model.execute(&command);
+        match &command {
+            Command::DrainBalancers { tasks, .. } => self.draining.extend(tasks.iter().cloned()),
+            Command::ResumeBalancers { tasks } => self.draining.retain(|task| !tasks.contains(task)),
+            _ => {}
+        }
         match fault {
             Fault::CrashAfter => return true,
             Fault::LostAnswer => {
@@ -341,6 +349,9 @@ impl Stage {
             "{story}: records are left: {:?}",
             self.model.configs.values()
         );
+        let serving = self.serving();
+        let cut_off: Vec<&TaskId> = self.draining.intersection(&serving).collect();
+        assert!(cut_off.is_empty(), "{story}: the balancers send nothing to {cut_off:?}, which stay");
         if let Some(service) = self.model.services.get(&self.service) {
             assert!(!spec::is_marked(&service.spec), "{story}: the mark is left");
             let meant = spec::constraints(&self.before);

@@ -1,7 +1,12 @@
 //! Draining a node without an outage: it is paused, its replicated services leave one after another, successor first,
 //! and then, and only then, it is set to `drain`.
 //!
-//! Global services and jobs are left to Swarm: they cannot run elsewhere instead.
+//! Global services and jobs are left to Swarm: they cannot run elsewhere instead. So are SwarmGuard's own services, which
+//! it never moves: the final `drain` stops them, and Swarm starts replicated ones elsewhere.
+//!
+//! No service may keep the node paused for ever: the record counts the replicas that are left, and where that number
+//! does not fall for too long, the drain is given up. One that is given up, for whatever reason, first takes back the move
+//! that is under way. Only then the node is unpaused: an active node loses at once every task that a mark excludes.
 
 use std::time::Duration;
 
@@ -14,6 +19,7 @@ use super::{
     lease::{self, Hold},
     plan::note,
     record::{Record, State, action_name, node_name},
+    spec,
 };
 
 pub(super) fn step(record: &Record, snapshot: &Snapshot, now: Time, context: &Context<'_>) -> Step {
@@ -34,30 +40,74 @@ pub(super) fn step(record: &Record, snapshot: &Snapshot, now: Time, context: &Co
             Hold::Busy(why) => wait(now, why),
             Hold::Lost(code, why) => to(record, State::Releasing, Some((code, &why))),
         },
-        State::Moving => moving(record, snapshot, now, node),
+        State::Moving => moving(record, snapshot, now, node, context),
         State::Releasing if record.undone.is_none() => drained(record, snapshot, node),
         State::Over => wait(now, "nothing: it is over".into()),
-        // Undone: the node gets back what it had.
-        _ => match lease::release(record, snapshot) {
-            Some((command, note)) => Step { next: Next::Do(command), notes: note.into_iter().collect() },
-            None => {
-                let (code, reason) = record.undone.clone().unwrap_or(("undone".into(), String::new()));
-                let mut step = to(record, State::Over, None);
-                step.notes.push(note(record, "undone", format!("{code}: {reason}")));
-                step
-            }
-        },
+        _ => given_up(record, snapshot, now),
     }
 }
 
-fn moving(record: &Record, snapshot: &Snapshot, now: Time, node: &NodeId) -> Step {
+/// Undone: the move that is under way is taken back, then the node gets back what it had.
+fn given_up(record: &Record, snapshot: &Snapshot, now: Time) -> Step {
+    let (code, reason) = record.undone.clone().unwrap_or(("undone".into(), String::new()));
+    for (service, moving) in children(record, snapshot) {
+        let name = action_name(&service.id);
+        let command = snapshot
+            .records
+            .get(&name)
+            .and_then(|object| super::cancel(object, &format!("{code}: {reason}")));
+        if let Some(command) = command {
+            return Step { next: Next::Do(command), notes: Vec::new() };
+        }
+        // Where nothing of it excludes the node any more, what it still waits for does not need the pause.
+        if moving.state != State::Undoing || spec::is_marked(&service.spec) {
+            return wait(now, format!("the move of {} to end", service.name));
+        }
+    }
+    match lease::release(record, snapshot) {
+        Some((command, note)) => Step { next: Next::Do(command), notes: note.into_iter().collect() },
+        None => {
+            let mut step = to(record, State::Over, None);
+            step.notes.push(note(record, "undone", format!("{code}: {reason}")));
+            step
+        }
+    }
+}
+
+/// Moves of this drain that are under way.
+fn children<'a>(record: &Record, snapshot: &'a Snapshot) -> Vec<(&'a Service, Record)> {
+    let prefix = format!("{}-", record.token);
+    let child = |service: &'a Service| {
+        let action = Record::parse(snapshot.records.get(&action_name(&service.id))?).ok()?;
+        (action.token.starts_with(&prefix) && !action.is_over()).then_some((service, action))
+    };
+    snapshot.services.values().filter_map(child).collect()
+}
+
+/// Whether a service is to leave a node that is drained.
+fn leaves(service: &Service) -> bool {
+    matches!(service.mode, Mode::Replicated(_)) && !service.is_own()
+}
+
+fn moving(record: &Record, snapshot: &Snapshot, now: Time, node: &NodeId, context: &Context<'_>) -> Step {
     if let Hold::Lost(code, why) = lease::still(record, snapshot) {
         return to(record, State::Releasing, Some((code, &why)));
     }
-    let here = |service: &&Service| {
-        matches!(service.mode, Mode::Replicated(_))
-            && snapshot.tasks_of(&service.id).any(|task| task.is_wanted() && task.node.as_ref() == Some(node))
+    let here = |service: &&Service| leaves(service) && copies(service, snapshot, node) > 0;
+    let left: u64 =
+        snapshot.services.values().filter(here).map(|service| copies(service, snapshot, node)).sum();
+    if record.left.is_none_or(|before| left < before) {
+        // Written down, so that the time since the last one left is counted by whoever goes on, too.
+        let mut next = record.clone();
+        next.left = Some(left);
+        return Step { next: Next::Do(next.update()), notes: Vec::new() };
+    }
+    let stays = |service: &Service| {
+        let seconds = context.tuning.leaving.as_secs();
+        let why = format!("{} did not leave within {seconds} s", service.name);
+        to(record, State::Releasing, Some(("service_stays", &why)))
     };
+    let late = now - context.since > context.tuning.leaving;
     let prefix = format!("{}-", record.token);
     let action = |service: &Service| {
         snapshot.records.get(&action_name(&service.id)).and_then(|object| Record::parse(object).ok())
@@ -67,7 +117,7 @@ fn moving(record: &Record, snapshot: &Snapshot, now: Time, node: &NodeId) -> Ste
             continue;
         };
         if !action.is_over() {
-            return wait(now, format!("{} to leave", service.name));
+            return if late { stays(service) } else { wait(now, format!("{} to leave", service.name)) };
         }
         if let Some((code, reason)) = &action.undone
             && here(&service)
@@ -80,6 +130,7 @@ fn moving(record: &Record, snapshot: &Snapshot, now: Time, node: &NodeId) -> Ste
     // One that another action holds is waited for, while the others go first.
     let free = left.clone().find(|service| action(service).is_none_or(|action| action.is_over()));
     match (free, left.next()) {
+        (Some(service), _) | (None, Some(service)) if late => stays(service),
         (Some(service), _) => Step {
             next: Next::Start {
                 intent: Intent::Migrate { service: service.id.clone(), source: node.clone(), target: None },
@@ -90,6 +141,13 @@ fn moving(record: &Record, snapshot: &Snapshot, now: Time, node: &NodeId) -> Ste
         (None, Some(service)) => wait(now, format!("another action to let go of {}", service.name)),
         (None, None) => to(record, State::Releasing, None),
     }
+}
+
+/// Replicas of a service on a node.
+fn copies(service: &Service, snapshot: &Snapshot, node: &NodeId) -> u64 {
+    let here =
+        snapshot.tasks_of(&service.id).filter(|task| task.is_wanted() && task.node.as_ref() == Some(node));
+    here.count() as u64
 }
 
 /// Another token for each replica of each service.

@@ -143,12 +143,12 @@ pub(super) fn orphaned(lease: &Record, snapshot: &Snapshot) -> Option<Command> {
 
 fn is_of_own_drain(record: &Record, lease: &Record, snapshot: &Snapshot) -> bool {
     let Some(source) = &record.source else { return false };
-    record.token.starts_with(&lease.token)
-        && snapshot
-            .records
-            .get(&drain_name(source))
-            .and_then(|object| Record::parse(object).ok())
-            .is_some_and(|drain| drain.token == lease.token && !drain.is_over())
+    let part = record.token.strip_prefix(&lease.token).is_some_and(|rest| rest.starts_with('-'));
+    part && snapshot
+        .records
+        .get(&drain_name(source))
+        .and_then(|object| Record::parse(object).ok())
+        .is_some_and(|drain| drain.token == lease.token && !drain.is_over())
 }
 
 fn new_lease(record: &Record, node: &Node) -> Record {

@@ -139,6 +139,9 @@ pub struct Tuning {
     pub drain: Duration,
     /// For Swarm to remove a replica from its list.
     pub removing: Duration,
+    /// For one more replica to leave a node that is drained, from when the last one did. Longer than all the phases of a
+    /// move together.
+    pub leaving: Duration,
     /// Take-overs of one record after which it is undone rather than continued.
     pub takeovers: u32,
 }
@@ -153,6 +156,7 @@ impl Default for Tuning {
             marking: Duration::from_secs(10),
             drain: Duration::from_secs(5),
             removing: Duration::from_secs(30),
+            leaving: Duration::from_secs(300),
             takeovers: 8,
         }
     }
@@ -225,7 +229,7 @@ pub enum Outcome {
 
 /// A step for the journal. Codes: `leased`, `source_paused`, `surged`, `successor_running`, `successor_healthy`,
 /// `settled`, `marked`, `balancers_drained`, `removed`, `spec_closed`, `unpaused`, `node_drained`, `foreign_change`,
-/// `undoing`, `steered`, `taken_over`, `done`, `undone`, `released`.
+/// `undoing`, `undo_waits`, `steered`, `taken_over`, `done`, `undone`, `released`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Note {
     /// A stable word.
@@ -273,11 +277,11 @@ pub const TARGET_LOST: &str = "target_lost";
 /// do the same again.
 const ELSEWHERE_LOST: &str = "elsewhere_lost";
 
-/// The command that has an action undone, at an operator's wish; `None` where it is over, or past the point where going
-/// on is the quickest way to leave nothing behind.
+/// The command that has an action undone, at an operator's wish or because the drain it belongs to is given up; `None`
+/// where it is over, or past the point where going on is the quickest way to leave nothing behind.
 pub fn cancel(object: &RecordObject, reason: &str) -> Option<Command> {
     let record = Record::parse(object).ok()?;
-    if record.kind == Kind::Node || record.state >= State::Closing && record.state != State::Moving {
+    if record.kind == Kind::Node || record.state >= State::Removing && record.state != State::Moving {
         return None;
     }
     Some(undoing(record, "cancelled", reason).update())

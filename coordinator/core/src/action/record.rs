@@ -187,6 +187,8 @@ pub struct Record {
     pub undone: Option<(String, String)>,
     /// How often a new holder took it over.
     pub takeovers: u32,
+    /// Replicas that are still to leave, as last seen; only in a drain. That it falls is progress.
+    pub left: Option<u64>,
     /// How long the tombstone stays.
     pub cooldown: Duration,
     /// What was before.
@@ -211,6 +213,7 @@ impl Record {
             victim: None,
             undone: None,
             takeovers: 0,
+            left: None,
             cooldown: order.cooldown,
             data: serde_json::to_vec(&before).unwrap_or_default(),
             before,
@@ -252,6 +255,7 @@ impl Record {
             victim: text("victim").map(str::parse).transpose().map_err(|error| wrong(format!("{error}")))?,
             undone: text("undone").map(|code| (code.into(), text("reason").unwrap_or_default().into())),
             takeovers: u32::try_from(number("takeovers")?).unwrap_or(u32::MAX),
+            left: text("left").map(|_| number("left")).transpose()?,
             cooldown: Duration::from_millis(number("cooldown-ms")?),
             before: serde_json::from_slice(&object.data)
                 .map_err(|error| wrong(format!("its data is not ours: {error}")))?,
@@ -274,6 +278,9 @@ impl Record {
     pub(super) fn revived(&self, name: String) -> Self {
         let kind = if self.before.after < self.before.replicas { Kind::ScaleIn } else { Kind::Migrate };
         let mut record = self.lease_for(name, kind, State::Undoing, self.before.clone());
+        // Which replica the balancers were told goes stood in that record: one there stands for all of them.
+        let here = self.before.tasks.iter().find(|task| Some(&task.node) == self.source.as_ref());
+        record.victim = here.map(|task| task.id.clone());
         record.undone = Some(("record_lost".into(), "the record was removed by hand in the middle".into()));
         record
     }
@@ -294,6 +301,7 @@ impl Record {
             ("source", self.source.as_ref().map(ToString::to_string)),
             ("target", self.target.as_ref().map(ToString::to_string)),
             ("victim", self.victim.as_ref().map(ToString::to_string)),
+            ("left", self.left.map(|left| left.to_string())),
             ("undone", self.undone.as_ref().map(|(code, _)| code.clone())),
             ("reason", self.undone.as_ref().map(|(_, reason)| shortened(reason))),
         ];

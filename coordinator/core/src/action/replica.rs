@@ -16,7 +16,7 @@ use crate::{
     command::{Command, CommandError},
     swarm::{Service, Snapshot, Task, TaskState},
 };
-use swarmguard_common::clock::Time;
+use swarmguard_common::{clock::Time, domain::TaskId};
 
 use super::{
     Context, Next, Note, Step,
@@ -305,6 +305,9 @@ impl Look<'_> {
     }
 
     pub(super) fn releasing(&self) -> Step {
+        if let Some(step) = self.resumed() {
+            return step;
+        }
         if let Some((command, note)) = lease::release(self.record, self.snapshot) {
             return Step { next: Next::Do(command), notes: note.into_iter().collect() };
         }
@@ -313,6 +316,26 @@ impl Look<'_> {
             Some((code, reason)) => self.note("undone", format!("{code}: {reason}")),
         }];
         self.to(State::Over, notes)
+    }
+
+    /// The balancers hear that a replica stays which they were told goes; then the record names none any more. Nothing
+    /// else takes a drain back, so that every way to the end leads through here. `None` where there is nothing to say.
+    pub(super) fn resumed(&self) -> Option<Step> {
+        let victim = self.record.victim.as_ref()?;
+        // Undone, all that are left on the source stay, whichever of them the balancers were told of.
+        let undone = self.record.undone.is_some();
+        let here =
+            |task: &&Task| &task.id == victim || undone && lease::is_source(self.record, task.node.as_ref());
+        let tasks: Vec<TaskId> = self.slots.tasks().filter(here).map(|task| task.id.clone()).collect();
+        if tasks.is_empty() {
+            return None;
+        }
+        if matches!(self.context.last, Some((Command::ResumeBalancers { .. }, Ok(())))) {
+            let mut next = self.record.clone();
+            next.victim = None;
+            return Some(self.run(next.update()));
+        }
+        Some(self.run(Command::ResumeBalancers { tasks }))
     }
 
     /// Marked, the right slot is still the only doomed one, the source is still paused, and enough others serve.

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 use swarmguard_common::domain::NodeId;
 
-use crate::{command::Command, swarm::Task};
+use crate::swarm::Task;
 
 use super::{
     ELSEWHERE_LOST, Next, Step, TARGET_LOST, lease,
@@ -30,9 +30,13 @@ pub(super) fn step(look: &Look<'_>) -> Step {
         (next.state, next.undone) = (State::Closing, None);
         return Step { next: Next::Do(next.update()), notes: Vec::new() };
     }
+    if let Some(step) = look.resumed() {
+        return step;
+    }
     let by_hand = record.undone.as_ref().is_some_and(|(code, _)| code == SCALED_BY_HAND);
     if record.source.as_ref().is_some_and(|source| look.is(&marked_spec(before, source))) {
-        return unmark(look);
+        // The mark comes off; twins that no node can take vanish with it.
+        return look.write(unmarked_spec(before));
     }
     if let Some(target) = &record.target
         && look.is(&drop_spec(look, target))
@@ -48,18 +52,6 @@ pub(super) fn step(look: &Look<'_>) -> Step {
         return shrink(look, look.before_spec(), true);
     }
     if look.is(&before.spec) { back(look) } else { theirs(look, by_hand) }
-}
-
-/// The mark comes off; twins that no node can take vanish with it.
-fn unmark(look: &Look<'_>) -> Step {
-    let resumed = matches!(
-        look.context.last,
-        Some((Command::ResumeBalancers { .. } | Command::WriteService { .. }, _))
-    );
-    match &look.record.victim {
-        Some(victim) if !resumed => look.run(Command::ResumeBalancers { tasks: vec![victim.clone()] }),
-        _ => look.write(unmarked_spec(&look.record.before)),
-    }
 }
 
 /// One replica fewer, the one that was added if it is not well, none that serves in any case unless all do.
@@ -230,6 +222,9 @@ fn is_rolling(look: &Look<'_>) -> bool {
 fn released_or_wait(look: &Look<'_>, why: &str) -> Step {
     match lease::release(look.record, look.snapshot) {
         Some((command, note)) => Step { next: Next::Do(command), notes: note.into_iter().collect() },
-        None => look.wait(why),
+        None => {
+            let text = format!("it holds no node, and others may act meanwhile; it waits for {why}");
+            Step { notes: vec![look.note("undo_waits", text)], ..look.wait(why) }
+        }
     }
 }

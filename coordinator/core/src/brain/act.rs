@@ -10,10 +10,10 @@ use swarmguard_common::{
     domain::{NodeId, ServiceId},
 };
 
-use super::Brain;
+use super::{Brain, failing::Failing};
 use crate::{
     action::{
-        self, Context, Intent, Kind, Next, Note, Order, Outcome, Record, Refusal, Step, action_name,
+        self, Context, Intent, Kind, Next, Note, Order, Outcome, Record, Refusal, State, Step, action_name,
         drain_name, is_record,
     },
     command::{Command, CommandError, CommandId, CommandResult},
@@ -70,6 +70,9 @@ pub(super) struct Actions {
     notes: BTreeSet<(String, &'static str)>,
     tracks: BTreeMap<String, Track>,
     hold_off: BTreeMap<String, Time>,
+    /// Tokens of actions that an operator cancelled, with the reason, until their records say so.
+    cancels: BTreeMap<String, String>,
+    failing: Failing,
 }
 
 impl Actions {
@@ -87,6 +90,8 @@ impl Actions {
             notes: BTreeSet::new(),
             tracks: BTreeMap::new(),
             hold_off: BTreeMap::new(),
+            cancels: BTreeMap::new(),
+            failing: Failing::default(),
         }
     }
 
@@ -98,20 +103,28 @@ impl Actions {
     }
 
     pub fn answered(&mut self, now: Time, id: CommandId, result: CommandResult) {
-        if let Some(outstanding) = self.outstanding.values_mut().find(|outstanding| outstanding.id == id) {
+        let found = self.outstanding.iter_mut().find(|(_, outstanding)| outstanding.id == id);
+        if let Some((name, outstanding)) = found {
+            self.failing.answered(now, name, &result);
             outstanding.answer.get_or_insert((now, result));
         }
     }
 
-    /// Some command was answered, and what it did is not seen yet.
+    /// Some command was answered, and what it did is not seen yet. One that fails again and again is not hurried.
     pub fn awaits_snapshot(&self) -> bool {
-        self.outstanding.values().any(|outstanding| outstanding.answer.is_some())
+        let mut outstanding = self.outstanding.iter();
+        outstanding.any(|(name, outstanding)| outstanding.answer.is_some() && !self.failing.is_slow(name))
     }
 
     /// The record that a command is for, and the command.
     pub fn command(&self, id: CommandId) -> Option<(&str, &Command)> {
         let (name, outstanding) = self.outstanding.iter().find(|(_, outstanding)| outstanding.id == id)?;
         Some((name, &outstanding.command))
+    }
+
+    /// Whether the journal is to be told that a command for a record failed, and how many failures it was not told of.
+    pub fn failure_is_due(&mut self, record: &str, now: Time) -> Option<u32> {
+        self.failing.is_due(record, now)
     }
 
     /// What an action waits for.
@@ -140,6 +153,39 @@ impl Actions {
 
     fn is_outstanding(&self, record: &str) -> bool {
         self.outstanding.contains_key(record)
+    }
+
+    /// Actions that an operator wants taken back.
+    pub fn cancel(&mut self, tokens: BTreeSet<String>, reason: &str) {
+        self.cancels.extend(tokens.into_iter().map(|token| (token, reason.to_owned())));
+    }
+
+    /// The same, with the reason.
+    pub fn cancels(&self) -> Vec<(String, String)> {
+        self.cancels.iter().map(|(token, reason)| (token.clone(), reason.clone())).collect()
+    }
+
+    /// The record of a cancelled action says so, or that it goes on to its end.
+    pub fn forget_cancel(&mut self, token: &str) {
+        self.cancels.remove(token);
+    }
+
+    /// A cancelled action has no record. One whose record may be on its way is waited for.
+    pub fn cancel_pending(&mut self, token: &str) {
+        let found = self.pending.iter().find(|(_, pending)| pending.order.token == token);
+        let name = found.map(|(name, _)| name.clone());
+        if name.as_ref().is_some_and(|name| self.outstanding.contains_key(name)) {
+            return;
+        }
+        if let Some(name) = name {
+            self.pending.remove(&name);
+        }
+        self.cancels.remove(token);
+    }
+
+    /// Whether a command may be given out for a record: none is on its way, and those before did not fail just now.
+    fn may_issue(&self, record: &str, now: Time) -> bool {
+        !self.is_outstanding(record) && !self.failing.is_held(record, now)
     }
 
     /// Forgets answers whose effect a snapshot now shows, and commands that nobody answered.
@@ -179,6 +225,14 @@ impl Brain {
         self.records.iter().filter(|record| !record.is_over())
     }
 
+    /// Whether an action is only being undone and has given its node back, or never had one. Such a one may wait for a
+    /// stuck rollout of somebody else for as long as that takes, and must not keep others from acting.
+    pub(super) fn is_waiting_out(&self, record: &Record) -> bool {
+        let holds =
+            |lease: &Record| lease.kind == Kind::Node && lease.token == record.token && !lease.is_over();
+        record.state == State::Undoing && !self.records.iter().any(holds)
+    }
+
     /// Whether an action on a service is under way or being begun.
     pub(super) fn is_busy(&self, service: &ServiceId) -> bool {
         self.actions.pending().any(|order| order.intent.service() == Some(service))
@@ -188,13 +242,14 @@ impl Brain {
     }
 
     /// Reads our records anew, and forgets what none of them needs any more.
-    pub(super) fn forget(&mut self) {
+    pub(super) fn forget(&mut self, now: Time) {
         let Some(snapshot) = self.view.snapshot.clone() else { return };
         let ours = snapshot.records.values().filter(|object| is_record(&object.name));
         self.records = ours.filter_map(|object| Record::parse(object).ok()).collect();
         let actions = &mut self.actions;
         let exists = |name: &String| snapshot.records.contains_key(name);
         actions.waits.retain(|name, _| exists(name));
+        actions.failing.forget(now, exists);
         let outstanding = &actions.outstanding;
         actions.last.retain(|name, _| exists(name) || outstanding.contains_key(name));
         let mut tokens: BTreeSet<String> = self.records.iter().map(|record| record.token.clone()).collect();
@@ -211,11 +266,13 @@ impl Brain {
         if !self.is_acting() {
             // Another leads: what was not durable was never begun.
             self.actions.pending.clear();
+            self.actions.cancels.clear();
             return;
         }
         self.begin_pending(now);
+        self.write_cancels(now);
         for object in snapshot.records.values().filter(|object| is_record(&object.name)) {
-            if self.actions.is_outstanding(&object.name) {
+            if !self.may_issue(&object.name, now) {
                 continue;
             }
             if let Some(step) = self.target_lost(now, object, &snapshot) {
@@ -259,7 +316,17 @@ impl Brain {
         match step.next {
             Next::Do(command) => {
                 self.actions.waits.remove(name);
-                self.issue(now, name, command);
+                // A drain takes back a move of its own. What is on its way for that one comes first: a mark that arrived
+                // after the node was unpaused would cost replicas.
+                match &command {
+                    Command::UpdateRecord { name: other, .. } if other != name => {
+                        if self.may_issue(other, now) {
+                            let other = other.clone();
+                            self.issue(now, &other, command);
+                        }
+                    }
+                    _ => self.issue(now, name, command),
+                }
             }
             Next::Wait { why, .. } => {
                 self.actions.waits.insert(name.into(), why);
@@ -288,9 +355,9 @@ impl Brain {
         self.actions.outstanding.insert(name.into(), Outstanding { id, command, sent: now, answer: None });
     }
 
-    /// Whether a command for this record is on its way, or its effect not seen yet.
-    pub(super) fn is_outstanding(&self, record: &str) -> bool {
-        self.actions.is_outstanding(record)
+    /// Whether a command may be given out for a record.
+    pub(super) fn may_issue(&self, record: &str, now: Time) -> bool {
+        self.actions.may_issue(record, now)
     }
 
     /// An order of the policy's, a drain's or an operator's begins: the first command is given out, the rest follows
@@ -336,11 +403,12 @@ impl Brain {
                 }
                 continue;
             }
-            if self.actions.is_outstanding(&name) {
+            let in_time = now - since <= DURABLE_WITHIN;
+            if self.actions.is_outstanding(&name) || in_time && self.actions.failing.is_held(&name, now) {
                 continue;
             }
             let created = matches!(self.actions.last.get(&name), Some((Command::CreateRecord { .. }, _)));
-            let refused = if now - since > DURABLE_WITHIN {
+            let refused = if !in_time {
                 let text = "its lease could not be taken in time".into();
                 Err(Refusal { code: "lease_not_taken", text, otherwise: "an engine that answers".into() })
             } else if created && matches!(self.actions.last.get(&name), Some((_, Ok(())))) {
@@ -368,7 +436,11 @@ impl Brain {
     /// A drain wants a service's replica moved.
     fn start_for_drain(&mut self, now: Time, drain: &Record, intent: Intent, token: String) {
         let Some(service) = intent.service().cloned() else { return };
-        if self.is_busy(&service) || self.actions.is_held_off(&service, now) || !self.has_room(&intent) {
+        if self.is_busy(&service) || self.actions.is_held_off(&service, now) {
+            return;
+        }
+        if !self.has_room(&intent) {
+            self.actions.waits.insert(drain.name.clone(), "the end of other actions".into());
             return;
         }
         if let Some(finding) = self.stays(&service, now) {
@@ -395,6 +467,7 @@ impl Brain {
         };
         if let Err(refusal) = self.begin(now, order.clone(), None) {
             self.actions.hold_off(&service, now);
+            self.actions.waits.insert(drain.name.clone(), refusal.to_string());
             self.journal_refused(now, &order, &refusal);
         }
     }
@@ -426,7 +499,9 @@ impl Brain {
             Intent::ScaleIn { node, .. } | Intent::Drain { node } => Some(node.clone()),
             Intent::ScaleOut { .. } => None,
         });
-        let under_way = self.actions_under_way().filter(|record| record.kind != Kind::Node);
+        let under_way = self
+            .actions_under_way()
+            .filter(|record| record.kind != Kind::Node && !self.is_waiting_out(record));
         for node in pending.chain(under_way.filter_map(|record| record.source.clone())) {
             *leaving.entry(node).or_default() += 1;
         }

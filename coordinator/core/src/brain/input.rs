@@ -143,6 +143,19 @@ pub enum OperatorCommand {
         /// Which node.
         node: NodeId,
     },
+    /// Takes back what is under way: of a service, of all that leave a node, or one action. Exactly one of the three is
+    /// named. Past the point where going on is the quickest way to leave nothing behind, it is not taken.
+    Cancel {
+        /// The service whose action is undone; steps of a scale-in that are still to come are forgotten.
+        #[serde(default)]
+        service: Option<ServiceId>,
+        /// The node whose drain, and all other actions that leave it, are undone.
+        #[serde(default)]
+        node: Option<NodeId>,
+        /// The token of the action, as the journal and the answer to its command have it.
+        #[serde(default)]
+        action: Option<String>,
+    },
     /// No automation for one service, or for all; what is under way is finished.
     Pause {
         /// Which service; all where absent.

@@ -10,9 +10,9 @@ use super::{Brain, think::Known};
 use crate::{
     action::spec,
     command::Command,
-    explain::Conclusion,
+    explain::{Conclusion, Judgement},
     policy::jobs::{self, Again},
-    swarm::{RecordObject, Service},
+    swarm::{RecordObject, Service, Snapshot},
 };
 
 const PREFIX: &str = "swarmguard-job-";
@@ -49,42 +49,64 @@ fn record_name(service: &ServiceId) -> String {
     format!("{PREFIX}{service}")
 }
 
+/// What is to become of a job.
+struct Judged {
+    noted: Noted,
+    /// The attempt that is noted is not made yet.
+    begun: bool,
+    judgement: Judgement,
+    again: Option<Again>,
+    /// Paused, or only observed.
+    held: bool,
+}
+
 impl Brain {
+    fn judge_job(&self, now: Time, snapshot: &Snapshot, service: &Service) -> Option<Judged> {
+        let noted = Noted::read(snapshot.records.get(&record_name(&service.id)), service.job_iteration);
+        let begun = noted.iteration == service.job_iteration;
+        // An attempt that is noted but not made yet is not one of those already made.
+        let made = if begun { noted.attempts.saturating_sub(1) } else { noted.attempts };
+        let (judgement, again) = jobs::judge(&self.view, service, made, now)?;
+        let observe = self.settings.observe
+            || self.wishes.observe()
+            || service.policy.as_ref().is_ok_and(|policy| policy.observe);
+        let held = self.wishes.is_paused(&service.id) || observe;
+        Some(Judged { noted, begun, judgement, again, held })
+    }
+
+    /// Every job's verdict; whoever leads says what keeps one from being run again, also where nothing may be changed.
+    pub(super) fn judge_jobs(&mut self, now: Time) {
+        let Some(snapshot) = self.view.snapshot.clone() else { return };
+        for service in snapshot.services.values().filter(|service| service.job_iteration.is_some()) {
+            let Some(job) = self.judge_job(now, &snapshot, service) else { continue };
+            let refused = job.judgement.conclusion == Conclusion::Refuse;
+            if self.leads() && (refused || (job.held && job.again.is_some())) {
+                self.journal_job(now, service, &job.judgement, job.held);
+            }
+            self.verdicts.insert(service.id.clone(), Known { judgement: job.judgement, at: now });
+        }
+    }
+
+    /// Takes the next step of every job that is to be run again.
     pub(super) fn run_jobs(&mut self, now: Time) {
         let Some(snapshot) = self.view.snapshot.clone() else { return };
         for service in snapshot.services.values().filter(|service| service.job_iteration.is_some()) {
+            let Some(job) = self.judge_job(now, &snapshot, service).filter(|job| !job.held) else { continue };
             let name = record_name(&service.id);
-            let record = snapshot.records.get(&name);
-            let noted = Noted::read(record, service.job_iteration);
-            let begun = noted.iteration == service.job_iteration;
-            // An attempt that is noted but not made yet is not one of those already made.
-            let made = if begun { noted.attempts.saturating_sub(1) } else { noted.attempts };
-            let Some((judgement, again)) = jobs::judge(&self.view, service, made, now) else { continue };
-            let observe = self.settings.observe
-                || self.wishes.observe()
-                || service.policy.as_ref().is_ok_and(|policy| policy.observe);
-            let held = self.wishes.is_paused(&service.id) || observe;
-            if judgement.conclusion == Conclusion::Refuse || (held && again.is_some()) {
-                self.journal_job(now, service, &judgement, held);
+            let Some(again) = job.again.filter(|_| self.may_issue(&name, now)) else { continue };
+            if job.begun {
+                self.run_again(now, &name, service, job.noted.attempts);
+            } else {
+                self.journal_job(now, service, &job.judgement, false);
+                self.note_attempt(now, &name, snapshot.records.get(&name), &again, job.noted.attempts + 1);
             }
-            if let Some(again) = again.filter(|_| !held)
-                && !self.is_outstanding(&name)
-            {
-                if begun {
-                    self.run_again(now, &name, service, noted.attempts);
-                } else {
-                    self.journal_job(now, service, &judgement, false);
-                    self.note_attempt(now, &name, record, &again, noted.attempts + 1);
-                }
-            }
-            self.verdicts.insert(service.id.clone(), Known { judgement, at: now });
         }
         let gone = snapshot.records.values().filter(|record| {
             let id = record.name.strip_prefix(PREFIX).and_then(|id| id.parse::<ServiceId>().ok());
             id.is_some_and(|id| !snapshot.services.contains_key(&id))
         });
         for record in gone {
-            if !self.is_outstanding(&record.name) {
+            if self.may_issue(&record.name, now) {
                 self.issue(now, &record.name, Command::RemoveRecord { id: record.id.clone() });
             }
         }

@@ -241,6 +241,15 @@ impl Brain {
         self.write(entry);
     }
 
+    /// Operators' wishes that were taken and could not be written.
+    pub(super) fn journal_given_up(&mut self, labels: &[String]) {
+        let text = format!(
+            "not written in time, and given up: {}; ask again where it still holds",
+            labels.join(", ")
+        );
+        self.write(Entry::new(Kind::Notice, "wish_given_up", text));
+    }
+
     pub(super) fn journal_note(&mut self, now: Time, note: &Note) {
         if !self.is_new_note(&note.action, note.code) {
             return;
@@ -268,7 +277,7 @@ impl Brain {
         self.write(entry);
     }
 
-    pub(super) fn journal_failure(&mut self, id: CommandId, error: &CommandError) {
+    pub(super) fn journal_failure(&mut self, now: Time, id: CommandId, error: &CommandError) {
         let Some((record, command)) = self.actions.command(id) else { return };
         let what = match command {
             Command::CreateRecord { .. } => "taking the lease",
@@ -280,7 +289,11 @@ impl Brain {
             Command::ResumeBalancers { .. } => "resuming at the balancers",
         };
         let text = format!("{what} for {record} failed, looking again: {error}");
-        self.write(Entry::new(Kind::Notice, "command_failed", text));
+        let record = record.to_owned();
+        let Some(unsaid) = self.actions.failure_is_due(&record, now) else { return };
+        let mut entry = Entry::new(Kind::Notice, "command_failed", text);
+        entry.figures.insert("failures_not_told".into(), unsaid.into());
+        self.write(entry);
     }
 }
 

@@ -2,6 +2,8 @@
 //! next deadline come out. No IO, no clock, no panic; every queue is bounded.
 
 mod act;
+mod cancel;
+mod failing;
 mod input;
 mod jobs;
 mod journal;
@@ -104,8 +106,8 @@ impl Brain {
             Input::Snapshot(snapshot) => {
                 if self.view.read(now, snapshot) {
                     self.something_happened = false;
-                    self.read_wishes();
-                    self.forget();
+                    self.read_wishes(now);
+                    self.forget(now);
                     let mut out = Vec::new();
                     self.view.tell_all_thresholds(self.settings.thresholds, &mut out);
                     self.send(out);
@@ -208,7 +210,7 @@ impl Brain {
     fn answered(&mut self, now: Time, id: CommandId, result: CommandResult) {
         if let Err(error) = &result {
             self.statistics.failed_commands += 1;
-            self.journal_failure(id, error);
+            self.journal_failure(now, id, error);
         }
         self.actions.answered(now, id, result);
     }

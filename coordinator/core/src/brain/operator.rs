@@ -15,7 +15,7 @@ use crate::{
     swarm::{Availability, Mode, Service},
 };
 
-fn not_taken(code: &str, text: impl Into<String>, otherwise: impl Into<String>) -> NotTaken {
+pub(super) fn not_taken(code: &str, text: impl Into<String>, otherwise: impl Into<String>) -> NotTaken {
     NotTaken { code: code.into(), text: text.into(), otherwise: otherwise.into() }
 }
 
@@ -35,6 +35,9 @@ impl Brain {
                 self.scale_by_hand(now, by, &service, replicas, node)
             }
             OperatorCommand::Drain { node } => self.drain_by_hand(now, by, node),
+            OperatorCommand::Cancel { service, node, action } => {
+                self.cancel_by_hand(now, by, service, node, action)
+            }
             OperatorCommand::Pause { service } => self.pause(now, by, service, true),
             OperatorCommand::Resume { service } => self.pause(now, by, service, false),
             OperatorCommand::Observe { on } => {
@@ -114,7 +117,12 @@ impl Brain {
             }
         };
         let target = match target {
-            Some(target) => self.fits(&service, &target)?,
+            Some(target) if target == source => {
+                let text =
+                    format!("{} is both the node to leave and the one to go to", self.hostname(&source));
+                return Err(not_taken("same_node", text, "another target, or none"));
+            }
+            Some(target) => self.fits(now, &service, &target)?,
             None => self.room_for(id, &source, now).map_err(|why| {
                 not_taken("no_room", format!("no node can take it: {why}"), "a node with room")
             })?,
@@ -129,8 +137,9 @@ impl Brain {
         self.order_by_hand(now, intent, text)
     }
 
-    /// Swarm would place the service there.
-    fn fits(&self, service: &Service, target: &NodeId) -> Result<NodeId, NotTaken> {
+    /// Swarm would place the service there, and the agent there is to be believed: how a replica fares on a node that
+    /// is silent or blind nobody would see.
+    fn fits(&self, now: Time, service: &Service, target: &NodeId) -> Result<NodeId, NotTaken> {
         let Some(snapshot) = self.view.snapshot.as_deref() else {
             return Err(not_taken("not_ready", "Swarm was not read yet", "a moment later"));
         };
@@ -142,7 +151,13 @@ impl Brain {
                 let text = format!("{} cannot take it: {obstacle}", node.hostname);
                 Err(not_taken("does_not_fit", text, "another node"))
             }
-            None => Ok(target.clone()),
+            None => match policy::placement::unbelievable(&self.view, target, now) {
+                Some(why) => {
+                    let text = format!("{} is no target: {why}", node.hostname);
+                    Err(not_taken("not_believed", text, "a fresh report of its agent, or another node"))
+                }
+                None => Ok(target.clone()),
+            },
         }
     }
 
@@ -172,7 +187,7 @@ impl Brain {
             }
             std::cmp::Ordering::Greater => {
                 let target = match node {
-                    Some(node) => Some(self.fits(&service, &node)?),
+                    Some(node) => Some(self.fits(now, &service, &node)?),
                     None => policy::most_room(&self.view, &self.situation(), id, None, now).ok(),
                 };
                 Intent::ScaleOut { service: id.clone(), replicas: wanted, target }
@@ -197,7 +212,7 @@ impl Brain {
         // Further steps down follow one another; whatever was wished before is superseded.
         let steps = (wanted + 1 < replicas).then_some((replicas, wanted));
         if steps.is_some() || self.wishes.scales().iter().any(|(service, ..)| service == id) {
-            self.wishes.ask(Change::scale(id, steps));
+            self.wishes.ask(now, Change::scale(id, steps));
             self.write_wishes(now);
         }
         Ok(accepted)
@@ -210,7 +225,7 @@ impl Brain {
             let Some((service, replicas)) = found.filter(|(_, replicas)| (to + 1..=from).contains(replicas))
             else {
                 // Done, gone, or raised by somebody else meanwhile.
-                self.wishes.ask(Change::scale(&id, None));
+                self.wishes.ask(now, Change::scale(&id, None));
                 continue;
             };
             if self.is_busy(&id) || self.actions.is_held_off(&id, now) {
@@ -323,7 +338,7 @@ impl Brain {
         text: String,
         service: Option<ServiceId>,
     ) -> Result<Accepted, NotTaken> {
-        if !self.wishes.ask(change) {
+        if !self.wishes.ask(now, change) {
             return Err(not_taken(
                 "too_many",
                 "too many changes wait to be written",

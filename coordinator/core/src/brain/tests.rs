@@ -1,5 +1,7 @@
 //! The brain as its callers see it: a small cluster by hand, from alert to lease and on.
 
+mod faults;
+
 use std::sync::Arc;
 
 use swarmguard_common::{
@@ -26,6 +28,8 @@ struct Stage {
     entries: Vec<Entry>,
     /// `n1`'s agent says nothing.
     n1_silent: bool,
+    /// Swarm refuses every write.
+    refuses: bool,
 }
 
 impl Stage {
@@ -34,8 +38,17 @@ impl Stage {
         world.service(service).task("t1", "s1", 1, "n2").task("t2", "s1", 2, "n3");
         let brain = Brain::new(settings);
         let (commands, entries) = (Vec::new(), Vec::new());
-        let mut stage =
-            Self { brain, world, ms: 0, seq: 0, version: 100, commands, entries, n1_silent: false };
+        let mut stage = Self {
+            brain,
+            world,
+            ms: 0,
+            seq: 0,
+            version: 100,
+            commands,
+            entries,
+            n1_silent: false,
+            refuses: false,
+        };
         stage.connect();
         stage.snapshot();
         stage
@@ -83,6 +96,9 @@ impl Stage {
     }
 
     fn carry_out(&mut self, command: &Command) -> CommandResult {
+        if self.refuses {
+            return Err(CommandError::Refused("a test".into()));
+        }
         self.version += 1;
         let version = self.version;
         let records = &mut self.world.swarm.records;

@@ -35,6 +35,7 @@ impl Brain {
         for verdict in verdicts {
             self.conclude(now, verdict);
         }
+        self.judge_jobs(now);
     }
 
     fn conclude(&mut self, now: Time, mut verdict: Verdict) {
@@ -46,10 +47,6 @@ impl Brain {
             self.order(now, &mut verdict, intent);
         } else if self.leads() && verdict.judgement.conclusion != Conclusion::Calm {
             self.journal_verdict(now, &verdict);
-        }
-        // Jobs are judged with each snapshot, elsewhere.
-        if verdict.judgement.rule == "not_replicated" && self.verdicts.contains_key(&verdict.service) {
-            return;
         }
         self.verdicts.insert(verdict.service.clone(), Known { judgement: verdict.judgement, at: now });
     }
@@ -111,7 +108,7 @@ impl Brain {
             if matches!(record.kind, Kind::Node | Kind::Drain) {
                 continue;
             }
-            situation.under_way += 1;
+            situation.under_way += usize::from(!self.is_waiting_out(record));
             if let Some(service) = &record.service {
                 situation.busy.insert(service.clone(), record.token.clone());
                 let targets = self.view.snapshot.as_deref().map(|snapshot| action::targets(record, snapshot));

@@ -1,7 +1,10 @@
 //! What operators asked for that must outlive a coordinator: pauses, observing, and scaling in by several steps. Kept in one config object of ours,
 //! whose labels are the wishes; every change is a compare-and-swap, so that two coordinators cannot undo each other's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use swarmguard_common::{clock::Time, domain::ServiceId};
 
@@ -16,6 +19,8 @@ const SCALE: &str = "swarmguard.scale.";
 const OBSERVE: &str = "swarmguard.observe";
 /// Most changes that wait to be written.
 const MAX_CHANGES: usize = 256;
+/// A change that could not be written for this long is given up: what operators want may be another thing by then.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(30);
 /// Longest name of an operator that is kept, in characters.
 const MAX_BY: usize = 64;
 
@@ -48,7 +53,7 @@ impl Change {
 #[derive(Debug, Default)]
 pub(super) struct Wishes {
     labels: BTreeMap<String, String>,
-    changes: Vec<Change>,
+    changes: Vec<(Time, Change)>,
     paused: BTreeSet<ServiceId>,
 }
 
@@ -81,9 +86,9 @@ impl Wishes {
     fn read(&mut self, record: Option<&RecordObject>) {
         let kept = record.map(|record| record.labels.clone()).unwrap_or_default();
         // A change that Swarm shows is done.
-        self.changes.retain(|change| kept.get(&change.key) != change.value.as_ref());
+        self.changes.retain(|(_, change)| kept.get(&change.key) != change.value.as_ref());
         self.labels = kept;
-        for change in &self.changes {
+        for (_, change) in &self.changes {
             apply(&mut self.labels, change);
         }
         self.refresh();
@@ -94,14 +99,21 @@ impl Wishes {
         self.paused = named.collect();
     }
 
+    /// Gives up changes by the time they were asked for; says which labels they were of.
+    fn give_up(&mut self, is_old: impl Fn(Time) -> bool) -> Vec<String> {
+        let (old, kept) = std::mem::take(&mut self.changes).into_iter().partition(|(at, _)| is_old(*at));
+        self.changes = kept;
+        old.into_iter().map(|(_, change)| change.key).collect()
+    }
+
     /// Asks for a change; `false` when too many wait.
-    pub fn ask(&mut self, change: Change) -> bool {
+    pub fn ask(&mut self, now: Time, change: Change) -> bool {
         if self.changes.len() >= MAX_CHANGES {
             return false;
         }
-        self.changes.retain(|old| old.key != change.key);
+        self.changes.retain(|(_, old)| old.key != change.key);
         apply(&mut self.labels, &change);
-        self.changes.push(change);
+        self.changes.push((now, change));
         self.refresh();
         true
     }
@@ -115,15 +127,23 @@ fn apply(labels: &mut BTreeMap<String, String>, change: &Change) {
 }
 
 impl Brain {
-    pub(super) fn read_wishes(&mut self) {
+    /// Reads what is wished anew. Changes that another coordinator's operators may have overtaken meanwhile are given
+    /// up: all of them where this one does not act, old ones in any case.
+    pub(super) fn read_wishes(&mut self, now: Time) {
         let Some(snapshot) = self.view.snapshot.clone() else { return };
         self.wishes.read(snapshot.records.get(NAME));
+        let acting = self.is_acting();
+        let given_up = self.wishes.give_up(|at| !acting || now - at > WRITTEN_WITHIN);
+        if !given_up.is_empty() {
+            self.wishes.read(snapshot.records.get(NAME));
+            self.journal_given_up(&given_up);
+        }
     }
 
     /// Writes what was asked for and Swarm does not show yet; pauses of services that are gone go along.
     pub(super) fn write_wishes(&mut self, now: Time) {
         let Some(snapshot) = self.view.snapshot.clone() else { return };
-        if self.wishes.changes.is_empty() || self.is_outstanding(NAME) {
+        if self.wishes.changes.is_empty() || !self.may_issue(NAME, now) {
             return;
         }
         let mut labels = self.wishes.labels.clone();

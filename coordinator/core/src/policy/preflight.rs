@@ -52,13 +52,9 @@ fn finding(
     Finding { code, refuses, text: text.into(), otherwise: otherwise.into() }
 }
 
-/// SwarmGuard's own services are never touched: by label, or by the settings that only ours have.
+/// SwarmGuard's own services are never touched.
 pub fn own(service: &Service, policy: &ServicePolicy) -> Option<Finding> {
-    let env = service.spec.pointer("/TaskTemplate/ContainerSpec/Env").and_then(Value::as_array);
-    let ours =
-        |text: &str| text.starts_with("SWARMGUARD_IDENTITY=") || text.starts_with("SWARMGUARD_QUIC_ADDR=");
-    let by_env = env.into_iter().flatten().filter_map(Value::as_str).any(ours);
-    (policy.role.is_some() || by_env).then(|| {
+    (policy.role.is_some() || service.is_own()).then(|| {
         finding(
             "own_service",
             true,
