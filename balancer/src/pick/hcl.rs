@@ -4,11 +4,12 @@
 //! Not a weighted sum: latency says nothing about a replica that is already overloaded, and requests in flight say
 //! little about one that is not. Prequal probes replicas for the latency they expect *at their present load*. Here it
 //! is estimated from the balancer's own observations: smoothed time to the first byte with nothing in flight, times
-//! the requests that would then be in flight. What is not hot and expects the least is picked.
+//! the requests that would then be in flight. What is not hot and expects the least is picked. Requests in flight are
+//! all of them here, those of other balancers too where agents count them: one balancer's own are a fraction only.
 
 use fastrand::Rng;
 
-use super::{Candidate, lease};
+use super::{Candidate, lowest};
 
 /// A replica with more requests in flight than this quantile of all is hot.
 const HOT_QUANTILE: f32 = 0.84;
@@ -28,28 +29,29 @@ pub fn pick(candidates: &[Candidate], rng: &mut Rng) -> Option<usize> {
         return None;
     }
     let limit = hot_above(candidates);
-    coldest(candidates, limit, rng).or_else(|| lease::pick(candidates, rng))
+    coldest(candidates, limit, rng).or_else(|| lowest(candidates.iter().map(in_flight), rng))
 }
 
 fn coldest(candidates: &[Candidate], limit: f32, rng: &mut Rng) -> Option<usize> {
-    let cold = |candidate: &Candidate| !candidate.strained && count(candidate.leases) <= limit;
+    let cold = |candidate: &Candidate| !candidate.strained && count(in_flight(candidate)) <= limit;
     // A replica that was never measured expects nothing: it is tried at once, as often as others tie with it.
     let expected =
-        |candidate: &Candidate| candidate.latency_us.unwrap_or(0.0) * (count(candidate.leases) + 1.0);
+        |candidate: &Candidate| candidate.latency_us.unwrap_or(0.0) * (count(in_flight(candidate)) + 1.0);
     let least = candidates.iter().filter(|it| cold(it)).map(expected).min_by(f32::total_cmp)?;
     let near = |candidate: &Candidate| cold(candidate) && expected(candidate) <= least * NOISE;
     // Among those that expect the same, the fewest in flight; among those again any.
     let (mut best, mut ties) = (None, 0_u32);
     for (index, candidate) in candidates.iter().enumerate().filter(|(_, it)| near(it)) {
+        let here = in_flight(candidate);
         match best {
-            Some((_, leases)) if candidate.leases > leases => {}
-            Some((_, leases)) if candidate.leases == leases => {
+            Some((_, least)) if here > least => {}
+            Some((_, least)) if here == least => {
                 ties += 1;
                 if rng.u32(..ties) == 0 {
-                    best = Some((index, leases));
+                    best = Some((index, least));
                 }
             }
-            _ => (best, ties) = (Some((index, candidate.leases)), 1),
+            _ => (best, ties) = (Some((index, here)), 1),
         }
     }
     best.map(|(index, _)| index)
@@ -66,7 +68,7 @@ fn hot_above(candidates: &[Candidate]) -> f32 {
         heap.as_mut_slice()
     };
     for (slot, candidate) in leases.iter_mut().zip(candidates) {
-        *slot = candidate.leases;
+        *slot = in_flight(candidate);
     }
     #[expect(clippy::cast_precision_loss, reason = "a few thousand replicas")]
     let position = HOT_QUANTILE * leases.len().saturating_sub(1) as f32;
@@ -79,6 +81,10 @@ fn hot_above(candidates: &[Candidate]) -> f32 {
     let at = *at;
     let next = above.iter().min().copied().unwrap_or(at);
     count(at) + position.fract() * count(next - at)
+}
+
+fn in_flight(candidate: &Candidate) -> u32 {
+    candidate.leases.saturating_add(candidate.others)
 }
 
 fn count(leases: u32) -> f32 {
@@ -105,6 +111,15 @@ mod tests {
     fn a_fast_one_that_is_hot_is_left_alone() {
         let mut rng = Rng::with_seed(1);
         assert_eq!(pick(&[of(9, 10.0), of(1, 1_000.0), of(1, 1_900.0)], &mut rng), Some(1));
+    }
+
+    #[test]
+    fn what_other_balancers_have_there_counts_too() {
+        let mut rng = Rng::with_seed(1);
+        let busy_for_others = Candidate { others: 12, ..of(0, 1_000.0) };
+        assert_eq!(pick(&[busy_for_others, of(1, 1_000.0), of(2, 1_000.0)], &mut rng), Some(1));
+        let hot = |leases, others| Candidate { strained: true, others, ..of(leases, 1_000.0) };
+        assert_eq!(pick(&[hot(0, 9), hot(4, 0)], &mut rng), Some(1), "where all are hot, too");
     }
 
     #[test]
