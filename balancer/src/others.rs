@@ -43,11 +43,6 @@ impl Others {
         let others = (counted - own).max(0.0) as u32;
         others
     }
-
-    /// Requests in flight of all together, as agents count them; `None` where that is unknown.
-    pub fn counted(&self) -> Option<f32> {
-        self.last.map(|(counted, ..)| counted)
-    }
 }
 
 fn float(count: u32) -> f32 {

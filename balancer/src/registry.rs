@@ -303,7 +303,7 @@ mod tests {
         let replica = Arc::clone(&registry.table.load().services[0].replicas[0]);
         let fresh = replica.candidate(NOW);
         assert!((fresh.score.expect("fresh") - 65.0).abs() < 0.01 && fresh.strained);
-        assert_eq!((fresh.leases, fresh.others, fresh.latency_us), (0, 5, Some(1_800.0)));
+        assert_eq!((fresh.leases, fresh.others, fresh.latency_us), (0, 5, Some(9_000.0)));
         let stale = replica.candidate(NOW + Duration::from_millis(2_500));
         assert_eq!((stale.score, stale.others, stale.latency_us), (None, 0, None));
     }

@@ -1,6 +1,6 @@
 //! One replica as all workers see it: its place, its flags, and what is known of its load, all in atomics.
 //!
-//! What a pick reads lies together in the first cache lines; a pick among a hundred replicas reads a hundred of them.
+//! What a pick reads lies together in the first cache line; a pick among a hundred replicas reads a hundred of them.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -67,7 +67,7 @@ pub struct Load {
 
 /// See the module.
 #[derive(Debug)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub struct Replica {
     leases: AtomicU32,
     in_flight: AtomicU32,
@@ -76,12 +76,14 @@ pub struct Replica {
     load_until: AtomicU64,
     /// Requests in flight that are not ours.
     others: AtomicU32,
-    /// Latency as seen there, of one request by itself.
+    /// Latency as seen there.
     reported_us: AtomicU32,
     /// Since when it takes traffic, in microseconds; 0 where its share does not grow.
     ramp_from: AtomicU64,
     flags: AtomicU8,
     strained: AtomicU8,
+    /// What ejects it.
+    pub breaker: Breaker,
     /// Tells replicas apart for cookies and pools: a hash of the task and the address.
     pub key: u64,
     /// Where it serves.
@@ -90,8 +92,6 @@ pub struct Replica {
     pub task: TaskId,
     /// The node it runs on, for people and metrics.
     pub node: String,
-    /// What ejects it.
-    pub breaker: Breaker,
     /// What `others` is made from; only who brings figures looks in here.
     estimate: Mutex<Others>,
     /// Requests sent there.
@@ -101,6 +101,9 @@ pub struct Replica {
     /// Picks of it.
     pub picks: AtomicU64,
 }
+
+// As far as the breaker's `open_until`.
+const _: () = assert!(std::mem::offset_of!(Replica, breaker) + size_of::<u64>() <= 64);
 
 impl Replica {
     /// A replica nothing is known of yet; it takes traffic once it is [`Self::set_ready`].
@@ -241,16 +244,16 @@ impl Replica {
 
     /// New figures, or none where they are unknown.
     pub fn set_load(&self, load: Option<Load>, now: Time) {
+        let counted = load.and_then(|load| load.in_flight);
         let mut estimate = self.estimate.lock().unwrap_or_else(PoisonError::into_inner);
-        let others = estimate.update(load.and_then(|load| load.in_flight), self.in_flight(), now);
+        let others = estimate.update(counted, self.in_flight(), now);
         let Some(load) = load else {
             self.load_until.store(0, Relaxed);
             return;
         };
         self.others.store(others, Relaxed);
         #[expect(clippy::cast_precision_loss, reason = "seconds, in microseconds")]
-        let reported =
-            load.latency_us.map_or(0.0, |us| us as f32 / estimate.counted().unwrap_or(1.0).max(1.0));
+        let reported = load.latency_us.map_or(0.0, |us| us as f32);
         self.reported_us.store(reported.to_bits(), Relaxed);
         self.score.store(load.score.to_bits(), Relaxed);
         self.strained.store(load.strained.into(), Relaxed);
@@ -285,7 +288,7 @@ impl Replica {
             Outcome::Answered(took) => {
                 // With n requests in flight each took about n times as long as one alone would have.
                 #[expect(clippy::cast_precision_loss, reason = "requests in flight, at most millions")]
-                let company = (self.leases() + self.others(now)).max(1) as f32;
+                let company = self.leases().max(1) as f32;
                 smooth(before, took.as_secs_f32() * 1e6 / company)
             }
             Outcome::Failed => {

@@ -4,8 +4,11 @@
 //! Not a weighted sum: latency says nothing about a replica that is already overloaded, and requests in flight say
 //! little about one that is not. Prequal probes replicas for the latency they expect *at their present load*. Here it
 //! is estimated from the balancer's own observations: smoothed time to the first byte with nothing in flight, times
-//! the requests that would then be in flight. What is not hot and expects the least is picked. Requests in flight are
-//! all of them here, those of other balancers too where agents count them: one balancer's own are a fraction only.
+//! the requests that would then be in flight. What is not hot and expects the least is picked.
+//!
+//! Hot is who has many requests in flight of anybody's, where agents count them: one balancer's own are a fraction only.
+//! The latency is of this balancer's own requests by their own number. What others send makes it longer already, and an
+//! estimate that knew of them would be wrong by a multiple in the moment in which the agents fall silent.
 
 use fastrand::Rng;
 
@@ -36,7 +39,7 @@ fn coldest(candidates: &[Candidate], limit: f32, rng: &mut Rng) -> Option<usize>
     let cold = |candidate: &Candidate| !candidate.strained && count(in_flight(candidate)) <= limit;
     // A replica that was never measured expects nothing: it is tried at once, as often as others tie with it.
     let expected =
-        |candidate: &Candidate| candidate.latency_us.unwrap_or(0.0) * (count(in_flight(candidate)) + 1.0);
+        |candidate: &Candidate| candidate.latency_us.unwrap_or(0.0) * (count(candidate.leases) + 1.0);
     let least = candidates.iter().filter(|it| cold(it)).map(expected).min_by(f32::total_cmp)?;
     let near = |candidate: &Candidate| cold(candidate) && expected(candidate) <= least * NOISE;
     // Among those that expect the same, the fewest in flight; among those again any.
