@@ -42,12 +42,13 @@ pub enum Gate {
 
 /// See the module.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub struct Breaker {
+    /// Microseconds; 0 is closed. First, for every pick reads it.
+    open_until: AtomicU64,
     in_a_row: AtomicU32,
     /// Openings since it was last closed for long.
     openings: AtomicU32,
-    /// Microseconds; 0 is closed.
-    open_until: AtomicU64,
     /// Microseconds; a trial is under way until then.
     trial_until: AtomicU64,
     window_began: AtomicU64,

@@ -121,14 +121,18 @@ impl Registry {
         for (task, seen) in present {
             let replica = known.replicas.entry(task.clone()).or_insert_with(|| {
                 changed = true;
-                Arc::new(Replica::new(task.clone(), seen.node.clone(), seen.address))
+                let replica = Replica::new(task.clone(), seen.node.clone(), seen.address);
+                if self.started {
+                    replica.set_unproven();
+                }
+                Arc::new(replica)
             });
             replica.set_ready(seen.ready, now);
             if !self.started {
                 replica.skip_ramp();
             }
             replica.set_draining(seen.draining || self.draining.contains_key(task));
-            replica.set_load(seen.load.map(|load| self.weighing.load(load, now)));
+            replica.set_load(seen.load.map(|load| self.weighing.load(load, now)), now);
         }
         changed
     }
@@ -205,6 +209,8 @@ impl Weighing {
         Load {
             score,
             strained: load.psi_cpu.percent() >= STRAINED_PSI_PERCENT || percent[0] >= STRAINED_CPU_PERCENT,
+            in_flight: load.in_flight,
+            latency_us: load.latency_us,
             until: now.before(age) + self.ttl,
         }
     }
@@ -289,12 +295,16 @@ mod tests {
             memory: points(50),
             network: points(10),
             psi_cpu: points(0),
+            in_flight: Some(5),
+            latency_us: Some(9_000),
             age_ms: 500,
         });
         registry.apply(&one, NOW);
         let replica = Arc::clone(&registry.table.load().services[0].replicas[0]);
         let fresh = replica.candidate(NOW);
         assert!((fresh.score.expect("fresh") - 65.0).abs() < 0.01 && fresh.strained);
-        assert_eq!(replica.candidate(NOW + Duration::from_millis(2_500)).score, None);
+        assert_eq!((fresh.leases, fresh.others, fresh.latency_us), (0, 5, Some(9_000.0)));
+        let stale = replica.candidate(NOW + Duration::from_millis(2_500));
+        assert_eq!((stale.score, stale.others, stale.latency_us), (None, 0, None));
     }
 }

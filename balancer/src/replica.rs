@@ -1,6 +1,6 @@
 //! One replica as all workers see it: its place, its flags, and what is known of its load, all in atomics.
 //!
-//! What a pick reads lies together in the first cache lines; a pick among a hundred replicas reads a hundred of them.
+//! What a pick reads lies together in the first cache line; a pick among a hundred replicas reads a hundred of them.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -9,6 +9,7 @@ use std::{
         AtomicU8, AtomicU32, AtomicU64,
         Ordering::{Relaxed, SeqCst},
     },
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -16,6 +17,7 @@ use swarmguard_common::{clock::Time, domain::TaskId};
 
 use crate::{
     breaker::{Breaker, Gate},
+    others::Others,
     pick::Candidate,
 };
 
@@ -25,6 +27,8 @@ const READY: u8 = 1;
 const DRAINING: u8 = 2;
 /// Our own active health check failed.
 const SICK: u8 = 4;
+/// It came while this balancer ran, which has not reached it yet.
+const UNPROVEN: u8 = 8;
 
 /// A new observation changes the smoothed latency by this part of the difference, as a divisor. Alike both ways: with a
 /// rise believed sooner the estimates of equal replicas jump about, and following them cost 8 % of p99 in a simulated
@@ -53,23 +57,33 @@ pub struct Load {
     pub score: f32,
     /// CPU or PSI say that it has no room.
     pub strained: bool,
+    /// Requests in flight there, whoever sent them, where they are counted.
+    pub in_flight: Option<u32>,
+    /// Median time to an answer as seen there, in microseconds.
+    pub latency_us: Option<u32>,
     /// When this is too old to be believed.
     pub until: Time,
 }
 
 /// See the module.
 #[derive(Debug)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub struct Replica {
     leases: AtomicU32,
     in_flight: AtomicU32,
     latency_us: AtomicU32,
     score: AtomicU32,
     load_until: AtomicU64,
+    /// Requests in flight that are not ours.
+    others: AtomicU32,
+    /// Latency as seen there.
+    reported_us: AtomicU32,
     /// Since when it takes traffic, in microseconds; 0 where its share does not grow.
     ramp_from: AtomicU64,
     flags: AtomicU8,
     strained: AtomicU8,
+    /// What ejects it.
+    pub breaker: Breaker,
     /// Tells replicas apart for cookies and pools: a hash of the task and the address.
     pub key: u64,
     /// Where it serves.
@@ -78,8 +92,8 @@ pub struct Replica {
     pub task: TaskId,
     /// The node it runs on, for people and metrics.
     pub node: String,
-    /// What ejects it.
-    pub breaker: Breaker,
+    /// What `others` is made from; only who brings figures looks in here.
+    estimate: Mutex<Others>,
     /// Requests sent there.
     pub requests: AtomicU64,
     /// Those that failed.
@@ -87,6 +101,9 @@ pub struct Replica {
     /// Picks of it.
     pub picks: AtomicU64,
 }
+
+// As far as the breaker's `open_until`.
+const _: () = assert!(std::mem::offset_of!(Replica, breaker) + size_of::<u64>() <= 64);
 
 impl Replica {
     /// A replica nothing is known of yet; it takes traffic once it is [`Self::set_ready`].
@@ -99,6 +116,8 @@ impl Replica {
             latency_us: AtomicU32::new(0),
             score: AtomicU32::new(0),
             load_until: AtomicU64::new(0),
+            others: AtomicU32::new(0),
+            reported_us: AtomicU32::new(0),
             ramp_from: AtomicU64::new(0),
             flags: AtomicU8::new(0),
             strained: AtomicU8::new(0),
@@ -107,6 +126,7 @@ impl Replica {
             task,
             node,
             breaker: Breaker::default(),
+            estimate: Mutex::default(),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             picks: AtomicU64::new(0),
@@ -158,9 +178,16 @@ impl Replica {
         self.flags.load(Relaxed) & DRAINING != 0
     }
 
-    /// Whether our own health check failed.
+    /// Whether our own health check failed, or has not been made yet of one that is new.
     pub fn sick(&self) -> bool {
-        self.flags.load(Relaxed) & SICK != 0
+        self.flags.load(Relaxed) & (SICK | UNPROVEN) != 0
+    }
+
+    /// It is new: healthy where it runs, which says nothing about the way there. An overlay network may hear of a new
+    /// address later than the coordinator does, and until then connections are lost without a word. It takes traffic
+    /// once our own health check has come through, or where there is nothing better.
+    pub fn set_unproven(&self) {
+        self.set(UNPROVEN, true);
     }
 
     /// From now on it may take traffic, or may not. Its share grows anew each time it becomes ready.
@@ -183,7 +210,8 @@ impl Replica {
     /// What our own health check says. Answers whether it was sick before.
     pub fn set_sick(&self, sick: bool, now: Time) -> bool {
         let was = self.set(SICK, sick);
-        if was && !sick {
+        let new = !sick && self.set(UNPROVEN, false);
+        if (was || new) && !sick {
             self.breaker.close();
             self.ramp_from.store(now.as_micros(), Relaxed);
         }
@@ -215,24 +243,39 @@ impl Replica {
     }
 
     /// New figures, or none where they are unknown.
-    pub fn set_load(&self, load: Option<Load>) {
+    pub fn set_load(&self, load: Option<Load>, now: Time) {
+        let counted = load.and_then(|load| load.in_flight);
+        let mut estimate = self.estimate.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = estimate.update(counted, self.in_flight(), now);
         let Some(load) = load else {
             self.load_until.store(0, Relaxed);
             return;
         };
+        self.others.store(others, Relaxed);
+        #[expect(clippy::cast_precision_loss, reason = "seconds, in microseconds")]
+        let reported = load.latency_us.map_or(0.0, |us| us as f32);
+        self.reported_us.store(reported.to_bits(), Relaxed);
         self.score.store(load.score.to_bits(), Relaxed);
         self.strained.store(load.strained.into(), Relaxed);
         self.load_until.store(load.until.as_micros(), Relaxed);
     }
 
+    /// Requests in flight there that are not ours, 0 where that is unknown.
+    pub fn others(&self, now: Time) -> u32 {
+        let fresh = now.as_micros() < self.load_until.load(Relaxed);
+        if fresh { self.others.load(Relaxed) } else { 0 }
+    }
+
     /// What the algorithms may know now.
     pub fn candidate(&self, now: Time) -> Candidate {
         let fresh = now.as_micros() < self.load_until.load(Relaxed);
-        let latency_us = f32::from_bits(self.latency_us.load(Relaxed));
+        let known = |bits: &AtomicU32| Some(f32::from_bits(bits.load(Relaxed))).filter(|us| *us > 0.0);
         Candidate {
             leases: self.leases(),
+            others: self.others(now),
             score: fresh.then(|| f32::from_bits(self.score.load(Relaxed))),
-            latency_us: (latency_us > 0.0).then_some(latency_us),
+            // What we see ourselves holds the way there too; until then what is seen there has to do.
+            latency_us: known(&self.latency_us).or_else(|| fresh.then(|| known(&self.reported_us)).flatten()),
             strained: fresh && self.strained.load(Relaxed) != 0,
         }
     }
@@ -322,7 +365,8 @@ mod tests {
     #[test]
     fn old_figures_are_unknown() {
         let replica = example("a");
-        replica.set_load(Some(Load { score: 40.0, strained: true, until: NOW }));
+        let load = Load { score: 40.0, strained: true, in_flight: None, latency_us: None, until: NOW };
+        replica.set_load(Some(load), NOW.before(Duration::from_secs(1)));
         assert_eq!(replica.candidate(NOW.before(Duration::from_millis(1))).score, Some(40.0));
         let stale = replica.candidate(NOW);
         assert_eq!((stale.score, stale.strained), (None, false));

@@ -143,6 +143,9 @@ pub struct Settings {
     /// Time to connect to a replica
     #[arg(long, env = "SWARMGUARD_CONNECT_TIMEOUT", default_value = "2s", value_parser = seconds)]
     pub connect_timeout: Duration,
+    /// A replica whose node acknowledges nothing for so long can no longer be reached: its connection is given up
+    #[arg(long, env = "SWARMGUARD_UNREACHABLE_TIMEOUT", default_value = "5s", value_parser = seconds)]
+    pub unreachable_timeout: Duration,
     /// How long a request waits for room where every replica has as many in flight as it may
     #[arg(long, env = "SWARMGUARD_QUEUE_TIMEOUT", default_value = "1s", value_parser = seconds)]
     pub queue_timeout: Duration,

@@ -241,11 +241,12 @@ fn histogram(text: &mut String, totals: &Totals) {
 
 fn replica_families(text: &mut String, table: &Table, now: Time) {
     type Read = fn(&crate::replica::Replica, Time) -> u64;
-    let families: [(&str, &str, Read); 8] = [
+    let families: [(&str, &str, Read); 9] = [
         ("replica_requests", "counter", |it, _| it.requests.load(Relaxed)),
         ("replica_failures", "counter", |it, _| it.failures.load(Relaxed)),
         ("replica_picks", "counter", |it, _| it.picks.load(Relaxed)),
         ("replica_in_flight", "gauge", |it, _| it.in_flight().into()),
+        ("replica_in_flight_of_others", "gauge", |it, now| it.others(now).into()),
         ("replica_ready", "gauge", |it, _| it.ready().into()),
         ("replica_draining", "gauge", |it, _| it.draining().into()),
         ("replica_sick", "gauge", |it, _| it.sick().into()),

@@ -10,7 +10,11 @@ use std::{
 
 use support::{After, Lb, Replica, coordinator::Coordinator, eventually, say};
 use swarmguard_balancer::source::labels;
-use swarmguard_common::{labels::Algorithm, wire::routes::FromRouteSource};
+use swarmguard_common::{
+    domain::BasisPoints,
+    labels::{Algorithm, RouteLabels},
+    wire::routes::{FromRouteSource, ReplicaLoad},
+};
 
 /// Two replicas of one service: same port, different addresses.
 fn pair(
@@ -150,6 +154,49 @@ fn traffic_goes_on_when_the_coordinator_dies() {
         std::thread::sleep(step);
     }
     assert_eq!(lb.global.table.load().services[0].replicas.len(), 2);
+}
+
+#[test]
+fn hcl_leaves_replicas_alone_that_are_busy_for_other_balancers_while_agents_say_so() {
+    let (a, b, [one, two], port) = pair(|stream| say(stream, 200, "a"));
+    let coordinator = Coordinator::start();
+    // Figures are believed for as long as this test lasts.
+    let lb = start(&coordinator, &["--cache-ttl=60"]);
+    let labels = RouteLabels { algorithm: Some(Algorithm::Hcl), ..labels(port) };
+    let load = |in_flight| {
+        let low = BasisPoints::from_percent(10);
+        let load = ReplicaLoad {
+            cpu: low,
+            memory: low,
+            network: low,
+            psi_cpu: BasisPoints::ZERO,
+            in_flight: Some(in_flight),
+            latency_us: Some(2_000),
+            age_ms: 0,
+        };
+        Some(load)
+    };
+    // What the agent of `a` counts at its sockets is nothing that this balancer has sent.
+    coordinator.routes_with_load(&labels, &[("a", one, load(40)), ("b", two, load(0))]);
+    let others = || {
+        let table = lb.global.table.load();
+        let replicas = table.services.iter().flat_map(|service| &service.replicas);
+        replicas.map(|it| it.others(swarmguard_common::clock::now())).max().unwrap_or(0)
+    };
+    eventually("the load is known", || others() == 40);
+    for _ in 0..200 {
+        assert_eq!(lb.get("/").status, 200);
+    }
+    let (busy, idle) = (a.seen().len(), b.seen().len());
+    assert!(busy * 10 < idle, "{busy} to the one that is busy, {idle} to the other");
+    // Without figures both are as good as the balancer itself can tell.
+    coordinator.routes(&labels, &[("a", one), ("b", two)]);
+    eventually("the load is unknown", || others() == 0);
+    let before = a.seen().len();
+    eventually("it takes requests again", || {
+        lb.get("/");
+        a.seen().len() > before + 20
+    });
 }
 
 #[test]

@@ -41,7 +41,9 @@ fn one(algorithm: Algorithm, count: u16) -> Result<f64> {
     let mut spread = fastrand::Rng::with_seed(3);
     for replica in &service.replicas {
         let until = start + std::time::Duration::from_secs(3_600);
-        replica.set_load(Some(Load { score: spread.f32() * 100.0, strained: false, until }));
+        let score = spread.f32() * 100.0;
+        let load = Load { score, strained: false, in_flight: Some(3), latency_us: Some(4_000), until };
+        replica.set_load(Some(load), start);
         let latency = std::time::Duration::from_micros(spread.u64(200..20_000));
         replica.record(Outcome::Answered(latency), start);
     }

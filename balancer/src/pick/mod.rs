@@ -18,6 +18,8 @@ use swarmguard_common::labels::Algorithm;
 pub struct Candidate {
     /// Requests in flight there from this balancer, leases that expired left out.
     pub leases: u32,
+    /// Requests in flight there from elsewhere, as its node's agent counts them; 0 without fresh figures.
+    pub others: u32,
     /// Weighted sum of CPU, memory and network, 0 to 100; `None` without fresh figures.
     pub score: Option<f32>,
     /// Expected time to the first byte of an answer with nothing else in flight, in microseconds; `None` before the
@@ -128,9 +130,15 @@ mod tests {
     fn candidate() -> impl Strategy<Value = Candidate> {
         let score = prop::option::of(0.0_f32..100.0);
         let latency = prop::option::of(1.0_f32..1e7);
-        (0_u32..50, score, latency, any::<bool>()).prop_map(|(leases, score, latency_us, strained)| {
-            Candidate { leases, score, latency_us, strained }
-        })
+        (0_u32..50, 0_u32..50, score, latency, any::<bool>()).prop_map(
+            |(leases, others, score, latency_us, strained)| Candidate {
+                leases,
+                others,
+                score,
+                latency_us,
+                strained,
+            },
+        )
     }
 
     proptest! {
@@ -169,7 +177,7 @@ mod tests {
 
     #[test]
     fn equal_replicas_share_equally_under_every_algorithm() {
-        let equal = Candidate { leases: 0, score: Some(20.0), latency_us: Some(900.0), strained: false };
+        let equal = Candidate { score: Some(20.0), latency_us: Some(900.0), ..Candidate::default() };
         for (word, algorithm) in Algorithm::ALL {
             let hits = spread(algorithm, &[equal; 4]);
             assert!(hits.iter().all(|hits| (2_200..2_800).contains(hits)), "{word}: {hits:?}");

@@ -19,7 +19,7 @@ use super::{
     body::{AnswerBody, BodyError, Ended, RequestBody},
     headers::{self, Client},
     tunnel,
-    upstream::{self, Http1},
+    upstream::{self, Http1, Use},
     worker::Worker,
 };
 use crate::{
@@ -282,8 +282,9 @@ impl Worker {
         mut outbound: Outbound,
     ) -> Result<(Response<Incoming>, Http1), Failure> {
         let settings = &self.global.settings;
+        let kind = Use::of(outbound.repeatable);
         // A kept connection that turns out to be closed says nothing about the replica: once more over a new one.
-        if let Some(mut kept) = self.pools.take(replica.key, outbound.repeatable, clock::now()) {
+        if let Some(mut kept) = self.pools.take(replica.key, kind, clock::now()) {
             let spare = outbound.repeatable.then(|| outbound.again());
             match hand_over(&mut kept, outbound).await {
                 Ok(response) => return Ok((response, kept)),
@@ -292,7 +293,7 @@ impl Worker {
             bump(&self.stats.stale_connections);
         }
         bump(&self.stats.connects);
-        match upstream::connect(replica.address, settings.connect_timeout).await {
+        match upstream::connect(replica.address, kind, settings).await {
             Ok(mut fresh) => hand_over(&mut fresh, outbound).await.map(|response| (response, fresh)),
             Err(error) => Err(Failure::Unsent(Box::new(outbound), error.to_string())),
         }
@@ -307,8 +308,7 @@ impl Worker {
             Some(sender) => sender,
             None => {
                 bump(&self.stats.connects);
-                let patience = self.global.settings.connect_timeout;
-                match upstream::connect_http2(replica.address, patience).await {
+                match upstream::connect_http2(replica.address, &self.global.settings).await {
                     Ok(sender) => sender,
                     Err(error) => return Err(Failure::Unsent(Box::new(outbound), error.to_string())),
                 }
@@ -416,10 +416,10 @@ impl Failure {
     }
 }
 
-async fn hand_over(sender: &mut Http1, outbound: Outbound) -> Result<Response<Incoming>, Failure> {
+async fn hand_over(connection: &mut Http1, outbound: Outbound) -> Result<Response<Incoming>, Failure> {
     let repeatable = outbound.repeatable;
     let request = Request::from_parts(outbound.parts, outbound.body);
-    let sent = sender.try_send_request(request).await;
+    let sent = connection.sender.try_send_request(request).await;
     sent.map_err(|mut error| Failure::of(error.take_message(), error.error(), repeatable))
 }
 

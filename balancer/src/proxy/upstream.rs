@@ -1,13 +1,15 @@
 //! Connections to replicas: kept while unused, one pool for each replica and worker; HTTP/2 shares one.
 
-use std::{cell::RefCell, collections::HashMap, net::SocketAddr, time::Duration};
+use std::{cell::RefCell, collections::HashMap, io, net::SocketAddr, time::Duration};
 
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::sockopt;
 use swarmguard_common::clock::Time;
 use tokio::net::TcpStream;
 
 use super::body::RequestBody;
+use crate::settings::Settings;
 
 /// An unused connection is closed after this. Many servers close theirs after 5 s or more; that is noticed, this is
 /// for those that never do.
@@ -17,8 +19,36 @@ const IDLE: Duration = Duration::from_secs(60);
 /// request that cannot be sent again.
 const SURELY_OPEN: Duration = Duration::from_secs(2);
 
+/// Between two questions whether the other side is still there, once a connection has been silent for long.
+const KEEPALIVE: Duration = Duration::from_secs(1);
+/// Such questions without an answer that mean that it is not.
+const KEEPALIVES: u32 = 5;
+
 /// What sends an HTTP/1.1 request.
-pub type Http1 = http1::SendRequest<RequestBody>;
+#[derive(Debug)]
+pub struct Http1 {
+    /// hyper's end of the connection.
+    pub sender: http1::SendRequest<RequestBody>,
+    /// What it is for; see [`Use`].
+    kind: Use,
+}
+
+/// What a connection is for, and so what silence of the other side means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Requests without a body, that may be sent again: all that is sent fits into any window, so a kernel that
+    /// acknowledges nothing cannot be reached.
+    Repeatable,
+    /// Bodies and tunnels: a replica that reads slowly leaves bytes unacknowledged too, and is not to be cut off.
+    Other,
+}
+
+impl Use {
+    /// Of a request.
+    pub fn of(repeatable: bool) -> Self {
+        if repeatable { Self::Repeatable } else { Self::Other }
+    }
+}
 /// What sends an HTTP/2 request.
 pub type Http2 = http2::SendRequest<RequestBody>;
 
@@ -44,23 +74,23 @@ pub struct Pools {
 
 #[derive(Debug, Default)]
 struct Pool {
-    /// Most recently used last.
-    idle: Vec<(Http1, Time)>,
+    /// Most recently used last; by use.
+    idle: [Vec<(Http1, Time)>; 2],
     shared: Option<Http2>,
 }
 
 impl Pools {
-    /// A connection that was used before, if there is one; `repeatable` requests may risk an older one.
-    pub fn take(&self, replica: u64, repeatable: bool, now: Time) -> Option<Http1> {
+    /// A connection that was used before, if there is one; repeatable requests may risk an older one.
+    pub fn take(&self, replica: u64, kind: Use, now: Time) -> Option<Http1> {
         let mut pools = self.pools.borrow_mut();
-        let idle = &mut pools.get_mut(&replica)?.idle;
+        let idle = &mut pools.get_mut(&replica)?.idle[kind as usize];
         for at in (0..idle.len()).rev() {
-            let (sender, since) = &idle[at];
-            if sender.is_closed() {
+            let (kept, since) = &idle[at];
+            if kept.sender.is_closed() {
                 idle.swap_remove(at);
-            } else if !repeatable && now.since(*since) > SURELY_OPEN {
+            } else if kind == Use::Other && now.since(*since) > SURELY_OPEN {
                 return None;
-            } else if sender.is_ready() {
+            } else if kept.sender.is_ready() {
                 return Some(idle.remove(at).0);
             }
         }
@@ -68,14 +98,14 @@ impl Pools {
     }
 
     /// Keeps a connection for the next request, unless there are `most` already.
-    pub fn give(&self, replica: u64, sender: Http1, most: usize, now: Time) {
-        if sender.is_closed() {
+    pub fn give(&self, replica: u64, connection: Http1, most: usize, now: Time) {
+        if connection.sender.is_closed() {
             return;
         }
         let mut pools = self.pools.borrow_mut();
-        let idle = &mut pools.entry(replica).or_default().idle;
+        let idle = &mut pools.entry(replica).or_default().idle[connection.kind as usize];
         if idle.len() < most {
-            idle.push((sender, now));
+            idle.push((connection, now));
         }
     }
 
@@ -97,7 +127,9 @@ impl Pools {
     /// Closes what is too old, and everything to replicas that are not `wanted` any more.
     pub fn purge(&self, wanted: impl Fn(u64) -> bool, now: Time) {
         self.pools.borrow_mut().retain(|replica, pool| {
-            pool.idle.retain(|(sender, since)| !sender.is_closed() && now.since(*since) < IDLE);
+            for idle in &mut pool.idle {
+                idle.retain(|(kept, since)| !kept.sender.is_closed() && now.since(*since) < IDLE);
+            }
             wanted(*replica)
         });
     }
@@ -106,24 +138,24 @@ impl Pools {
 /// Connects and speaks HTTP/1.1.
 ///
 /// # Errors
-/// When there is no connection within `patience`.
-pub async fn connect(address: SocketAddr, patience: Duration) -> Result<Http1, ConnectError> {
-    let io = TokioIo::new(dial(address, patience).await?);
+/// When there is no connection in time.
+pub async fn connect(address: SocketAddr, kind: Use, settings: &Settings) -> Result<Http1, ConnectError> {
+    let io = TokioIo::new(dial(address, kind, settings).await?);
     let (sender, connection) =
         http1::handshake(io).await.map_err(|error| ConnectError::Handshake(address, error))?;
     tokio::task::spawn_local(async move {
         // Its errors reach whoever waits for an answer.
         let _: hyper::Result<()> = connection.with_upgrades().await;
     });
-    Ok(sender)
+    Ok(Http1 { sender, kind })
 }
 
 /// Connects and speaks HTTP/2 without TLS, as a gRPC server expects it.
 ///
 /// # Errors
-/// When there is no connection within `patience`.
-pub async fn connect_http2(address: SocketAddr, patience: Duration) -> Result<Http2, ConnectError> {
-    let io = TokioIo::new(dial(address, patience).await?);
+/// When there is no connection in time.
+pub async fn connect_http2(address: SocketAddr, settings: &Settings) -> Result<Http2, ConnectError> {
+    let io = TokioIo::new(dial(address, Use::Other, settings).await?);
     let (sender, connection) = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .keep_alive_interval(Duration::from_secs(20))
@@ -137,14 +169,37 @@ pub async fn connect_http2(address: SocketAddr, patience: Duration) -> Result<Ht
     Ok(sender)
 }
 
-async fn dial(address: SocketAddr, patience: Duration) -> Result<TcpStream, ConnectError> {
+/// Connects, so that a replica that can no longer be reached is noticed.
+///
+/// # Errors
+/// When there is no connection in time.
+pub async fn dial(address: SocketAddr, kind: Use, settings: &Settings) -> Result<TcpStream, ConnectError> {
+    let patience = settings.connect_timeout;
     let stream = tokio::time::timeout(patience, TcpStream::connect(address))
         .await
         .map_err(|_| ConnectError::Timeout(address, patience))?
         .map_err(|error| ConnectError::Io(address, error))?;
     // Fails only on a socket that is broken already, which the first write will say better.
-    let _: std::io::Result<()> = stream.set_nodelay(true);
+    let _: io::Result<()> = notice_loss(&stream, kind, settings.unreachable_timeout);
     Ok(stream)
+}
+
+/// A node that loses power, and an overlay network that has not heard yet where a replica's address is, answer nothing
+/// at all: without this a request waits there for the whole of its timeout. Kernels acknowledge what they receive and
+/// answer keepalive's questions however busy the program is.
+fn notice_loss(stream: &TcpStream, kind: Use, after: Duration) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, after.max(KEEPALIVE))?;
+    sockopt::set_tcp_keepintvl(stream, KEEPALIVE)?;
+    if kind == Use::Repeatable {
+        // Bytes without acknowledgement and questions without answer count alike (tcp(7), TCP_USER_TIMEOUT).
+        return Ok(sockopt::set_tcp_user_timeout(
+            stream,
+            u32::try_from(after.as_millis()).unwrap_or(u32::MAX),
+        )?);
+    }
+    Ok(sockopt::set_tcp_keepcnt(stream, KEEPALIVES)?)
 }
 
 /// Spawns on the worker's own thread.

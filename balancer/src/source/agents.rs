@@ -71,6 +71,9 @@ fn load(answer: &Value, service: &str) -> Option<ReplicaLoad> {
         memory: BasisPoints::from_ratio(mean(&|it| number(it, "memory_percent")) / 100.0),
         network: BasisPoints::from_ratio(mean(&network)),
         psi_cpu: BasisPoints::ZERO,
+        // Figures of a node's containers together, which would be no replica's.
+        in_flight: None,
+        latency_us: None,
         age_ms: 0,
     })
 }

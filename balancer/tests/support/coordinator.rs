@@ -14,7 +14,7 @@ use swarmguard_common::{
     transport,
     wire::{
         frame,
-        routes::{FromRouteSource, RoutedReplica, RoutedService, Routes, ToRouteSource},
+        routes::{FromRouteSource, ReplicaLoad, RoutedReplica, RoutedService, Routes, ToRouteSource},
     },
 };
 
@@ -71,15 +71,21 @@ impl Coordinator {
         self.say.send(message).unwrap();
     }
 
-    /// One service with replicas `(task, address)`, all ready.
+    /// One service with replicas `(task, address)`, all ready, of unknown load.
     pub fn routes(&self, labels: &RouteLabels, replicas: &[(&str, IpAddr)]) {
-        let replicas = replicas.iter().map(|(task, address)| RoutedReplica {
+        let unknown: Vec<_> = replicas.iter().map(|(task, address)| (*task, *address, None)).collect();
+        self.routes_with_load(labels, &unknown);
+    }
+
+    /// The same with what agents say of their load.
+    pub fn routes_with_load(&self, labels: &RouteLabels, replicas: &[(&str, IpAddr, Option<ReplicaLoad>)]) {
+        let replicas = replicas.iter().map(|(task, address, load)| RoutedReplica {
             task: task.parse().unwrap(),
             node: format!("node-of-{task}"),
             addresses: vec![*address],
             ready: true,
             draining: false,
-            load: None,
+            load: *load,
         });
         let service =
             RoutedService { name: "web".into(), labels: labels.clone(), replicas: replicas.collect() };

@@ -81,7 +81,7 @@ pub struct RoutedReplica {
     pub load: Option<ReplicaLoad>,
 }
 
-/// What the algorithms `metrics`, `hybrid` and `hcl` need.
+/// What the algorithms `metrics`, `hybrid` and `hcl` need besides what the balancer sees itself.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReplicaLoad {
     /// CPU utilisation.
@@ -92,6 +92,10 @@ pub struct ReplicaLoad {
     pub network: BasisPoints,
     /// PSI `some` of cpu.
     pub psi_cpu: BasisPoints,
+    /// Requests in flight at its sockets, whoever sent them, where its kernel counts them.
+    pub in_flight: Option<u32>,
+    /// Median time from a request to its answer as seen there, in microseconds.
+    pub latency_us: Option<u32>,
     /// How old the figures were when this was written.
     pub age_ms: u32,
 }

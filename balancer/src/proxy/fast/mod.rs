@@ -33,7 +33,11 @@ use self::{
     response::{Body, Head},
     timer::Timer,
 };
-use super::{headers::Client, worker::Worker};
+use super::{
+    headers::Client,
+    upstream::{self, Use},
+    worker::Worker,
+};
 use crate::{
     choose::{Choice, Wish},
     pick::Reason,
@@ -348,15 +352,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<'_, S> {
 
     async fn ask_anew(&mut self, replica: &Replica, head: &[u8], to_head: bool) -> Result<Answered, Lost> {
         bump(&self.worker.stats.connects);
-        let patience = self.worker.global.settings.connect_timeout;
-        let connecting = tokio::time::timeout(patience, TcpStream::connect(replica.address)).await;
-        let stream = match connecting {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(Lost::Unreached(error.to_string())),
-            Err(_) => return Err(Lost::Unreached(format!("no connection within {patience:?}"))),
-        };
-        // Fails only on a socket that is broken already.
-        let _: io::Result<()> = stream.set_nodelay(true);
+        let settings = &self.worker.global.settings;
+        let dialled = upstream::dial(replica.address, Use::Repeatable, settings).await;
+        let stream = dialled.map_err(|error| Lost::Unreached(error.to_string()))?;
         self.ask_over(stream, head, to_head).await
     }
 

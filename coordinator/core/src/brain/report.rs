@@ -223,6 +223,8 @@ impl Brain {
             memory: load.memory?,
             network: load.network.unwrap_or(BasisPoints::ZERO),
             psi_cpu: load.psi_cpu.unwrap_or(BasisPoints::ZERO),
+            in_flight: load.in_flight,
+            latency_us: load.latency_us,
             age_ms: u32::try_from(ms(now - at)).unwrap_or(u32::MAX),
         })
     }

@@ -131,6 +131,8 @@ impl Stage {
             memory: percent(10),
             network: percent(3),
             cpu_millis: u32::from(cpu) * 40,
+            in_flight: Some(7),
+            latency_us: Some(4_000),
             ..TaskLoad::default()
         };
         let report = Report {
@@ -371,6 +373,16 @@ fn alerts_are_acknowledged_and_thresholds_told() {
         }
     }
     assert_eq!((acknowledged.as_slice(), thresholds), ([stage.seq].as_slice(), 2), "n2 and n3 host it");
+}
+
+#[test]
+fn balancers_are_told_what_agents_count_until_it_is_too_old() {
+    let mut stage = Stage::new(replicated("s1", 2), settings());
+    stage.pass(1_000, 40);
+    let task = "t1".parse().expect("an ID");
+    let load = stage.brain.replica_load(at(stage.ms), &task).expect("fresh");
+    assert_eq!((load.in_flight, load.latency_us), (Some(7), Some(4_000)));
+    assert_eq!(stage.brain.replica_load(at(stage.ms + 60_000), &task), None);
 }
 
 #[test]
