@@ -23,6 +23,7 @@ use swarmguard_common::{
         codec, frame,
     },
 };
+use swarmguard_tests::figures::float;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
@@ -32,7 +33,6 @@ use tokio::{
 use crate::{
     Scale,
     engine::{container_id, service_id, service_of, task_id},
-    measure::float,
     node_id,
 };
 

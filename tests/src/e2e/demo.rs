@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use swarmguard_common::clock::{Time, now};
 
 use super::report::{self, Report};
