@@ -65,10 +65,7 @@ impl Row {
 
 /// All rows as a table.
 pub fn print(rows: &[Row]) {
-    println!(
-        "{:<36} {:>10} {:>10} {:>10} {:<9} {:<14} peer",
-        "row", "value", "min", "max", "unit", "target"
-    );
+    println!("{:<36} {:>10} {:>10} {:>10} {:<9} {:<14} peer", "row", "value", "min", "max", "unit", "target");
     for Row { row, unit, value, min, max, target, peer } in rows {
         let peer = peer.as_ref().map_or(String::new(), |(name, theirs)| {
             format!("{name}: {theirs:.3} (ratio {:.2})", value / theirs)

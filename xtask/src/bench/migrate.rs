@@ -4,10 +4,11 @@
 //! The nodes are namespaces on this kernel, because emulated ones would be measured, not the product. Without IPVS here
 //! that still works: requests reach the balancers on their nodes' own ports, and replicas on their own addresses.
 
+use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::cluster::{self, Cluster};
 use crate::demo::{self, balance};
@@ -16,6 +17,8 @@ use crate::image::{self, Image};
 use crate::progress::Progress;
 use crate::rootfs::Engine;
 
+/// The capability that the agent can do without: it then hears of stalls when it samples them.
+const SPARED: (&str, u32) = ("SYS_RESOURCE", 24);
 /// The overlay network of balancers and replicas.
 const NETWORK: &str = "bench";
 
@@ -59,11 +62,8 @@ pub struct Args {
 /// When the cluster cannot be had, or the measurement fails.
 pub fn run(args: &Args, root: &Path) -> Result<ExitCode> {
     let progress = Progress::start("migrate");
-    let images = if args.no_build {
-        image::built()?
-    } else {
-        image::build_default(&[], args.install.allowed())?
-    };
+    let images =
+        if args.no_build { image::built()? } else { image::build_default(&[], args.install.allowed())? };
     let options = cluster::Options {
         name: args.name.clone(),
         nodes: 3,
@@ -89,9 +89,7 @@ fn measure(
     images: &[Image],
     progress: Progress,
 ) -> Result<bool> {
-    // Namespaces have of the machine's controllers what it does not keep in cgroup v1.
-    let operator =
-        balance::deploy_commanded(cluster, images, &["deploy/without-cpu-limits.yml"], &progress)?;
+    let operator = balance::deploy_commanded(cluster, images, &stack(root)?, &progress)?;
     demo::on_manager(cluster, &["docker", "network", "create", "--driver", "overlay", NETWORK])?;
     balance::deploy_balancers(cluster, images, NETWORK, &["BALANCER_CPUS=0".to_owned()], &progress)?;
     drop(progress);
@@ -112,4 +110,38 @@ fn measure(
         println!("written to {}", json.display());
     }
     Ok(passed)
+}
+
+/// The stack's files for namespaces on this machine: they have of its controllers what it does not keep in cgroup v1, and
+/// of its capabilities what this process has.
+fn stack(root: &Path) -> Result<Vec<String>> {
+    let (capability, bit) = SPARED;
+    let mut files = vec!["deploy/stack.yml".to_owned(), "deploy/without-cpu-limits.yml".to_owned()];
+    let status = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    if !bounds(&status).is_some_and(|bounds| bounds >> bit & 1 == 1) {
+        let text = fs::read_to_string(root.join(&files[0])).context("cannot read deploy/stack.yml")?;
+        let kept: Vec<&str> = text.lines().filter(|line| line.trim() != format!("- {capability}")).collect();
+        files[0] = "target/bench/stack.yml".to_owned();
+        fs::create_dir_all(root.join("target/bench")).context("cannot create target/bench")?;
+        fs::write(root.join(&files[0]), kept.join("\n")).context("cannot write target/bench/stack.yml")?;
+    }
+    Ok(files)
+}
+
+/// The bounding set of capabilities in a process's status file.
+fn bounds(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapBnd:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bounding_set_is_found() {
+        let set = bounds("Name:\tx\nCapEff:\t00\nCapBnd:\t000001fffeffffff\n").expect("a set");
+        assert_eq!(set >> SPARED.1 & 1, 0);
+        assert_eq!(set >> 21 & 1, 1);
+    }
 }

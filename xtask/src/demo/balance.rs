@@ -16,7 +16,7 @@ const BALANCERS: u32 = 2;
 
 /// Deploys everything and plays.
 pub fn play(args: &Args, cluster: &Cluster, images: &[Image], progress: Progress) -> Result<bool> {
-    let operator = deploy_commanded(cluster, images, &[], &progress)?;
+    let operator = deploy_commanded(cluster, images, &["deploy/stack.yml".to_owned()], &progress)?;
     let replicas = format!("WEB_STRESS_REPLICAS={REPLICAS}");
     deploy_together(cluster, &["deploy/web-stress.yml"], "demo", images, &[replicas])?;
     progress.done("workload deployed: docker stack deploy -c web-stress.yml demo");
@@ -28,15 +28,15 @@ pub fn play(args: &Args, cluster: &Cluster, images: &[Image], progress: Progress
     wait(&mut e2e)
 }
 
-/// Loads all images and deploys SwarmGuard with tokens for balancers and operators, and with more files of the same
-/// stack; returns the file with the operators' token.
+/// Loads all images and deploys SwarmGuard from these files, with tokens for balancers and operators; returns the file
+/// with the operators' token.
 ///
 /// # Errors
 /// Where an engine refuses an image, a secret or the stack.
 pub fn deploy_commanded(
     cluster: &Cluster,
     images: &[Image],
-    more: &[&str],
+    stack: &[String],
     progress: &Progress,
 ) -> Result<PathBuf> {
     load_those(cluster, images.iter(), progress)?;
@@ -45,8 +45,8 @@ pub fn deploy_commanded(
     let roots = on_manager(cluster, &["docker", "info", "--format", "{{.Swarm.Cluster.TLSInfo.TrustRoot}}"])?;
     create(cluster, "config", "swarmguard-roots", &roots)?;
     progress.done("tokens and roots made: docker secret create, docker config create");
-    let mut stack = vec!["deploy/stack.yml", "deploy/balancer-token.yml", "deploy/operator-token.yml"];
-    stack.extend_from_slice(more);
+    let mut stack: Vec<&str> = stack.iter().map(String::as_str).collect();
+    stack.extend(["deploy/balancer-token.yml", "deploy/operator-token.yml"]);
     deploy_together(cluster, &stack, "swarmguard", images, &["SWARMGUARD_API_PLAIN=all".to_owned()])?;
     progress.done(
         "SwarmGuard deployed: docker stack deploy -c stack.yml -c balancer-token.yml -c operator-token.yml swarmguard",

@@ -84,7 +84,8 @@ impl Migrate<'_> {
             self.move_back_and_forth(stage, &mut runs).await?;
         }
         if self.scales > 0 {
-            runs.scales = scale::measure(self, stage).await?;
+            let measured = scale::measure(self, stage, &mut runs.scales).await;
+            runs.problems.extend(measured.err().map(|error| format!("scale-out: {error:#}")));
         }
         let rows = runs.rows();
         figures::print(&rows);

@@ -142,7 +142,9 @@ pub async fn image_ms(stage: &Stage, task: &Seen) -> Result<f64> {
     let events = node.engine.past_events(&task.container, &["start", "health_status"]).await?;
     let mut times: BTreeMap<&str, u64> = BTreeMap::new();
     for event in &events {
-        let (Some(action), Some(at)) = (event["Action"].as_str(), event["timeNano"].as_u64()) else { continue };
+        let (Some(action), Some(at)) = (event["Action"].as_str(), event["timeNano"].as_u64()) else {
+            continue;
+        };
         let word = if action.ends_with(": healthy") { "healthy" } else { action };
         times.entry(word).or_insert(at);
     }

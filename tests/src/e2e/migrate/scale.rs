@@ -13,6 +13,7 @@ use super::{ACTION, Migrate, START, say};
 use crate::api::{Journal, is_about};
 use crate::e2e::heat;
 use crate::e2e::stage::{Stage, until};
+use crate::http::Endpoint;
 use crate::tasks::Watcher;
 
 const NAME: &str = "bench_scale";
@@ -34,8 +35,8 @@ pub struct Scale {
     pub image_ms: f64,
 }
 
-/// Scales out as often as ordered.
-pub async fn measure(order: &Migrate<'_>, stage: &Stage) -> Result<Vec<Scale>> {
+/// Scales out as often as ordered; what was seen before an error is kept.
+pub async fn measure(order: &Migrate<'_>, stage: &Stage, scales: &mut Vec<Scale>) -> Result<()> {
     let labels = [
         ("swarmguard.lb.port", "8080"),
         ("swarmguard.lb.path", "/stress"),
@@ -54,8 +55,12 @@ pub async fn measure(order: &Migrate<'_>, stage: &Stage) -> Result<Vec<Scale>> {
     let targets = balancers(order, stage).await?;
     let watcher = Watcher::start(stage.cluster.swarm().clone(), &service);
     until("the replica serves", START, || async { Ok(watcher.serving().len() == 1) }).await?;
+    for target in &targets {
+        let endpoint = Endpoint::Tcp(*target);
+        let what = format!("the balancer at {target} answers for the service");
+        until(&what, START, || async { Ok(endpoint.get_json("/stress/stop").await.is_ok()) }).await?;
+    }
     let journal = Journal::follow(stage.coordinator.clone()).await?;
-    let mut scales = Vec::new();
     for number in 1..=order.scales {
         until("no alert stands", CALM, || async { Ok(calm(stage, &service).await) }).await?;
         let (_, replica) = watcher.serving().into_iter().next().context("no replica serves")?;
@@ -66,7 +71,8 @@ pub async fn measure(order: &Migrate<'_>, stage: &Stage) -> Result<Vec<Scale>> {
             let entries = journal.entries(from).into_iter().map(|heard| heard.entry);
             entries.filter(|entry| is_about(entry, &service)).collect::<Vec<Entry>>()
         };
-        let over = || async { Ok(about().iter().any(|entry| matches!(entry.code.as_str(), "done" | "undone"))) };
+        let over =
+            || async { Ok(about().iter().any(|entry| matches!(entry.code.as_str(), "done" | "undone"))) };
         until("a replica was added", ACTION, over).await.with_context(|| listed(&about()))?;
         let entries = about();
         let (crossed, ran) = span(&entries).with_context(|| listed(&entries))?;
@@ -82,7 +88,11 @@ pub async fn measure(order: &Migrate<'_>, stage: &Stage) -> Result<Vec<Scale>> {
         };
         say(&format!(
             "scale {number} of {}: {:.0} ms after the crossing less {ACT_AFTER:?}, {:.0} ms after the load began ({:.1} s ago), image {:.0} ms",
-            order.scales, one.less_act_after_ms, one.from_load_ms, (now() - heated).as_secs_f64(), one.image_ms
+            order.scales,
+            one.less_act_after_ms,
+            one.from_load_ms,
+            (now() - heated).as_secs_f64(),
+            one.image_ms
         ));
         scales.push(one);
         until("the action is over", ACTION, || async { Ok(no_action(stage).await) }).await?;
@@ -90,8 +100,7 @@ pub async fn measure(order: &Migrate<'_>, stage: &Stage) -> Result<Vec<Scale>> {
         let single = || async { Ok(watcher.serving().len() == 1 && no_action(stage).await) };
         until("one replica is left", ACTION, single).await?;
     }
-    stage.cluster.swarm().delete(&format!("/services/{service}")).await?;
-    Ok(scales)
+    stage.cluster.swarm().delete(&format!("/services/{service}")).await
 }
 
 /// First sample over the threshold, and when the new replica ran; both by the coordinator's wall clock, which is this

@@ -48,7 +48,8 @@ pub async fn one(rig: &Rig<'_>) -> Result<Surge> {
         .update_service(&rig.service, |spec| {
             spec["TaskTemplate"]["Placement"]["Constraints"] = json!([format!("node.id!={source}")]);
             spec["TaskTemplate"]["Placement"]["Platforms"] = json!([{"OS": "none", "Architecture": "none"}]);
-            spec["UpdateConfig"] = json!({"Parallelism": 1, "Order": "start-first", "FailureAction": "pause"});
+            spec["UpdateConfig"] =
+                json!({"Parallelism": 1, "Order": "start-first", "FailureAction": "pause"});
         })
         .await?;
     wait(rig, "a twin is pending", |tasks| {
