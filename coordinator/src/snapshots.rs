@@ -11,12 +11,17 @@ use crate::seam::SwarmApi;
 
 /// Time between the beginnings of two readings when nothing happens.
 const USUAL: Duration = Duration::from_secs(1);
-/// Shortest time between them, whatever happens.
-const SHORTEST: Duration = Duration::from_millis(100);
+/// Shortest time between them when somebody changed something.
+const CHANGED: Duration = Duration::from_millis(100);
+/// Shortest time between them when an action's own step was answered: each step of an action waits for a reading, and
+/// there are about twenty of them, so that this is most of what an action takes by itself.
+const STEP: Duration = Duration::from_millis(20);
 /// A reading that takes long is one of a large swarm and costs its manager much: at rest this many times as long is left
 /// between the beginnings of two, when something is awaited a third of that; but never more than [`STALE`], because
 /// nothing is decided on older readings.
 const REST: u32 = 9;
+/// The same after an action's own step: such readings are few.
+const STEP_REST: u32 = 1;
 /// Longest pause for that reason.
 const STALE: Duration = Duration::from_secs(3);
 /// Longest that a reading may take.
@@ -32,6 +37,7 @@ pub async fn run<S: SwarmApi>(
     readings: mpsc::Sender<Reading>,
 ) {
     let mut changes = swarm.changes();
+    let mut deaf = false;
     loop {
         let began = clock::now();
         // Marked as seen before the reading: what changes during it asks for another one.
@@ -46,20 +52,20 @@ pub async fn run<S: SwarmApi>(
         if readings.send(reading).await.is_err() {
             return;
         }
+        let mut moved = false;
         loop {
-            let left = pause(*wish.borrow_and_update(), took).saturating_sub(clock::now().since(began));
+            let mut wanted = pause(*wish.borrow_and_update(), took);
+            if moved {
+                wanted = wanted.min(pause(Wish::Within(CHANGED), took));
+            }
             tokio::select! {
-                () = tokio::time::sleep(left) => break,
+                () = tokio::time::sleep(wanted.saturating_sub(clock::now().since(began))) => break,
                 changed = wish.changed() => if changed.is_err() { return },
-                changed = changes.changed() => {
-                    if changed.is_err() {
-                        // The event stream is gone for good: the rhythm alone must do.
-                        tokio::time::sleep(left).await;
-                    }
-                    let left = pause(Wish::Now, took).saturating_sub(clock::now().since(began));
-                    tokio::time::sleep(left).await;
-                    break;
-                }
+                changed = changes.changed(), if !deaf => match changed {
+                    Ok(()) => moved = true,
+                    // The event stream is gone for good: the rhythm alone must do.
+                    Err(_) => deaf = true,
+                },
             }
         }
     }
@@ -70,9 +76,9 @@ fn pause(wish: Wish, took: Duration) -> Duration {
     let (wanted, rest) = match wish {
         Wish::Usual => (USUAL, REST),
         Wish::Within(pause) => (pause.min(USUAL), REST / 3),
-        Wish::Now => (SHORTEST, REST / 3),
+        Wish::Now => (STEP, STEP_REST),
     };
-    wanted.max(SHORTEST).max((took * rest).min(STALE))
+    wanted.max(STEP).max((took * rest).min(STALE))
 }
 
 #[cfg(test)]
@@ -85,8 +91,9 @@ mod tests {
         assert_eq!(pause(Wish::Usual, ms(20)), USUAL);
         assert_eq!(pause(Wish::Usual, ms(200)), ms(1_800));
         assert_eq!(pause(Wish::Usual, ms(5_000)), STALE);
-        assert_eq!(pause(Wish::Now, ms(5)), SHORTEST);
-        assert_eq!(pause(Wish::Now, ms(100)), ms(300));
+        assert_eq!(pause(Wish::Within(CHANGED), ms(100)), ms(300));
+        assert_eq!(pause(Wish::Now, ms(5)), STEP);
+        assert_eq!(pause(Wish::Now, ms(100)), ms(100));
         assert_eq!(pause(Wish::Within(ms(200)), ms(5)), ms(200));
     }
 }

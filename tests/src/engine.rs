@@ -160,6 +160,23 @@ impl Engine {
             .collect()
     }
 
+    /// What this engine remembers of a container's events of these kinds, oldest first. It remembers 256 events in all,
+    /// health checks included.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub async fn past_events(&self, container: &str, kinds: &[&str]) -> Result<Vec<Value>> {
+        let filters = escaped(&json!({"container": [container], "event": kinds}));
+        // A time that has come ends the stream.
+        let now_ms = swarmguard_common::clock::wall_ms();
+        let until = format!("{}.{:03}000000", now_ms / 1_000, now_ms % 1_000);
+        let path = format!("{}/events?since=1&until={until}&filters={filters}", self.api);
+        let (status, answer) = self.endpoint.call(Method::GET, &path, Bytes::new(), LIMIT).await?;
+        ensure!(status.is_success(), "GET {}{path}: {status}: {}", self.endpoint, text(&answer));
+        let lines = serde_json::Deserializer::from_slice(&answer).into_iter::<Value>();
+        lines.collect::<Result<_, _>>().context("the engine's events are no JSON")
+    }
+
     /// Sets a node's availability, as an operator would.
     ///
     /// # Errors
@@ -191,7 +208,11 @@ impl Engine {
 
 /// A filter as the API wants it, escaped for a query.
 fn filter(key: &str, value: &str) -> String {
-    json!({ key: [value] }).to_string().replace('"', "%22").replace('{', "%7B").replace('}', "%7D")
+    escaped(&json!({ key: [value] }))
+}
+
+fn escaped(filters: &Value) -> String {
+    filters.to_string().replace('"', "%22").replace('{', "%7B").replace('}', "%7D")
 }
 
 /// Takes the 8-byte headers out of an attached stream.

@@ -4,6 +4,7 @@ pub mod api;
 pub mod cluster;
 pub mod e2e;
 pub mod engine;
+pub mod figures;
 pub mod http;
 pub mod kernel;
 pub mod load;

@@ -1,11 +1,12 @@
 //! `cargo xtask bench …`: figures of the product beside what it is compared with, measured in one run.
 //!
-//! The measuring itself is a bench target of the crate that is measured; this installs what it is compared with,
-//! builds and runs it, and says where the JSON is. Numbers are reported, never asserted: machines are noisy.
+//! The measuring itself is a bench target of the crate that is measured (migrations: a command of `swarmguard-e2e`); this
+//! installs what it is compared with, builds and runs it, and says where the JSON is. Numbers are reported, never asserted: machines are noisy.
 
 mod agent;
 mod balancer;
 mod coordinator;
+mod migrate;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -27,6 +28,8 @@ enum What {
     Coordinator(coordinator::Args),
     /// Cost of a request, the pick alone, and tail latency, beside nginx and HAProxy
     Balancer(balancer::Args),
+    /// Migrations and scale-outs under load on a real Swarm, beside the same surge by bare API calls
+    Migrate(migrate::Args),
 }
 
 /// Measures.
@@ -38,6 +41,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         What::Agent(agent) => agent::run(agent, &root()),
         What::Coordinator(coordinator) => coordinator::run(coordinator, &root()),
         What::Balancer(balancer) => balancer::run(balancer, &root()),
+        What::Migrate(migrate) => migrate::run(migrate, &root()),
     }
 }
 

@@ -19,7 +19,7 @@ use crate::interrupt;
 use crate::progress::Progress;
 use crate::rootfs::Engine;
 
-mod balance;
+pub mod balance;
 
 /// What is played.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -220,7 +220,10 @@ fn manager(cluster: &Cluster) -> Result<&str> {
 }
 
 /// Runs a command inside the manager node and returns what it printed.
-fn on_manager(cluster: &Cluster, words: &[&str]) -> Result<String> {
+///
+/// # Errors
+/// Where it cannot be run or does not succeed; with its words.
+pub fn on_manager(cluster: &Cluster, words: &[&str]) -> Result<String> {
     let node = manager(cluster)?;
     let output = cluster.exec(node, words)?;
     let shown = words.iter().filter(|word| !word.contains('=')).copied().collect::<Vec<_>>().join(" ");

@@ -256,7 +256,8 @@ fn static_cargo_for(verb: &str, target: &str) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     // A directory of its own: other flags in the usual one would rebuild everything at every turn.
     let dir = root.join("target/static");
-    cargo.args([verb, "--release", "--locked", "--target", target, "--target-dir"]).arg(dir);
+    // Not `--release`, which `cargo bench` does not know.
+    cargo.args([verb, "--profile", "release", "--locked", "--target", target, "--target-dir"]).arg(dir);
     let home = std::env::var("CARGO_HOME")
         .or_else(|_| std::env::var("HOME").map(|home| format!("{home}/.cargo")))
         .unwrap_or_default();

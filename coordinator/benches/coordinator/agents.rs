@@ -23,6 +23,7 @@ use swarmguard_common::{
         codec, frame,
     },
 };
+use swarmguard_tests::figures::float;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
@@ -32,13 +33,14 @@ use tokio::{
 use crate::{
     Scale,
     engine::{container_id, service_id, service_of, task_id},
-    measure::float,
     node_id,
 };
 
 /// UDP sockets that the agents share.
 const ENDPOINTS: usize = 16;
-/// Agents whose node is hot: their alerts are timed.
+/// Times that one of them tries to connect.
+const ATTEMPTS: u32 = 5;
+/// Between two alerts that are timed.
 const ALERT_GAP: Duration = Duration::from_millis(50);
 /// Longest that a decision may take to be counted at all.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -64,11 +66,26 @@ pub async fn start(dir: &Path, scale: Scale, to: SocketAddr) -> anyhow::Result<V
     for number in 0..scale.agents {
         let identity = Identity::load(&Source::Files(dir.join(number.to_string())))?;
         let config = transport::client_config(identity.client_config()?)?;
-        let connecting = endpoints[number % ENDPOINTS].connect_with(config, to, "swarm-manager")?;
-        let connection = connecting.await.with_context(|| format!("agent {number} was not let in"))?;
+        let connection = admitted(&endpoints[number % ENDPOINTS], &config, to).await;
+        let connection = connection.with_context(|| format!("agent {number} was not let in"))?;
         crowd.push(introduce(connection, number, scale).await?);
     }
     Ok(crowd)
+}
+
+/// Connects, again where the machine was too busy to answer in time: as agents do.
+async fn admitted(
+    endpoint: &quinn::Endpoint,
+    config: &quinn::ClientConfig,
+    to: SocketAddr,
+) -> anyhow::Result<quinn::Connection> {
+    for _ in 1..ATTEMPTS {
+        match endpoint.connect_with(config.clone(), to, "swarm-manager")?.await {
+            Err(quinn::ConnectionError::TimedOut) => {}
+            other => return Ok(other?),
+        }
+    }
+    Ok(endpoint.connect_with(config.clone(), to, "swarm-manager")?.await?)
 }
 
 async fn introduce(connection: quinn::Connection, number: usize, scale: Scale) -> anyhow::Result<Agent> {

@@ -17,7 +17,9 @@ use swarmguard_common::{
     wire::{agent::ToCoordinator, codec},
 };
 
-use crate::measure::{Coordinator, Row};
+use swarmguard_tests::figures::{self, Row, float};
+
+use crate::measure::Coordinator;
 
 /// How much of everything.
 #[derive(Clone, Copy, Debug)]
@@ -56,8 +58,8 @@ fn main() -> ExitCode {
     let program = named.unwrap_or(env!("CARGO_BIN_EXE_swarmguard-coordinator"));
     let json = arguments.iter().find_map(|argument| argument.strip_prefix("--json="));
     let measured = run(scale, Path::new(program)).and_then(|rows| {
-        measure::print(&rows);
-        json.map_or(Ok(()), |path| measure::write(&rows, Path::new(path)))
+        figures::print(&rows);
+        json.map_or(Ok(()), |path| figures::write(&rows, "cargo xtask bench coordinator", Path::new(path)))
     });
     match measured {
         Ok(()) => ExitCode::SUCCESS,
@@ -99,7 +101,7 @@ fn certificates(dir: &Path, agents: usize) -> anyhow::Result<()> {
 fn bytes_of_an_alert() -> anyhow::Result<Row> {
     let alert = agents::alert(u64::from(u32::MAX), u64::from(u32::MAX), u32::MAX);
     let bytes = codec::encode(&ToCoordinator::Alert(alert))?.len();
-    Ok(Row::of("alert.bytes", "B", "<= 64", &[measure::float(bytes)]))
+    Ok(Row::of("alert.bytes", "B", "<= 64", &[float(bytes)]))
 }
 
 async fn load(dir: &Path, scale: Scale, program: &Path) -> anyhow::Result<Vec<Row>> {

@@ -1,4 +1,4 @@
-//! The coordinator under measurement, and how its figures are taken and printed.
+//! The coordinator under measurement, and how its figures are taken.
 
 use std::{
     net::SocketAddr,
@@ -8,93 +8,11 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use serde_json::json;
 use swarmguard_common::clock;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-
-/// One figure over several rounds.
-pub struct Row {
-    row: String,
-    unit: &'static str,
-    value: f64,
-    min: f64,
-    max: f64,
-    target: &'static str,
-}
-
-impl Row {
-    /// Median and spread of the rounds; at least one is needed.
-    pub fn of(row: &str, unit: &'static str, target: &'static str, rounds: &[f64]) -> Self {
-        let mut sorted = rounds.to_vec();
-        sorted.sort_by(f64::total_cmp);
-        let (min, max) =
-            (sorted.first().copied().unwrap_or(f64::NAN), sorted.last().copied().unwrap_or(f64::NAN));
-        Self { row: row.into(), unit, value: percentile(&sorted, 0.5), min, max, target }
-    }
-
-    /// Two rows, p50 and p99, of many single figures.
-    pub fn percentiles(
-        row: &str,
-        unit: &'static str,
-        target: &'static str,
-        mut figures: Vec<f64>,
-    ) -> [Self; 2] {
-        figures.sort_by(f64::total_cmp);
-        [("p50", 0.5, ""), ("p99", 0.99, target)].map(|(name, share, target)| {
-            let mut one = Self::of(&format!("{row}.{name}"), unit, target, &figures);
-            one.value = percentile(&figures, share);
-            one
-        })
-    }
-}
-
-/// All rows as a table.
-pub fn print(rows: &[Row]) {
-    println!("{:<40} {:>10} {:>10} {:>10} {:<6} target", "row", "value", "min", "max", "unit");
-    for Row { row, unit, value, min, max, target } in rows {
-        println!("{row:<40} {value:>10.3} {min:>10.3} {max:>10.3} {unit:<6} {target}");
-    }
-}
-
-/// All rows as a file; nothing else does what a coordinator does, so there is no peer to compare with.
-pub fn write(rows: &[Row], to: &Path) -> anyhow::Result<()> {
-    let none = serde_json::Value::Null;
-    let rows: Vec<_> = rows
-        .iter()
-        .map(|Row { row, unit, value, min, max, .. }| {
-            json!({"row": row, "unit": unit, "value": value, "min": min, "max": max, "peer": none, "peer_value": none,
-                "ratio": none, "command": "cargo xtask bench coordinator"})
-        })
-        .collect();
-    let all = json!({"machine": machine(), "rows": rows});
-    if let Some(dir) = to.parent() {
-        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    }
-    std::fs::write(to, format!("{all:#}\n")).with_context(|| format!("cannot write {}", to.display()))
-}
-
-fn machine() -> String {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let cpus = read("/proc/cpuinfo");
-    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
-    let count = cpus.lines().filter(|line| line.starts_with("processor")).count();
-    let kernel = read("/proc/sys/kernel/osrelease");
-    format!("{count} x {}, Linux {}", model.trim_start_matches([' ', '\t', ':']), kernel.trim())
-}
-
-fn percentile(sorted: &[f64], share: f64) -> f64 {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a length")]
-    let at = (float(sorted.len().saturating_sub(1)) * share).round() as usize;
-    sorted.get(at).copied().unwrap_or(f64::NAN)
-}
-
-/// A count as a figure; all of ours are far below 2^32.
-pub fn float(count: usize) -> f64 {
-    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
-}
 
 /// Sum of the samples whose line begins with the coordinator's prefix and `name`.
 pub fn value_of(text: &str, name: &str) -> usize {

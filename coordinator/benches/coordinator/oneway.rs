@@ -17,8 +17,9 @@ use swarmguard_coordinator::{
     metrics::Metrics,
 };
 use swarmguard_core::brain::AgentEvent;
+use swarmguard_tests::figures::Row;
 
-use crate::{agents::alert, measure::Row, node_id};
+use crate::{agents::alert, node_id};
 
 const AGENTS: u64 = 50;
 const PER_AGENT_AND_S: u64 = 200;

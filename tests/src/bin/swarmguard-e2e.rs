@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use swarmguard_tests::e2e::balance::{Balance, PARTS};
 use swarmguard_tests::e2e::demo::{Demo, workload};
+use swarmguard_tests::e2e::migrate::Migrate;
 use swarmguard_tests::e2e::stage::Stage;
 use swarmguard_tests::e2e::swarm;
 use swarmguard_tests::load::{Load, Plan};
@@ -55,6 +56,8 @@ enum Command {
     Demo(DemoArgs),
     /// Send requests through the balancers while replicas move, come, go and die
     Balance(BalanceArgs),
+    /// Measure migrations under load, and scaling out
+    Migrate(MigrateArgs),
     /// Play the scenarios of the Swarm tier
     Swarm {
         /// Which; all of them where none is named
@@ -82,6 +85,34 @@ struct BalanceArgs {
     /// Only these parts; all where none is named
     #[arg(value_parser = clap::builder::PossibleValuesParser::new(PARTS))]
     only: Vec<String>,
+}
+
+#[derive(Args)]
+struct MigrateArgs {
+    /// The balancer's service
+    #[arg(long, default_value = "balancer_balancer")]
+    balancer: String,
+    /// The overlay network that it is on
+    #[arg(long)]
+    network: String,
+    /// Port of the balancers on their nodes
+    #[arg(long, default_value_t = 8081)]
+    port: u16,
+    /// Migrations
+    #[arg(long, default_value_t = 300)]
+    migrations: u32,
+    /// After every so many of them one by bare API calls; 0 for none
+    #[arg(long, default_value_t = 5)]
+    surge_every: u32,
+    /// Replicas made hot, until one more runs
+    #[arg(long, default_value_t = 10)]
+    scales: u32,
+    /// Requests a second
+    #[arg(long, default_value_t = 100.0)]
+    rate: f64,
+    /// Where the rows go
+    #[arg(long)]
+    json: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -149,6 +180,21 @@ async fn run(cli: Cli) -> Result<ExitCode> {
                 only: &args.only,
             };
             balance.play(&stage).await?
+        }
+        Command::Migrate(args) => {
+            let token = stage.token.as_deref().context("it gives orders: add --token-file")?;
+            let migrate = Migrate {
+                balancer: &args.balancer,
+                network: &args.network,
+                port: args.port,
+                migrations: args.migrations,
+                surge_every: args.surge_every,
+                scales: args.scales,
+                rate_hz: args.rate,
+                token,
+                json: args.json.as_deref(),
+            };
+            migrate.play(&stage).await?
         }
         Command::Traffic { port, rate, seconds } => {
             let targets = stage.cluster.everywhere(port);

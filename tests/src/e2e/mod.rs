@@ -3,6 +3,7 @@
 pub mod balance;
 pub mod demo;
 pub mod heat;
+pub mod migrate;
 pub mod report;
 pub mod service;
 pub mod stage;

@@ -2,10 +2,12 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::ExitCode,
 };
 
 use anyhow::{Context as _, Result, bail};
+
+use crate::image;
 
 /// `cargo xtask bench coordinator`.
 #[derive(clap::Args)]
@@ -39,15 +41,9 @@ pub struct Args {
 /// When it cannot be built, or the measurement fails.
 pub fn run(args: &Args, root: &Path) -> Result<ExitCode> {
     let json = root.join("target/bench/coordinator.json");
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root).args([
-        "bench",
-        "--package",
-        "swarmguard-coordinator",
-        "--bench",
-        "coordinator",
-        "--",
-    ]);
+    // The program as the image has it.
+    let mut command = image::static_cargo("bench");
+    command.args(["--package", "swarmguard-coordinator", "--bench", "coordinator", "--"]);
     let numbers = [
         ("agents", args.agents),
         ("containers", args.containers),

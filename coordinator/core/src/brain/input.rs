@@ -203,6 +203,6 @@ pub enum Wish {
     Usual,
     /// An action is under way: this long after the last one began, at the latest.
     Within(Duration),
-    /// At once: something happened that only Swarm can show.
+    /// At once: a command of an action was answered, and its next step waits for what Swarm shows.
     Now,
 }

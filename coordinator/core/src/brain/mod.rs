@@ -51,6 +51,13 @@ const MAX_MESSAGES: usize = 100_000;
 const ROUND: Duration = Duration::from_millis(100);
 /// Between two rounds of judgement while all is calm.
 const CALM_ROUND: Duration = Duration::from_millis(500);
+/// Between two readings of Swarm while an action is under way.
+const PATIENT: Duration = Duration::from_millis(100);
+/// The same while Swarm may be about to show what was just done or heard.
+const EAGER: Duration = Duration::from_millis(50);
+/// How long that is: Swarm's dispatcher collects what nodes tell it for 100 ms, and its orchestrator and scheduler take
+/// their turns.
+const AFTERMATH: Duration = Duration::from_millis(500);
 /// A reading of Swarm older than this is not acted on.
 const SNAPSHOT_VALID: Duration = Duration::from_secs(5);
 
@@ -75,7 +82,8 @@ pub struct Brain {
     said: Said,
     leases: BTreeMap<NodeId, LeaseState>,
     next_round: Option<Time>,
-    something_happened: bool,
+    /// When something was last done or heard whose effect Swarm may show only a moment later.
+    happened: Option<Time>,
 }
 
 impl Brain {
@@ -95,7 +103,7 @@ impl Brain {
             said: Said::default(),
             leases: BTreeMap::new(),
             next_round: None,
-            something_happened: false,
+            happened: None,
         }
     }
 
@@ -104,8 +112,9 @@ impl Brain {
     pub fn handle(&mut self, now: Time, input: Input) {
         match input {
             Input::Snapshot(snapshot) => {
+                let taken = snapshot.taken;
                 if self.view.read(now, snapshot) {
-                    self.something_happened = false;
+                    self.happened = self.happened.filter(|at| taken < *at + AFTERMATH);
                     self.read_wishes(now);
                     self.forget(now);
                     let mut out = Vec::new();
@@ -148,12 +157,14 @@ impl Brain {
 
     /// How eagerly the next snapshot is awaited.
     pub fn snapshot_wish(&self) -> Wish {
-        if self.something_happened || self.actions.awaits_snapshot() {
+        if self.actions.awaits_snapshot() {
             Wish::Now
-        } else if self.is_acting() && self.actions_under_way().next().is_some() {
-            Wish::Within(Duration::from_millis(200))
-        } else {
+        } else if !self.is_acting() || self.actions_under_way().next().is_none() {
             Wish::Usual
+        } else if self.happened.is_some() {
+            Wish::Within(EAGER)
+        } else {
+            Wish::Within(PATIENT)
         }
     }
 
@@ -190,7 +201,9 @@ impl Brain {
                     .and_then(|task| Some(self.view.snapshot.as_ref()?.tasks.get(&task)?.service.clone()));
                 // A task that Swarm has not shown yet may be the successor that is waited for.
                 let awaited = service.is_none_or(|service| self.is_busy(&service));
-                self.something_happened |= awaited && self.actions_under_way().next().is_some();
+                if awaited && self.actions_under_way().next().is_some() {
+                    self.happened = Some(now);
+                }
             }
             Heard::Nothing => self.view.acknowledge(&node, &mut out),
         }
@@ -213,6 +226,7 @@ impl Brain {
             self.journal_failure(now, id, error);
         }
         self.actions.answered(now, id, result);
+        self.happened = Some(now);
     }
 
     fn watch_leases(&mut self, now: Time) {

@@ -1,0 +1,126 @@
+//! Rows of figures, as every `cargo xtask bench` prints them and keeps them as JSON.
+//!
+//! A row is a median with its spread, beside a peer's where there is one; nothing here judges: machines are noisy.
+
+use std::path::Path;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use crate::e2e::report;
+
+/// One figure over several rounds.
+#[derive(Clone, Debug)]
+pub struct Row {
+    row: String,
+    unit: &'static str,
+    value: f64,
+    min: f64,
+    max: f64,
+    /// What is aimed at, for people; empty where nothing is.
+    target: &'static str,
+    peer: Option<(String, f64)>,
+}
+
+impl Row {
+    /// Median and spread of the rounds; NaN where there were none.
+    pub fn of(row: &str, unit: &'static str, target: &'static str, rounds: &[f64]) -> Self {
+        let mut sorted = rounds.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let (min, max) =
+            (sorted.first().copied().unwrap_or(f64::NAN), sorted.last().copied().unwrap_or(f64::NAN));
+        Self { row: row.into(), unit, value: percentile(&sorted, 0.5), min, max, target, peer: None }
+    }
+
+    /// Two rows, p50 and p99, of many single figures.
+    pub fn percentiles(
+        row: &str,
+        unit: &'static str,
+        target: &'static str,
+        mut figures: Vec<f64>,
+    ) -> [Self; 2] {
+        figures.sort_by(f64::total_cmp);
+        [("p50", 0.5, ""), ("p99", 0.99, target)].map(|(name, share, target)| {
+            let mut one = Self::of(&format!("{row}.{name}"), unit, target, &figures);
+            one.value = percentile(&figures, share);
+            one
+        })
+    }
+
+    /// Beside the median of a peer's rounds in the same run.
+    #[must_use]
+    pub fn beside(self, peer: &str, rounds: &[f64]) -> Self {
+        let theirs = Self::of("", "", "", rounds).value;
+        Self { peer: Some((peer.to_owned(), theirs)), ..self }
+    }
+
+    fn json(&self, command: &str) -> Value {
+        let Self { row, unit, value, min, max, target: _, peer } = self;
+        let (peer, theirs) = peer.clone().unzip();
+        let ratio = theirs.map(|theirs| value / theirs);
+        json!({"row": row, "unit": unit, "value": value, "min": min, "max": max, "peer": peer,
+            "peer_value": theirs, "ratio": ratio, "command": command})
+    }
+}
+
+/// All rows as a table.
+pub fn print(rows: &[Row]) {
+    println!("{:<36} {:>10} {:>10} {:>10} {:<9} {:<14} peer", "row", "value", "min", "max", "unit", "target");
+    for Row { row, unit, value, min, max, target, peer } in rows {
+        let peer = peer.as_ref().map_or(String::new(), |(name, theirs)| {
+            format!("{name}: {theirs:.3} (ratio {:.2})", value / theirs)
+        });
+        println!("{row:<36} {value:>10.3} {min:>10.3} {max:>10.3} {unit:<9} {target:<14} {peer}");
+    }
+}
+
+/// All rows as a file; `command` is what repeats them.
+///
+/// # Errors
+/// Where it cannot be written.
+pub fn write(rows: &[Row], command: &str, to: &Path) -> Result<()> {
+    let rows: Vec<_> = rows.iter().map(|row| row.json(command)).collect();
+    report::write(to, &json!({"machine": machine(), "rows": rows}))
+}
+
+fn machine() -> String {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpus = read("/proc/cpuinfo");
+    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+    let count = cpus.lines().filter(|line| line.starts_with("processor")).count();
+    let kernel = read("/proc/sys/kernel/osrelease");
+    format!("{count} x {}, Linux {}", model.trim_start_matches([' ', '\t', ':']), kernel.trim())
+}
+
+/// The figure that this share (0 to 1) of the sorted ones does not exceed; NaN where there are none.
+pub fn percentile(sorted: &[f64], share: f64) -> f64 {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a length")]
+    let at = (float(sorted.len().saturating_sub(1)) * share).round() as usize;
+    sorted.get(at).copied().unwrap_or(f64::NAN)
+}
+
+/// A count as a figure; all of ours are far below 2^32.
+pub fn float(count: usize) -> f64 {
+    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_the_median_with_its_spread_and_its_peer() {
+        let row = Row::of("x", "ms", "<= 2", &[3.0, 1.0, 2.0]).beside("other", &[4.0, 8.0, 8.0]);
+        let json = row.json("run");
+        assert_eq!((&json["value"], &json["min"], &json["max"]), (&json!(2.0), &json!(1.0), &json!(3.0)));
+        assert_eq!((&json["peer_value"], &json["ratio"]), (&json!(8.0), &json!(0.25)));
+        assert_eq!(Row::of("y", "ms", "", &[1.0]).json("run")["peer"], Value::Null);
+    }
+
+    #[test]
+    fn percentiles_name_their_share() {
+        let rows = Row::percentiles("x", "ms", "", (1..=101).map(f64::from).collect());
+        assert_eq!((rows[0].row.as_str(), rows[0].value), ("x.p50", 51.0));
+        assert_eq!((rows[1].row.as_str(), rows[1].value), ("x.p99", 100.0));
+    }
+}
