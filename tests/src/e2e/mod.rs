@@ -3,6 +3,7 @@
 pub mod balance;
 pub mod demo;
 pub mod heat;
+pub mod model;
 pub mod report;
 pub mod service;
 pub mod stage;
