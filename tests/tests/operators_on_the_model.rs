@@ -14,7 +14,8 @@ use swarmguard_core::{
 };
 use swarmguard_tests::swarm_model::{SwarmModel, TICK_MS, Workload};
 
-const WORKLOAD: Workload = Workload { prepare_ms: 200, healthy_ms: 800, stop_ms: 500, failing_starts: 0 };
+const WORKLOAD: Workload =
+    Workload { prepare_ms: 200, healthy_ms: 800, stop_ms: 500, failing_starts: 0, runs_ms: None };
 
 /// A service to begin with: name, replicas, labels.
 type Wanted<'a> = (&'a str, u64, &'a [(&'a str, &'a str)]);

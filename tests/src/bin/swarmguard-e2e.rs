@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use swarmguard_tests::e2e::balance::{Balance, PARTS};
 use swarmguard_tests::e2e::demo::{Demo, workload};
 use swarmguard_tests::e2e::migrate::Migrate;
+use swarmguard_tests::e2e::model::{self, Power};
 use swarmguard_tests::e2e::stage::Stage;
 use swarmguard_tests::e2e::swarm;
 use swarmguard_tests::load::{Load, Plan};
@@ -58,11 +59,26 @@ enum Command {
     Balance(BalanceArgs),
     /// Measure migrations under load, and scaling out
     Migrate(MigrateArgs),
+    /// Play the scripts of the model tier: on a model of Swarm and on the cluster, and compare
+    Model(ModelArgs),
     /// Play the scenarios of the Swarm tier
     Swarm {
         /// Which; all of them where none is named
         only: Vec<String>,
     },
+}
+
+#[derive(Args)]
+struct ModelArgs {
+    /// The program that made the cluster, which can cut the power of its nodes; scripts that need that are left out
+    /// without it
+    #[arg(long, requires = "name")]
+    xtask: Option<PathBuf>,
+    /// The cluster's name there
+    #[arg(long)]
+    name: Option<String>,
+    /// Which; all of them where none is named
+    only: Vec<String>,
 }
 
 #[derive(Args)]
@@ -213,6 +229,12 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             }
             println!("{} sent, {} failed, {} connections", stats.sent, stats.failed, stats.connections);
             stats.failed == 0 && stats.succeeded > 0
+        }
+        Command::Model(args) => {
+            let power = args.xtask.zip(args.name).map(|(program, cluster)| Power { program, cluster });
+            let (passed, failed) = model::play(&stage, power.as_ref(), &args.only).await?;
+            println!("model: {passed} passed, {failed} failed");
+            failed == 0
         }
         Command::Swarm { only } => {
             let (passed, failed) = swarm::play(&stage, &only).await?;

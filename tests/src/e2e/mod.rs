@@ -4,6 +4,7 @@ pub mod balance;
 pub mod demo;
 pub mod heat;
 pub mod migrate;
+pub mod model;
 pub mod report;
 pub mod service;
 pub mod stage;

@@ -82,6 +82,7 @@ impl Scenario {
                 healthy_ms: if slow { rng.u64(5_000..20_000) } else { rng.u64(200..4_000) },
                 stop_ms: rng.u64(50..8_000),
                 failing_starts: if rng.u8(0..5) == 0 { rng.u16(0..400) } else { 0 },
+                runs_ms: None,
             },
             loss: if rng.bool() { 0 } else { rng.u16(0..200) },
             delay_ms: rng.u64(1..400),

@@ -57,29 +57,37 @@ impl SwarmModel {
         labels: &[(&str, &str)],
         workload: Workload,
     ) -> ServiceId {
-        self.made += 1;
         let labels: BTreeMap<&str, &str> = labels.iter().copied().collect();
+        let spec = json!({
+            "Name": name,
+            "Labels": labels,
+            "TaskTemplate": {
+                "ContainerSpec": {
+                    "Image": "web:1",
+                    "Healthcheck": {"Test": ["CMD", "/web", "healthcheck"], "Interval": 1_000_000_000_u64},
+                },
+                "Placement": {},
+                "ForceUpdate": 0,
+            },
+            "Mode": {"Replicated": {"Replicas": replicas}},
+            "EndpointSpec": {"Mode": "vip"},
+        });
+        self.create_service_of(spec, workload)
+    }
+
+    /// The same from a whole spec.
+    pub fn create_service_of(&mut self, spec: Value, workload: Workload) -> ServiceId {
+        self.made += 1;
+        let job = spec["Mode"]["ReplicatedJob"].is_object();
         let service = ModelService {
             id: id(&format!("svc{:022}", self.made)),
             version: self.next_index(),
             spec_version: self.index,
-            spec: json!({
-                "Name": name,
-                "Labels": labels,
-                "TaskTemplate": {
-                    "ContainerSpec": {
-                        "Image": "web:1",
-                        "Healthcheck": {"Test": ["CMD", "/web", "healthcheck"], "Interval": 1_000_000_000_u64},
-                    },
-                    "Placement": {},
-                    "ForceUpdate": 0,
-                },
-                "Mode": {"Replicated": {"Replicas": replicas}},
-                "EndpointSpec": {"Mode": "vip"},
-            }),
+            spec,
             previous_spec: None,
             update_state: None,
             workload,
+            job_iteration: job.then_some(0),
         };
         let made = service.id.clone();
         self.services.insert(made.clone(), service);
@@ -103,9 +111,14 @@ impl SwarmModel {
 
     /// `docker node update --availability`.
     pub fn operator_availability(&mut self, node: &NodeId, availability: Availability) -> CommandResult {
+        self.operator_node(node, |spec| spec["Availability"] = json!(availability))
+    }
+
+    /// `docker node update`: an operator changes the spec as it stands now.
+    pub fn operator_node(&mut self, node: &NodeId, change: impl FnOnce(&mut Value)) -> CommandResult {
         let found = self.nodes.get(node).ok_or_else(|| CommandError::Gone(node.to_string()))?;
         let (version, mut spec) = (found.version, found.spec.clone());
-        spec["Availability"] = json!(availability);
+        change(&mut spec);
         self.write_node(node, version, &spec)
     }
 
@@ -123,6 +136,8 @@ impl SwarmModel {
             found.update_state = None;
             found.version = index;
             found.spec_version = index;
+            // Every write of a job, also an identical one, runs it again.
+            found.job_iteration = found.job_iteration.map(|iteration| iteration + 1);
         }
         self.wake(service);
         Ok(())
@@ -202,7 +217,7 @@ impl SwarmModel {
             created_at: format!("{:020}", task.created.as_millis()),
             placement: task.template["Placement"].clone(),
             message: if task.state == TaskState::Pending { "no suitable node".into() } else { String::new() },
-            job_iteration: None,
+            job_iteration: task.job_iteration,
         }
     }
 }
@@ -214,11 +229,23 @@ fn read_service(service: &ModelService) -> Service {
         id: service.id.clone(),
         version: service.version,
         name: service.spec["Name"].as_str().unwrap_or_default().into(),
-        mode: Mode::Replicated(service.replicas()),
+        mode: mode(service),
         policy: ServicePolicy::from_labels(pairs),
         spec: service.spec.clone(),
         previous_spec: service.previous_spec.clone(),
         update_state: service.update_state.clone(),
-        job_iteration: None,
+        job_iteration: service.job_iteration,
+    }
+}
+
+fn mode(service: &ModelService) -> Mode {
+    let job = &service.spec["Mode"]["ReplicatedJob"];
+    let number = |key: &str| job[key].as_u64().unwrap_or(1);
+    match service.job_iteration {
+        None => Mode::Replicated(service.replicas()),
+        Some(_) => Mode::ReplicatedJob {
+            concurrent: number("MaxConcurrent"),
+            completions: number("TotalCompletions"),
+        },
     }
 }

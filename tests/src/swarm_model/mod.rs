@@ -1,8 +1,8 @@
 //! A model of Docker Swarm that behaves as its source does where SwarmGuard leans on it: versions, the dirty rule, the
-//! updater, the restart supervisor, the constraint enforcer, the removal order and the scheduler.
+//! updater, the restart supervisor, the constraint enforcer, the removal order, the scheduler and replicated jobs.
 //!
-//! Read from moby/swarmkit (`manager/orchestrator`, `manager/scheduler`); the scripted scenarios in the tests are run
-//! against a real engine too, and must end alike. It advances in ticks of [`TICK_MS`], is deterministic for a seed, and
+//! Read from moby/swarmkit (`manager/orchestrator`, `manager/scheduler`). `cargo xtask test --only model` plays the same
+//! scripts on it and on real engines, and both must end alike (`e2e::model`). It advances in ticks of [`TICK_MS`], is deterministic for a seed, and
 //! knows nothing of SwarmGuard but the snapshot and command types.
 
 mod api;
@@ -39,11 +39,13 @@ pub struct Workload {
     pub stop_ms: u64,
     /// Of 1,000 starts so many fail before they are healthy.
     pub failing_starts: u16,
+    /// From healthy to the end of its work, in milliseconds; for ever where `None`.
+    pub runs_ms: Option<u64>,
 }
 
 impl Default for Workload {
     fn default() -> Self {
-        Self { prepare_ms: 100, healthy_ms: 1_000, stop_ms: 200, failing_starts: 0 }
+        Self { prepare_ms: 100, healthy_ms: 1_000, stop_ms: 200, failing_starts: 0, runs_ms: None }
     }
 }
 
@@ -97,6 +99,8 @@ pub struct ModelService {
     pub update_state: Option<String>,
     /// How its containers behave.
     pub workload: Workload,
+    /// `JobStatus.JobIteration` of a replicated job.
+    pub job_iteration: Option<u64>,
 }
 
 impl ModelService {
@@ -139,9 +143,17 @@ pub struct ModelTask {
     start_after: Option<TaskId>,
     /// Will fail instead of becoming healthy.
     doomed: bool,
+    /// Iteration of the job that it belongs to.
+    pub job_iteration: Option<u64>,
 }
 
 impl ModelTask {
+    /// What is wanted of it is that it runs, or that it comes to the end of its work, where it has not come yet.
+    pub fn is_wanted(&self) -> bool {
+        let at_work = self.desired == TaskState::Complete && self.state <= TaskState::Running;
+        self.desired <= TaskState::Running || self.job_iteration.is_some() && at_work
+    }
+
     /// Wanted, and running (healthy).
     pub fn serves(&self) -> bool {
         self.desired <= TaskState::Running && self.state == TaskState::Running
@@ -155,6 +167,7 @@ impl ModelTask {
 }
 
 /// The model.
+#[derive(Clone)]
 pub struct SwarmModel {
     /// Now.
     pub now: Time,
@@ -214,9 +227,19 @@ impl SwarmModel {
         model
     }
 
+    /// The same swarm, whose luck is another's from now on.
+    pub fn fork(&self, seed: u64) -> Self {
+        Self { rng: fastrand::Rng::with_seed(seed), ..self.clone() }
+    }
+
     /// The `number`th node, counted from 1 as `node1`.
     pub fn node_id(number: u64) -> NodeId {
         id(&format!("node{number:021}"))
+    }
+
+    /// The host name of a node; empty where there is no such node.
+    pub fn hostname(&self, node: &NodeId) -> String {
+        self.nodes.get(node).map(placement::hostname).unwrap_or_default()
     }
 
     /// Steps on until `until`.

@@ -1,14 +1,17 @@
 //! What happens on the nodes: containers start, become healthy, fail, stop; heartbeats stop when a node does.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use swarmguard_common::domain::{NodeId, TaskId};
+use swarmguard_common::domain::{NodeId, ServiceId, TaskId};
 use swarmguard_core::swarm::{Availability, TaskState};
 
 use super::{ModelTask, SwarmModel, Workload};
 
 /// Three missed heartbeats of 5 s.
 const DOWN_AFTER: Duration = Duration::from_secs(15);
+
+/// `TaskHistoryRetentionLimit`: tasks that a slot keeps, those that run included.
+const HISTORY: usize = 5;
 
 /// Between weight 0 in IPVS and SIGTERM, the engine waits this long.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -64,17 +67,14 @@ impl SwarmModel {
     }
 
     fn next_state(&self, task: &ModelTask, workload: Workload) -> Option<TaskState> {
-        let Some(node) = &task.node else {
-            // Never assigned: nothing runs, the managers themselves end it.
-            let ends = task.desired > TaskState::Running && task.state < TaskState::Complete;
-            return ends.then_some(TaskState::Shutdown);
-        };
+        // One that was never assigned stays pending, also when it is no longer wanted, until it is reaped.
+        let node = task.node.as_ref()?;
         if !self.nodes.get(node).is_some_and(|node| node.up) {
             return None;
         }
         let stood = self.now - task.changed;
         let after = |ms: u64, next: TaskState| (stood >= Duration::from_millis(ms)).then_some(next);
-        if task.desired > TaskState::Running && task.state <= TaskState::Running {
+        if !task.is_wanted() && task.state <= TaskState::Running {
             let stopped = Duration::from_millis(workload.stop_ms) + DRAIN;
             // `changed` of a running task is when it began to run; the stop is timed by `stopping_for`.
             return (task.state < TaskState::Running || self.stopping_for(task) >= stopped)
@@ -87,6 +87,7 @@ impl SwarmModel {
             TaskState::Ready if task.desired >= TaskState::Running => Some(TaskState::Starting),
             TaskState::Starting if task.doomed => after(workload.healthy_ms, TaskState::Failed),
             TaskState::Starting => after(workload.healthy_ms, TaskState::Running),
+            TaskState::Running => workload.runs_ms.and_then(|runs_ms| after(runs_ms, TaskState::Complete)),
             _ => None,
         }
     }
@@ -114,24 +115,40 @@ impl SwarmModel {
             .map(|task| task.id.clone())
             .collect();
         for task in due {
-            self.set_desired(&task, TaskState::Running);
+            let job = self.tasks.get(&task).is_some_and(|task| task.job_iteration.is_some());
+            self.set_desired(&task, if job { TaskState::Complete } else { TaskState::Running });
         }
     }
 
     /// Told to stop: the clock of the stop starts.
     pub(super) fn tell_to_stop(&mut self, task: &TaskId, desired: TaskState) {
         let now = self.now;
-        if let Some(task) = self.tasks.get_mut(task).filter(|task| task.desired <= TaskState::Running) {
+        if let Some(task) = self.tasks.get_mut(task).filter(|task| task.is_wanted()) {
             task.start_at = now;
         }
         self.set_desired(task, desired);
     }
 
-    /// The task reaper: removed tasks vanish once they ended, dead ones when their slot has newer ones.
+    /// The task reaper: removed tasks vanish once they ended or if they never had a node; of the others that ended each
+    /// slot keeps the youngest, up to [`HISTORY`] tasks in all (`taskreaper/task_reaper.go`).
     pub(super) fn reap(&mut self) {
-        self.tasks.retain(|_, task| !(task.desired == TaskState::Remove && task.state > TaskState::Running));
+        let over = |task: &ModelTask| task.state > TaskState::Running || task.node.is_none();
+        self.tasks.retain(|_, task| !(task.desired == TaskState::Remove && over(task)));
         let services = &self.services;
         self.tasks.retain(|_, task| services.contains_key(&task.service));
+        let mut slots: BTreeMap<(ServiceId, u64), Vec<(u64, TaskId, bool)>> = BTreeMap::new();
+        for task in self.tasks.values() {
+            let gone = over(task) && (task.state > TaskState::Running || !task.is_wanted());
+            let slot = slots.entry((task.service.clone(), task.slot)).or_default();
+            slot.push((task.number, task.id.clone(), gone));
+        }
+        for mut slot in slots.into_values().filter(|slot| slot.len() > HISTORY) {
+            slot.sort();
+            let surplus = slot.len() - HISTORY;
+            for (_, id, _) in slot.iter().filter(|(_, _, gone)| *gone).take(surplus) {
+                self.tasks.remove(id);
+            }
+        }
     }
 
     /// A node that is down or drained runs nothing that counts.

@@ -1,6 +1,9 @@
 //! The replicated orchestrator: how many slots there are, which go, and what replaces the dead.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use serde_json::Value;
 use swarmguard_common::domain::{NodeId, ServiceId, TaskId};
@@ -21,14 +24,50 @@ impl SwarmModel {
 
     pub(super) fn reconcile_services(&mut self) {
         for service in std::mem::take(&mut self.reconcile) {
-            if let Some(service) = self.services.get(&service).cloned() {
-                self.reconcile_service(&service);
+            if let Some(service) = self.services.get(&service).filter(|found| found.job_iteration.is_none()) {
+                self.reconcile_service(&service.clone());
             }
+        }
+        // What becomes of a job's tasks matters to it as much as what is written.
+        let jobs = self.services.values().filter(|service| service.job_iteration.is_some());
+        for job in jobs.cloned().collect::<Vec<_>>() {
+            self.reconcile_job(&job);
+        }
+    }
+
+    /// Makes what is still to be done of a job's iteration, and ends what runs of earlier ones
+    /// (`jobs/replicated/reconciler.go`). Tasks on lost nodes count as running.
+    fn reconcile_job(&mut self, job: &ModelService) {
+        let number = |key: &str| job.spec["Mode"]["ReplicatedJob"][key].as_u64().unwrap_or(1);
+        let (completions, concurrent) = (number("TotalCompletions"), number("MaxConcurrent"));
+        let (mut slots, mut running, mut done) = (BTreeSet::new(), 0, 0);
+        let mut stale = Vec::new();
+        for task in self.tasks.values().filter(|task| task.service == job.id) {
+            if task.job_iteration != job.job_iteration {
+                if task.state <= TaskState::Running && task.desired != TaskState::Remove {
+                    stale.push(task.id.clone());
+                }
+            } else if task.state == TaskState::Complete {
+                done += 1;
+                slots.insert(task.slot);
+            } else if task.desired <= TaskState::Complete {
+                running += 1;
+                slots.insert(task.slot);
+            }
+        }
+        let more = concurrent.saturating_sub(running).min(completions.saturating_sub(done + running));
+        let free: Vec<u64> = (0..completions).filter(|slot| !slots.contains(slot)).collect();
+        for slot in free.into_iter().take(usize::try_from(more).unwrap_or(usize::MAX)) {
+            self.make_task(job, slot, TaskState::Complete);
+        }
+        for task in stale {
+            self.tell_to_stop(&task, TaskState::Remove);
         }
     }
 
     fn reconcile_service(&mut self, service: &ModelService) {
         let slots = self.slots(&service.id);
+        self.forget_dead_slots(service, &slots);
         let wanted = usize::try_from(service.replicas()).unwrap_or(usize::MAX);
         if wanted >= slots.len() {
             self.update(service, slots.values().cloned().collect());
@@ -44,6 +83,20 @@ impl SwarmModel {
         for task in sorted[wanted..].iter().flatten() {
             self.tell_to_stop(task, TaskState::Remove);
         }
+    }
+
+    /// Drops the tasks of slots of which nothing is wanted any more, also those that are still stopping: their nodes end
+    /// them all the same (`replicated/services.go`, `deleteTasksMap`). Slots that are taken again keep their history.
+    fn forget_dead_slots(&mut self, service: &ModelService, slots: &BTreeMap<u64, Vec<TaskId>>) {
+        let wanted = usize::try_from(service.replicas()).unwrap_or(usize::MAX);
+        let free = (1..).filter(|slot| !slots.contains_key(slot));
+        let again: BTreeSet<u64> = free.take(wanted.saturating_sub(slots.len())).collect();
+        self.tasks.retain(|_, task| {
+            let dead = task.service == service.id && !slots.contains_key(&task.slot);
+            // The last task of a slot that is not to be restarted counts as one that is wanted.
+            let kept = again.contains(&task.slot) || task.template["RestartPolicy"]["Condition"] == "none";
+            !dead || kept
+        });
     }
 
     /// Slots that count, each with its wanted tasks, oldest first.
@@ -105,6 +158,7 @@ impl SwarmModel {
             start_at: self.now,
             start_after: None,
             doomed: false,
+            job_iteration: service.job_iteration,
         };
         let made = task.id.clone();
         self.tasks.insert(made.clone(), task);
@@ -116,10 +170,13 @@ impl SwarmModel {
         let dead: Vec<ModelTask> = self
             .tasks
             .values()
-            .filter(|task| task.desired <= TaskState::Running)
-            .filter(|task| {
-                task.state > TaskState::Running
-                    || task.node.as_ref().is_some_and(|node| self.is_invalid(node))
+            .filter(|task| match task.job_iteration {
+                // One on a lost node counts as running.
+                Some(_) => task.desired <= TaskState::Complete && task.state > TaskState::Complete,
+                None => {
+                    let lost = || task.node.as_ref().is_some_and(|node| self.is_invalid(node));
+                    task.is_wanted() && (task.state > TaskState::Running || lost())
+                }
             })
             .cloned()
             .collect();

@@ -39,9 +39,7 @@ impl SwarmModel {
         let mut pending: Vec<(u64, TaskId)> = self
             .tasks
             .values()
-            .filter(|task| {
-                task.node.is_none() && task.desired <= TaskState::Running && task.state <= TaskState::Pending
-            })
+            .filter(|task| task.node.is_none() && task.is_wanted() && task.state <= TaskState::Pending)
             .map(|task| (task.number, task.id.clone()))
             .collect();
         pending.sort();
@@ -71,9 +69,8 @@ impl SwarmModel {
         }
         let most = placement["MaxReplicas"].as_u64().filter(|most| *most > 0).unwrap_or(u64::MAX);
         let count = |node: &NodeId, of_service: bool| {
-            let counts = |other: &&ModelTask| {
-                other.desired <= TaskState::Running && (!of_service || other.service == task.service)
-            };
+            let counts =
+                |other: &&ModelTask| other.is_wanted() && (!of_service || other.service == task.service);
             self.tasks_on(node).filter(counts).count() as u64
         };
         let mut best: Vec<NodeId> = Vec::new();
@@ -108,7 +105,7 @@ impl SwarmModel {
             };
             let violating: Vec<TaskId> = self
                 .tasks_on(&node.id)
-                .filter(|task| task.desired <= TaskState::Running && task.state < TaskState::Complete)
+                .filter(|task| task.is_wanted() && task.state < TaskState::Complete)
                 .filter(|task| {
                     let service = self.services.get(&task.service);
                     service.is_some_and(|service| {

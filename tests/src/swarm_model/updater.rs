@@ -13,6 +13,7 @@ use swarmguard_core::swarm::TaskState;
 use super::{ModelService, SwarmModel};
 
 /// One update towards one spec.
+#[derive(Clone)]
 pub(super) struct Updater {
     spec: Value,
     service: ModelService,
@@ -26,6 +27,7 @@ pub(super) struct Updater {
     done_at: Option<Time>,
 }
 
+#[derive(Clone)]
 enum Worker {
     /// Waits for the new task to run, then stops the old ones.
     Waiting { new: TaskId, old: Vec<TaskId> },
@@ -139,7 +141,10 @@ impl SwarmModel {
 
     fn take_slot(&mut self, updater: &mut Updater, slot: &[TaskId]) -> Worker {
         let resting = Worker::Resting { until: self.now + updater.delay };
-        let alive: Vec<TaskId> = slot.iter().filter(|task| self.tasks.contains_key(*task)).cloned().collect();
+        let mut alive: Vec<TaskId> =
+            slot.iter().filter(|task| self.tasks.contains_key(*task)).cloned().collect();
+        // The store lists a slot's tasks by their IDs, which are random: of two clean ones either may stay.
+        self.rng.shuffle(&mut alive);
         let Some(first) = alive.first() else { return resting };
         let clean = |desired: fn(TaskState) -> bool| {
             alive.iter().find(|task| {
@@ -196,5 +201,7 @@ impl SwarmModel {
             service.update_state = Some(state.into());
             service.version = index;
         }
+        // The orchestrator looks at a service whenever its object changes.
+        self.wake(service);
     }
 }

@@ -295,6 +295,11 @@ fn load_durably(node: &Node, archive: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Whether nodes can be namespaces of this machine.
+pub fn native_fits() -> bool {
+    native_node::cgroup("any", "node").is_ok()
+}
+
 /// Removes the cluster of this name, also what is left of one that was never finished; false where there was none.
 ///
 /// # Errors

@@ -17,7 +17,8 @@ use crate::rootfs::Engine;
 use crate::vm;
 
 /// The tiers with what is in them, in the order they are played.
-pub const TIERS: [(&str, &str); 4] = [
+pub const TIERS: [(&str, &str); 5] = [
+    ("model", "the model of Swarm and real engines, by the same scripts"),
     ("kernel-figures", "the agent's figures against known loads, in a VM"),
     ("kernel-programs", "BPF programs and what reads them, in a VM"),
     ("swarm-20.10", "three real nodes, Docker 20.10"),
@@ -45,6 +46,11 @@ impl Tiers {
     /// Where it could not be played to its end.
     pub fn play(&self, name: &str, log: &mut Log) -> Result<Counts> {
         log.doing("building the images")?;
+        if name == "model" {
+            // It needs none of the others, and no BPF toolchain for them.
+            image::build_default(&[image::Which::WebStress], self.install)?;
+            return self.model(log);
+        }
         let images = self.images()?;
         match name {
             "kernel-figures" => self.figures(log),
@@ -60,6 +66,30 @@ impl Tiers {
         }
         let built = image::build_default(&[], self.install)?;
         Ok(self.images.get_or_init(|| built))
+    }
+
+    /// On namespaces, which are fast enough for both engines; where this machine's kernel does not allow that, on virtual
+    /// machines with the first.
+    fn model(&self, log: &mut Log) -> Result<Counts> {
+        let native = cluster::native_fits();
+        let engines: &[Engine] = if native { &[Engine::V20_10, Engine::V26_1] } else { &[Engine::V20_10] };
+        let mut all = Counts::default();
+        for engine in engines {
+            let options = cluster::Options {
+                name: format!("model-{}", engine.to_string().replace('.', "-")),
+                engine: *engine,
+                native,
+                install: self.install,
+                ..cluster::Options::default()
+            };
+            log.doing(&format!("starting a cluster with engine {engine}"))?;
+            let cluster = cluster::up(&options, &Progress::start("cluster"))?;
+            let played = scripts(&cluster, *engine, &options.name, log);
+            let down = cluster.down();
+            all += played?;
+            down?;
+        }
+        Ok(all)
     }
 
     fn figures(&self, log: &mut Log) -> Result<Counts> {
@@ -168,6 +198,25 @@ const SECOND_ENGINE: &[&str] = &[
     "killed-removing",
     "killed-releasing",
 ];
+
+/// Plays the scripts of the model tier on a cluster.
+fn scripts(cluster: &cluster::Cluster, engine: Engine, name: &str, log: &mut Log) -> Result<Counts> {
+    let mut counts = None;
+    let mut e2e = demo::e2e(cluster)?;
+    e2e.arg("model");
+    // What a lost node leads to takes half a minute each, and has been the same for years.
+    if engine == Engine::V20_10 {
+        let own = std::env::current_exe().context("cannot tell this program's path")?;
+        e2e.arg("--xtask").arg(own).args(["--name", name]);
+    }
+    log.command(&mut e2e, |line| {
+        if line.starts_with("model ") {
+            println!("  {line}");
+        }
+        counts = summary(line, "model").or(counts);
+    })?;
+    counts.context("the scripts ended without saying how many passed")
+}
 
 fn scenarios(cluster: &cluster::Cluster, images: &[Image], chosen: &[&str], log: &mut Log) -> Result<Counts> {
     demo::load(cluster, images, &Progress::start("images"))?;
