@@ -49,6 +49,8 @@ pub async fn run<S: SwarmApi>(
         loop {
             let left = pause(*wish.borrow_and_update(), took).saturating_sub(clock::now().since(began));
             tokio::select! {
+                // In order, because all chance in a simulation comes from its seed.
+                biased;
                 () = tokio::time::sleep(left) => break,
                 changed = wish.changed() => if changed.is_err() { return },
                 changed = changes.changed() => {

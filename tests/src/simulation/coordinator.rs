@@ -9,6 +9,8 @@ use swarmguard_core::{
     swarm::Snapshot,
 };
 
+use tokio::sync::oneshot;
+
 use super::{World, checks::MAX_ACTIONS, network::Parcel};
 
 /// A coordinator beside one manager.
@@ -18,7 +20,8 @@ pub(super) struct Coordinator {
     pub brain: Option<Brain>,
     /// Counts its lives.
     pub incarnation: u64,
-    starts_at: Time,
+    /// When it may start after its last death.
+    pub starts_at: Time,
     connections: u64,
     /// A reading that is on its way, with the time of its arrival.
     reading: Option<(Time, Arc<Snapshot>)>,
@@ -27,12 +30,14 @@ pub(super) struct Coordinator {
     calls: VecDeque<Call>,
 }
 
-struct Call {
-    id: CommandId,
-    command: Command,
-    acts_at: Time,
-    answers_at: Time,
-    result: Option<CommandResult>,
+pub(super) struct Call {
+    pub id: CommandId,
+    pub command: Command,
+    pub acts_at: Time,
+    pub answers_at: Time,
+    pub result: Option<CommandResult>,
+    /// Where the answer goes if not to the brain.
+    pub reply: Option<oneshot::Sender<CommandResult>>,
 }
 
 impl Coordinator {
@@ -63,6 +68,11 @@ impl Coordinator {
         if !in_flight_survive {
             self.calls.retain(|call| call.result.is_some());
         }
+    }
+
+    /// A command is on its way.
+    pub fn push(&mut self, call: Call) {
+        self.calls.push_back(call);
     }
 
     fn start(&mut self) {
@@ -121,7 +131,7 @@ impl World {
     }
 
     /// Commands reach Swarm, answers reach the brain.
-    fn run_calls(&mut self, coordinator: &mut Coordinator) {
+    pub(super) fn run_calls(&mut self, coordinator: &mut Coordinator) {
         let now = self.now;
         for call in &mut coordinator.calls {
             if call.result.is_none() && call.acts_at <= now {
@@ -136,17 +146,20 @@ impl World {
             }
         }
         let mut answered = Vec::new();
-        coordinator.calls.retain(|call| match &call.result {
+        coordinator.calls.retain_mut(|call| match &call.result {
             Some(result) if call.answers_at <= now => {
-                answered.push((call.id, result.clone()));
+                answered.push((call.id, result.clone(), call.reply.take()));
                 false
             }
             _ => true,
         });
         let lost = self.network.is_blind(&coordinator.node);
-        for (id, result) in answered {
+        for (id, result, reply) in answered {
             let result = if lost { Err(CommandError::Unavailable("timed out".into())) } else { result };
-            if let Some(brain) = &mut coordinator.brain {
+            if let Some(reply) = reply {
+                // Whoever asked may be dead.
+                let _ = reply.send(result);
+            } else if let Some(brain) = &mut coordinator.brain {
                 brain.handle(now, Input::Answer { id, result });
             }
         }
@@ -180,7 +193,7 @@ impl World {
         while let Some((id, command)) = brain.poll_command() {
             let acts_at = self.now + Duration::from_millis(self.rng.u64(1..150));
             let answers_at = acts_at + Duration::from_millis(self.rng.u64(1..150));
-            coordinator.calls.push_back(Call { id, command, acts_at, answers_at, result: None });
+            coordinator.push(Call { id, command, acts_at, answers_at, result: None, reply: None });
             // The cruellest moments: a command just sent, whether it arrives or not.
             if self.scenario.crashes(&mut self.rng) {
                 self.story
