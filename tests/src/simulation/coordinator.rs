@@ -27,7 +27,7 @@ pub(super) struct Coordinator {
     reading: Option<(Time, Arc<Snapshot>)>,
     read_at: Time,
     /// Commands on their way to Swarm, and answers on their way back.
-    calls: VecDeque<Call>,
+    pub calls: VecDeque<Call>,
 }
 
 pub(super) struct Call {
@@ -68,11 +68,6 @@ impl Coordinator {
         if !in_flight_survive {
             self.calls.retain(|call| call.result.is_some());
         }
-    }
-
-    /// A command is on its way.
-    pub fn push(&mut self, call: Call) {
-        self.calls.push_back(call);
     }
 
     fn start(&mut self) {
@@ -193,7 +188,7 @@ impl World {
         while let Some((id, command)) = brain.poll_command() {
             let acts_at = self.now + Duration::from_millis(self.rng.u64(1..150));
             let answers_at = acts_at + Duration::from_millis(self.rng.u64(1..150));
-            coordinator.push(Call { id, command, acts_at, answers_at, result: None, reply: None });
+            coordinator.calls.push_back(Call { id, command, acts_at, answers_at, result: None, reply: None });
             // The cruellest moments: a command just sent, whether it arrives or not.
             if self.scenario.crashes(&mut self.rng) {
                 self.story

@@ -35,7 +35,7 @@ impl World {
             && self.checks.is_watching()
             && !self.checks.is_calm(self.now);
         let Some(coordinator) = self.coordinators.get_mut(node) else { return };
-        coordinator.push(call);
+        coordinator.calls.push_back(call);
         if dies {
             let (down, survives) = (Duration::from_millis(self.rng.u64(500..8_000)), self.rng.bool());
             self.story.tell(self.now, || format!("{node}: crashes with a command in flight"));
