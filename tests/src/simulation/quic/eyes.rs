@@ -7,7 +7,7 @@
 //! - No alert is judged twice, none is lost, and none stands that is over, once the way has been clear for a while.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -28,6 +28,8 @@ use super::IMPOSTOR;
 
 /// What passes between ingest and the brain may wait for so long.
 const SLACK: Duration = Duration::from_millis(600);
+/// Ages are told in milliseconds.
+const ROUNDING: Duration = Duration::from_millis(2);
 /// A way that has been clear for so long carries everything: the longest wait between two attempts, the longest
 /// patience with one, and the time in which silence is noticed, with room for a few lost handshakes.
 const CLEAR_FOR: Duration = Duration::from_secs(40);
@@ -62,8 +64,18 @@ struct Heard {
     connection: ConnectionId,
     epoch: u64,
     connected: bool,
-    /// Last report or hello, on the coordinator's clock.
-    at: Time,
+    /// Reports and hellos on the coordinator's clock, the newest last: back to the first that has reached the brain for
+    /// sure.
+    at: VecDeque<Time>,
+}
+
+impl Heard {
+    fn again(&mut self, now: Time) {
+        self.at.push_back(now);
+        while self.at.get(1).is_some_and(|second| now.since(*second) >= SLACK) {
+            self.at.pop_front();
+        }
+    }
 }
 
 /// What happened often enough to be worth a count: a run in which nothing of the kind happened tries nothing.
@@ -133,7 +145,8 @@ impl Eyes {
                 wrong(format!("somebody else speaks for {node}"));
             }
             self.seen.connections += 1;
-            let new = Heard { connection: input.connection, epoch: hello.epoch, connected: true, at: now };
+            let new =
+                Heard { connection: input.connection, epoch: hello.epoch, connected: true, at: [now].into() };
             if let Some(old) = life.heard.insert(node.clone(), new) {
                 self.seen.superseded += u64::from(old.connected);
                 if old.connection >= input.connection {
@@ -152,7 +165,7 @@ impl Eyes {
             // the hello.
             AgentEvent::Report(report) => {
                 if heard.connection == input.connection && report.epoch == heard.epoch {
-                    heard.at = now;
+                    heard.again(now);
                 }
             }
             _ if heard.connection != input.connection => {
@@ -175,16 +188,20 @@ impl Eyes {
                 self.found.push(format!("{coordinator} has a lease of {}, which never spoke", lease.node));
                 continue;
             };
-            let (age, silence) = (Duration::from_millis(lease.age_ms), probe.now.since(heard.at));
+            let age = Duration::from_millis(lease.age_ms);
+            let since = |at: &Time| probe.now.since(*at);
+            let silence = heard.at.back().map_or(Duration::ZERO, since);
+            // What passed just now may still be on its way to the brain.
+            let known = heard.at.iter().rev().map(since).find(|since| *since >= SLACK);
             if age + SLACK < silence {
                 self.found.push(format!(
                     "{coordinator}: the lease of {} was renewed {age:?} ago by nothing, it has been silent for {silence:?}",
                     lease.node
                 ));
             }
-            if age > silence + SLACK {
+            if let Some(known) = known.filter(|known| age > *known + ROUNDING) {
                 self.found.push(format!(
-                    "{coordinator}: the lease of {} is {:?} after {age:?}, though it spoke {silence:?} ago",
+                    "{coordinator}: the lease of {} is {:?} after {age:?}, though it spoke {known:?} ago",
                     lease.node, lease.state
                 ));
             }
