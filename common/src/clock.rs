@@ -4,6 +4,7 @@
 //! wall clock changes no decision. Ages travel between machines, never times of day.
 
 use std::{
+    cell::Cell,
     fmt,
     ops::{Add, Sub},
     sync::OnceLock,
@@ -75,8 +76,22 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Now, since the first call in this process. Follows tokio's clock, so a paused or simulated runtime is obeyed.
+thread_local! {
+    static SIMULATED: Cell<Option<fn() -> Time>> = const { Cell::new(None) };
+}
+
+/// Lets this thread read another clock from now on, its own again with `None`. Only for simulations, where several
+/// machines share a thread and each has a clock that started at another time and runs at its own rate.
+pub fn simulate(clock: Option<fn() -> Time>) {
+    SIMULATED.set(clock);
+}
+
+/// Now, since the first call in this process. Follows tokio's clock, so a paused runtime is obeyed; so is the clock of
+/// a simulation ([`simulate`]).
 pub fn now() -> Time {
+    if let Some(simulated) = SIMULATED.get() {
+        return simulated();
+    }
     // One hour ahead of the origin, so that "the sample was taken 10 minutes ago" is representable at start.
     static ORIGIN: OnceLock<tokio::time::Instant> = OnceLock::new();
     let instant = tokio::time::Instant::now();
@@ -101,6 +116,16 @@ mod tests {
         assert_eq!(t.before(Duration::from_secs(1)), Time::ZERO);
         assert_eq!(Time::ZERO - t, Duration::ZERO);
         assert_eq!((t + Duration::MAX).as_micros(), u64::MAX);
+    }
+
+    #[test]
+    fn a_simulation_brings_its_own_clock_for_its_thread_only() {
+        simulate(Some(|| Time::from_millis(42)));
+        assert_eq!(now(), Time::from_millis(42));
+        let elsewhere = std::thread::spawn(now).join().expect("no panic");
+        assert_ne!(elsewhere, Time::from_millis(42));
+        simulate(None);
+        assert_ne!(now(), Time::from_millis(42));
     }
 
     #[test]

@@ -196,21 +196,46 @@ impl<S: SwarmApi> Runner<S> {
             // Were the brain ever to ask for the past again and again, this would still be no busy loop.
             let wait = wait.max(SHORTEST_WAIT);
             tokio::select! {
+                // In order, because all chance in a simulation comes from its seed; `rest` then gives everybody a turn.
+                biased;
                 _ = stop.wait_for(|stop| *stop) => break,
+                _ = rhythm.tick() => self.beat(),
+                () = tokio::time::sleep(wait) => self.input(Input::Tick),
                 Some((id, result)) = self.answers.1.recv() => self.answered(id, result),
                 Some(reading) = readings.recv() => self.read(reading),
                 Some(request) = self.requests.recv() => self.request(request),
                 Some(event) = self.parts.inputs.events.recv() => self.events(event),
                 Some(report) = self.parts.inputs.reports.recv() => self.reports(report),
                 Some(text) = self.parts.notices.recv() => { self.parts.journal.notice("journal", text); }
-                _ = rhythm.tick() => self.beat(),
-                () = tokio::time::sleep(wait) => self.input(Input::Tick),
             }
+            self.rest(&mut readings);
             self.outputs();
             self.settle();
         }
         reader.abort();
         self.parts.journal.flush().await;
+    }
+
+    /// One more of everything that waits: whoever floods one queue holds up no other.
+    fn rest(&mut self, readings: &mut mpsc::Receiver<Reading>) {
+        if let Ok((id, result)) = self.answers.1.try_recv() {
+            self.answered(id, result);
+        }
+        if let Ok(reading) = readings.try_recv() {
+            self.read(reading);
+        }
+        if let Ok(request) = self.requests.try_recv() {
+            self.request(request);
+        }
+        if let Ok(event) = self.parts.inputs.events.try_recv() {
+            self.events(event);
+        }
+        if let Ok(report) = self.parts.inputs.reports.try_recv() {
+            self.reports(report);
+        }
+        if let Ok(text) = self.parts.notices.try_recv() {
+            self.parts.journal.notice("journal", text);
+        }
     }
 
     fn input(&mut self, input: Input) {

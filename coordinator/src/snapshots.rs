@@ -59,6 +59,8 @@ pub async fn run<S: SwarmApi>(
                 wanted = wanted.min(pause(Wish::Within(CHANGED), took));
             }
             tokio::select! {
+                // In order, because all chance in a simulation comes from its seed.
+                biased;
                 () = tokio::time::sleep(wanted.saturating_sub(clock::now().since(began))) => break,
                 changed = wish.changed() => if changed.is_err() { return },
                 changed = changes.changed(), if !deaf => match changed {

@@ -78,6 +78,9 @@ impl Ingest {
                 highest_seq: 0,
             };
             let why = tokio::select! {
+                // In order, because all chance in a simulation comes from its seed. None is ready again and again
+                // at the cost of the others: each answers only at its end.
+                biased;
                 why = speaker.control(receive) => why,
                 why = self.datagrams(&connection, from, &node, id, epoch) => why,
                 why = self.answers(send, from, told) => why,

@@ -50,6 +50,7 @@ impl Ingest {
         tracing::info!(balancer = name, %from, "balancer connected");
         let id = seat.id;
         let why = tokio::select! {
+            biased;
             why = self.drained(receive, id) => why,
             why = self.routes(send, seat) => why,
         };

@@ -24,6 +24,28 @@ struct Arguments {
     /// Failing seeds to show before giving up.
     #[arg(long, default_value_t = 5)]
     most_failures: usize,
+    /// Over real QUIC on a simulated network instead of a model of messages.
+    #[cfg(feature = "quic")]
+    #[arg(long)]
+    quic: bool,
+}
+
+impl Arguments {
+    fn run(&self, seed: u64) -> Outcome {
+        #[cfg(feature = "quic")]
+        if self.quic {
+            return simulation::quic::run(seed, self.verbose);
+        }
+        simulation::run(seed, self.verbose)
+    }
+
+    fn again(&self, seed: u64) -> String {
+        #[cfg(feature = "quic")]
+        let quic = if self.quic { " --quic" } else { "" };
+        #[cfg(not(feature = "quic"))]
+        let quic = "";
+        format!("swarmguard-simulate{quic} --from {seed} --seeds 1 --verbose")
+    }
 }
 
 fn main() -> ExitCode {
@@ -44,9 +66,9 @@ fn main() -> ExitCode {
         for failure in &outcome.failures {
             println!("  {failure}");
         }
-        println!("  again: swarmguard-simulate --from {} --seeds 1 --verbose", outcome.seed);
+        println!("  again: {}", arguments.again(outcome.seed));
     }
-    println!("actions begun: {begun:?}");
+    println!("counts: {begun:?}");
     println!("{} passed, {} failed", outcomes.len() - failed.len(), failed.len());
     if failed.is_empty() && !outcomes.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -61,7 +83,7 @@ fn run_all(arguments: &Arguments) -> Vec<Outcome> {
             if seed >= end {
                 return done;
             }
-            done.push(simulation::run(seed, arguments.verbose));
+            done.push(arguments.run(seed));
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

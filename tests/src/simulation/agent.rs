@@ -27,7 +27,8 @@ const KEPT_ALERTS: usize = 1_024;
 /// The agent of one node.
 pub(super) struct Agent {
     node: NodeId,
-    epoch: u64,
+    /// Of its present life.
+    pub epoch: u64,
     alert_seq: u64,
     report_seq: u64,
     next_report: Time,
@@ -64,6 +65,14 @@ impl Agent {
             links: BTreeMap::new(),
             was_up: true,
         }
+    }
+
+    /// The node has power or not; with it the program starts anew.
+    pub fn power(&mut self, up: bool) {
+        if up && !self.was_up {
+            self.restart();
+        }
+        self.was_up = up;
     }
 
     /// The program starts anew: nothing is remembered but that the epoch is later.
@@ -184,10 +193,7 @@ impl World {
         for node in self.agents.keys().cloned().collect::<Vec<_>>() {
             let up = self.swarm.nodes[&node].up;
             let agent = self.agents.get_mut(&node).expect("every node has an agent");
-            if up && !agent.was_up {
-                agent.restart();
-            }
-            agent.was_up = up;
+            agent.power(up);
             if up {
                 self.run_agent(&node);
             }

@@ -181,7 +181,8 @@ impl Checks {
         self.specs.insert(service.clone(), spec);
     }
 
-    fn fail(&mut self, now: Time, text: String) {
+    /// Something is not as it must be.
+    pub fn fail(&mut self, now: Time, text: String) {
         if self.failures.len() < 10 {
             self.failures.push(format!("at {now}: {text}"));
         }

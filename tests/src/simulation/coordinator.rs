@@ -9,6 +9,8 @@ use swarmguard_core::{
     swarm::Snapshot,
 };
 
+use tokio::sync::oneshot;
+
 use super::{World, checks::MAX_ACTIONS, network::Parcel};
 
 /// Most that a coordinator's clock runs too fast or too slow, in millionths.
@@ -27,21 +29,24 @@ pub(super) struct Coordinator {
     offset: Duration,
     /// How fast its clock runs, in millionths of the world's.
     pace: u64,
-    starts_at: Time,
+    /// When it may start after its last death.
+    pub starts_at: Time,
     connections: u64,
     /// A reading that is on its way, with the time of its arrival.
     reading: Option<(Time, Arc<Snapshot>)>,
     read_at: Time,
     /// Commands on their way to Swarm, and answers on their way back.
-    calls: VecDeque<Call>,
+    pub calls: VecDeque<Call>,
 }
 
-struct Call {
-    id: CommandId,
-    command: Command,
-    acts_at: Time,
-    answers_at: Time,
-    result: Option<CommandResult>,
+pub(super) struct Call {
+    pub id: CommandId,
+    pub command: Command,
+    pub acts_at: Time,
+    pub answers_at: Time,
+    pub result: Option<CommandResult>,
+    /// Where the answer goes if not to the brain.
+    pub reply: Option<oneshot::Sender<CommandResult>>,
 }
 
 impl Coordinator {
@@ -142,7 +147,7 @@ impl World {
     }
 
     /// Commands reach Swarm, answers reach the brain.
-    fn run_calls(&mut self, coordinator: &mut Coordinator) {
+    pub(super) fn run_calls(&mut self, coordinator: &mut Coordinator) {
         let now = self.now;
         for call in &mut coordinator.calls {
             if call.result.is_none() && call.acts_at <= now {
@@ -157,18 +162,21 @@ impl World {
             }
         }
         let mut answered = Vec::new();
-        coordinator.calls.retain(|call| match &call.result {
+        coordinator.calls.retain_mut(|call| match &call.result {
             Some(result) if call.answers_at <= now => {
-                answered.push((call.id, result.clone()));
+                answered.push((call.id, result.clone(), call.reply.take()));
                 false
             }
             _ => true,
         });
         let lost = self.network.is_blind(&coordinator.node);
         let now = coordinator.clock(now);
-        for (id, result) in answered {
+        for (id, result, reply) in answered {
             let result = if lost { Err(CommandError::Unavailable("timed out".into())) } else { result };
-            if let Some(brain) = &mut coordinator.brain {
+            if let Some(reply) = reply {
+                // Whoever asked may be dead.
+                let _ = reply.send(result);
+            } else if let Some(brain) = &mut coordinator.brain {
                 brain.handle(now, Input::Answer { id, result });
             }
         }
@@ -202,7 +210,7 @@ impl World {
         while let Some((id, command)) = brain.poll_command() {
             let acts_at = self.now + Duration::from_millis(self.rng.u64(1..150));
             let answers_at = acts_at + Duration::from_millis(self.rng.u64(1..150));
-            coordinator.calls.push_back(Call { id, command, acts_at, answers_at, result: None });
+            coordinator.calls.push_back(Call { id, command, acts_at, answers_at, result: None, reply: None });
             // The cruellest moments: a command just sent, whether it arrives or not.
             if self.scenario.crashes(&mut self.rng) {
                 self.story

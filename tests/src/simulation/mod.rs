@@ -10,6 +10,8 @@ mod coordinator;
 mod load;
 mod network;
 mod orders;
+#[cfg(feature = "quic")]
+pub mod quic;
 mod sabotage;
 mod scenario;
 
@@ -59,13 +61,7 @@ pub fn scenario(seed: u64) -> Scenario {
 pub fn run_sabotaged(seed: u64, verbose: bool, sabotage: Sabotage) -> Outcome {
     let mut world = World::new(seed, verbose, sabotage);
     world.run();
-    Outcome {
-        seed,
-        failures: std::mem::take(&mut world.checks.failures),
-        actions: std::mem::take(&mut world.checks.begun),
-        story: std::mem::take(&mut world.story.lines),
-        scenario: world.scenario,
-    }
+    world.outcome(seed)
 }
 
 /// One simulated cluster.
@@ -121,8 +117,13 @@ impl Story {
 
 impl World {
     fn new(seed: u64, verbose: bool, sabotage: Sabotage) -> Self {
+        Self::of(scenario(seed), seed, verbose, sabotage)
+    }
+
+    fn of(scenario: Scenario, seed: u64, verbose: bool, sabotage: Sabotage) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let scenario = Scenario::draw(&mut rng);
+        // What the scenario was drawn with is not drawn again.
+        Scenario::draw(&mut rng);
         let mut swarm = SwarmModel::new(rng.u64(..), scenario.managers, scenario.workers);
         let services: Vec<ServiceId> = scenario.create_services(&mut swarm, sabotage);
         let start = swarm.now;
@@ -146,6 +147,16 @@ impl World {
             agents,
             coordinators,
             checks,
+        }
+    }
+
+    fn outcome(&mut self, seed: u64) -> Outcome {
+        Outcome {
+            seed,
+            failures: std::mem::take(&mut self.checks.failures),
+            actions: std::mem::take(&mut self.checks.begun),
+            story: std::mem::take(&mut self.story.lines),
+            scenario: self.scenario.clone(),
         }
     }
 
@@ -195,13 +206,18 @@ impl World {
     }
 
     fn finish(&mut self) {
-        if !self.checks.failures.is_empty() {
-            return;
-        }
         let alerts = self.coordinators.values().filter_map(|coordinator| {
             Some(coordinator.brain.as_ref()?.alerts(coordinator.clock(self.now)).len())
         });
         let alerts = alerts.sum();
+        self.finish_with(alerts);
+    }
+
+    /// `alerts` stand in brains.
+    fn finish_with(&mut self, alerts: usize) {
+        if !self.checks.failures.is_empty() {
+            return;
+        }
         self.checks.finish(&self.swarm, &self.services, &self.scenario, alerts);
     }
 }

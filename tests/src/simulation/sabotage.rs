@@ -38,10 +38,20 @@ pub enum Sabotage {
     Hasty,
     /// Nothing is ever done.
     Idle,
+    /// Alerts are lost between ingest and the brain.
+    LosesAlerts,
+    /// Each alert reaches the brain twice, under two numbers.
+    JudgesTwice,
+    /// Reports are lost between ingest and the brain.
+    LosesReports,
+    /// What was reported last is said again and again, also of a silent node.
+    RepeatsReports,
+    /// Somebody else has a node's certificate.
+    LendsCertificate,
 }
 
 impl Sabotage {
-    /// All of them but [`Self::None`], each with words from what the checker then says.
+    /// Those that need no network, each with words from what the checker then says.
     pub const ALL: [(Self, &str); 13] = [
         (Self::KeepsPause, "is left Pause"),
         (Self::Drains, "serving replicas"),
@@ -56,6 +66,18 @@ impl Sabotage {
         (Self::NeverClears, "alerts stand"),
         (Self::Hasty, "after the last"),
         (Self::Idle, "nothing was done"),
+    ];
+
+    /// Those of what goes over QUIC, likewise.
+    pub const OF_QUIC: [(Self, &str); 8] = [
+        (Self::LosesAlerts, "and is lost"),
+        (Self::JudgesTwice, "alerts were judged"),
+        (Self::LosesReports, "though it spoke"),
+        (Self::RepeatsReports, "renewed"),
+        (Self::LendsCertificate, "somebody else"),
+        (Self::NeverClears, "is over, but stands"),
+        (Self::KeepsPause, "is left Pause"),
+        (Self::SkipsTheMark, "are allowed"),
     ];
 
     /// What reaches Swarm instead of a command; nothing where `None`, though it is answered as done.
