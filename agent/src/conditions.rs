@@ -27,8 +27,9 @@ pub const REFRESH: Duration = Duration::from_secs(1);
 /// interval for a late millisecond would be worse.
 const HOLD_SLACK: Duration = Duration::from_millis(20);
 
-/// PSI `some` of cpu from which a container counts as stalled. Memory stalls count threefold: a tenth of the time spent
-/// waiting for reclaim is felt like a third spent waiting for a CPU.
+/// PSI `some` of cpu, or waiting on the run queue, from which a container counts as stalled. Each says what the other
+/// does not: PSI whether any task waits, the run queue how many at once. Memory stalls count threefold: a tenth of the
+/// time spent waiting for reclaim is felt like a third spent waiting for a CPU.
 pub const STALLED_HIGH: BasisPoints = BasisPoints(3_000);
 const MEMORY_STALL_WEIGHT: f64 = 3.0;
 
@@ -59,6 +60,8 @@ pub struct Values {
     pub network: Option<f64>,
     /// PSI `some` of cpu.
     pub psi_cpu: Option<f64>,
+    /// How far waiting for a CPU holds tasks up: see [`crate::model::queued`].
+    pub queued: Option<f64>,
     /// PSI `some` of memory.
     pub psi_memory: Option<f64>,
     /// The time that the rates are means over.
@@ -225,13 +228,10 @@ impl Conditions {
     }
 }
 
-/// One figure for how much a container stalls, 0 to 1; `None` when neither share is known.
+/// One figure for how much a container stalls, 0 to 1; `None` when no share is known.
 fn stall(values: &Values) -> Option<f64> {
     let memory = values.psi_memory.map(|share| (share * MEMORY_STALL_WEIGHT).min(1.0));
-    match (values.psi_cpu, memory) {
-        (None, None) => None,
-        (cpu, memory) => Some(cpu.unwrap_or(0.0).max(memory.unwrap_or(0.0))),
-    }
+    [values.psi_cpu, values.queued, memory].into_iter().flatten().reduce(f64::max)
 }
 
 #[cfg(test)]
@@ -320,6 +320,24 @@ mod tests {
         assert_eq!(stalls(None, None), None);
         assert_eq!(stalls(Some(0.2), None), Some(0.2));
         assert!(stalls(Some(0.2), Some(0.11)).is_some_and(|share| share >= STALLED_HIGH.ratio()));
+    }
+
+    #[test]
+    fn busy_is_not_stalled_and_waiting_on_the_run_queue_is() {
+        let told = |queued| {
+            let mut conditions = Conditions::default();
+            let mut told = Vec::new();
+            for step in 0..10 {
+                let now = Time::from_millis(10_000 + step * STEP_MS);
+                let span = Duration::from_millis(STEP_MS);
+                let values = Values { cpu: Some(1.0), psi_cpu: Some(0.1), queued, span, ..Values::default() };
+                conditions.step(now, &values, &Thresholds::default(), |change| told.push(change.condition));
+            }
+            told
+        };
+        assert_eq!(told(None), [Condition::CpuHigh]);
+        assert_eq!(told(Some(0.1)), [Condition::CpuHigh]);
+        assert!(told(Some(0.5)).contains(&Condition::Stalled), "half of what tasks want is waiting");
     }
 
     #[test]

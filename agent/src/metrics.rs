@@ -97,6 +97,17 @@ fn containers(registry: &mut Registry, agent: &Agent) {
     add("container_pressure_io_ratio", "share of time that some task stalled for disks", &|it| {
         it.figures.slow.psi_io
     });
+    add(
+        "container_run_queue_ratio",
+        "CPUs that its tasks together waited for, 1 is one task all the time",
+        &|it| it.figures.slow.run_queue,
+    );
+    add("container_requests_in_flight", "requests that were received and not answered", &|it| {
+        it.figures.in_flight.map(f64::from)
+    });
+    add("container_answer_seconds", "median time from a request's first byte to its answer's", &|it| {
+        it.figures.latency_us.map(|micros| f64::from(micros) / 1_000_000.0)
+    });
     add("container_throttled_ratio", "share of periods held back by cpu.max", &|it| it.figures.throttled);
 }
 
@@ -155,7 +166,7 @@ fn own(registry: &mut Registry, served: &Served) {
         gauge(
             registry,
             "cpu_core_ratio",
-            "CPU use of the agent itself as a share of one CPU, averaged over 10 s",
+            "CPU use of the agent itself as a share of one CPU, over 5 s",
             share,
         );
     }

@@ -144,6 +144,15 @@ pub fn slow_rates(before: &SlowReading, after: &SlowReading, elapsed: Duration) 
     }
 }
 
+/// How far tasks are held up by waiting for a CPU, 0 to 1: the share of the time that they waited in, but no more than
+/// the share that waiting had of all they wanted to run. So a crowd of threads that each wait a moment is no stall, and
+/// nor is the long wait of one that hardly runs. `run_queue` is as in [`SlowRates`].
+pub fn queued(run_queue: Option<f64>, cpu_millis: Option<f64>) -> Option<f64> {
+    let (waited, ran) = (run_queue?, cpu_millis? / 1_000.0);
+    let wanted = waited + ran;
+    Some(if wanted > 0.0 { waited.min(waited / wanted) } else { 0.0 })
+}
+
 /// Requests in flight: begun, and neither answered nor dropped.
 pub fn in_flight(counters: &GroupCounters) -> u32 {
     let ended = counters.answers.count.wrapping_add(counters.requests_dropped);
@@ -318,6 +327,18 @@ mod tests {
         assert_eq!(network_share(&rates, Some(100)), Some(0.5));
         assert_eq!(network_share(&rates, None), None);
         assert_eq!(network_share(&FastRates { tx_bytes_per_s: None, ..rates }, Some(100)), None);
+    }
+
+    #[test]
+    fn waiting_counts_by_how_much_it_holds_up() {
+        let queued = |waited, millis| queued(Some(waited), Some(millis)).expect("both are known");
+        assert_eq!(queued(0.0, 0.0), 0.0, "at rest");
+        assert_eq!(queued(0.0, 1_000.0), 0.0, "busy, and never waits");
+        assert_eq!(queued(1.0, 1_000.0), 0.5, "two that share a CPU");
+        assert_eq!(queued(0.02, 10.0), 0.02, "waits longer than it runs, but hardly runs at all");
+        assert!(queued(3.0, 60_000.0) < 0.05, "many threads that wait a moment each");
+        assert_eq!(super::queued(None, Some(1.0)), None);
+        assert_eq!(super::queued(Some(1.0), None), None);
     }
 
     #[test]

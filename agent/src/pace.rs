@@ -1,10 +1,13 @@
 //! How often containers are sampled: as often as allowed while something moves, seldom when nothing can be the matter,
 //! and always within the agent's own budget. Pure.
 //!
-//! *Alerts come no later for it.* At every fast tick one file is read per directory that holds containers: its
+//! *Alerts come within the same bound.* At every fast tick one file is read per directory that holds containers: its
 //! `cpu.stat`, the sum over all of them. While less CPU was used since the last full pass than the smallest allowance
-//! of any container takes to reach its threshold, no container can be over it, and the pass is left out. Memory,
-//! network and PSI have no such bound, so a pass is never left out for longer than [`IDLE_INTERVAL`].
+//! of any container takes to reach its threshold, no container can be over it, and the pass is left out. Memory that
+//! grows costs CPU as well, for every page is cleared or copied into: while too little was used to fill what the
+//! container next to its threshold has left, none can be over that. Network has no such bound, but its mean over a
+//! longer span tells when the load began, so a pass is left out for [`IDLE_INTERVAL`] at most, and none where the hold
+//! is shorter. `tests/adaptive.rs` tries it against every moment at which a load can begin.
 
 use std::time::Duration;
 
@@ -27,13 +30,28 @@ pub struct Pace {
     last: Option<(Time, Option<u64>)>,
 }
 
+/// What could bring some container over one of its thresholds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Alarming {
+    /// CPU use, in thousandths of a CPU.
+    pub cpu_millis: f64,
+    /// Memory more than at the last pass, in bytes; infinite where no container's is known.
+    pub memory_bytes: f64,
+    /// How long it must stand to be told; with less than [`IDLE_INTERVAL`] no pass is left out.
+    pub hold: Duration,
+}
+
+/// Most memory, in bytes, that a container can come to use in a microsecond of CPU time: what the fastest memory of
+/// one socket takes in when pages are cleared.
+const FILLED_PER_USEC: f64 = 20_000.0;
+
 /// What a tick knows before it samples anything.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tick {
     /// CPU time used by all containers together, in microseconds; `None` where it cannot be read.
     pub used_usec: Option<u64>,
-    /// CPU use, in thousandths of a CPU, from which some container could be over its threshold.
-    pub alarming_millis: Option<f64>,
+    /// What it takes for some container to be over a threshold of its; `None` without containers.
+    pub alarming: Option<Alarming>,
     /// A condition stands or may soon, or a container is new.
     pub hot: bool,
 }
@@ -43,7 +61,7 @@ impl Pace {
     pub fn due(&mut self, now: Time, tick: Tick) -> bool {
         let due = match self.last {
             None => true,
-            Some((at, _)) if tick.hot || now.since(at) >= IDLE_INTERVAL => true,
+            Some((at, _)) if tick.hot || now.since(at) >= tick.longest() => true,
             Some((at, before)) => !Self::idle(now.since(at), before, tick),
         };
         if due {
@@ -59,10 +77,22 @@ impl Pace {
 
     fn idle(elapsed: Duration, before: Option<u64>, tick: Tick) -> bool {
         let grown = before.zip(tick.used_usec).and_then(|(a, b)| crate::model::rate(a, b, elapsed));
-        // Microseconds a second are millionths of a CPU.
-        let millis = grown.map(|micros| micros / 1_000.0);
         // Without containers nothing can be the matter; without figures anything.
-        tick.alarming_millis.is_none_or(|alarming| millis.is_some_and(|used| used < alarming * IDLE_SHARE))
+        tick.alarming.is_none_or(|alarming| {
+            grown.is_some_and(|usec_per_s| {
+                // Microseconds a second are millionths of a CPU.
+                usec_per_s / 1_000.0 < alarming.cpu_millis * IDLE_SHARE
+                    && usec_per_s * elapsed.as_secs_f64() * FILLED_PER_USEC <= alarming.memory_bytes
+            })
+        })
+    }
+}
+
+impl Tick {
+    /// Longest time without a full pass.
+    fn longest(self) -> Duration {
+        let patient = self.alarming.is_none_or(|alarming| alarming.hold >= IDLE_INTERVAL);
+        if patient { IDLE_INTERVAL } else { Duration::ZERO }
     }
 }
 
@@ -148,10 +178,15 @@ mod tests {
         Time::from_millis(10_000 + millis)
     }
 
+    fn alarming(cpu_millis: f64, memory_bytes: f64) -> Alarming {
+        Alarming { cpu_millis, memory_bytes, hold: Duration::from_secs(1) }
+    }
+
     #[test]
     fn idle_containers_are_sampled_seldom_and_busy_ones_at_once() {
         let mut pace = Pace::default();
-        let idle = |used_usec| Tick { used_usec: Some(used_usec), alarming_millis: Some(750.0), hot: false };
+        let alarming = Some(alarming(750.0, f64::INFINITY));
+        let idle = |used_usec| Tick { used_usec: Some(used_usec), alarming, hot: false };
         assert!(pace.due(at(0), idle(0)), "the first");
         assert!(!pace.due(at(100), idle(1_000)));
         assert!(!pace.due(at(200), idle(2_000)));
@@ -163,6 +198,21 @@ mod tests {
         assert!(pace.due(at(500), Tick { hot: true, ..idle(63_000) }));
         assert!(pace.due(at(600), Tick { used_usec: None, ..idle(0) }), "unknown is not idle");
         assert!(!pace.due(at(700), Tick::default()), "no containers");
+    }
+
+    #[test]
+    fn what_is_next_to_its_memory_threshold_is_left_out_only_while_nothing_runs() {
+        let mut pace = Pace::default();
+        let near = |used_usec| Tick {
+            used_usec: Some(used_usec),
+            alarming: Some(alarming(750.0, 40e6)),
+            hot: false,
+        };
+        assert!(pace.due(at(0), near(0)), "the first");
+        assert!(!pace.due(at(100), near(1_900)), "1.9 ms fill no more than 38 MB");
+        assert!(pace.due(at(200), near(2_100)), "2.1 ms could fill 42 MB");
+        let over = Tick { alarming: Some(alarming(750.0, 0.0)), ..near(2_100) };
+        assert!(!pace.due(at(300), over), "between threshold and clearing, and nothing runs");
     }
 
     #[test]
@@ -206,7 +256,8 @@ mod tests {
             alarming in 1.0_f64..64_000.0, over in 1.0_f64..4.0, millis in 1_u64..1_000, before: u32
         ) {
             let mut pace = Pace::default();
-            let tick = |used_usec| Tick { used_usec: Some(used_usec), alarming_millis: Some(alarming), hot: false };
+            let limits = Some(super::tests::alarming(alarming, f64::INFINITY));
+            let tick = |used_usec| Tick { used_usec: Some(used_usec), alarming: limits, hot: false };
             pace.due(at(0), tick(u64::from(before)));
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive and small")]
             let used = (alarming * over * millis as f64).ceil() as u64;

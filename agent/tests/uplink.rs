@@ -21,7 +21,7 @@ use swarmguard_common::{
     labels::Thresholds,
     transport,
     wire::{
-        agent::{Alert, Hello, Report, ToAgent, ToCoordinator},
+        agent::{Alert, ContainerChange, Hello, Report, ToAgent, ToCoordinator},
         codec, frame,
     },
 };
@@ -379,6 +379,61 @@ async fn every_coordinator_is_told_and_alerts_wait_for_the_slowest() {
         }
     };
     timeout(PATIENCE, forgotten).await.expect("both have it");
+    uplink.abort();
+}
+
+#[tokio::test]
+async fn the_agents_own_budget_is_alerted_and_told_again_to_who_comes_later() {
+    let certificates = Certificates::new();
+    let manager = certificates.issue("manager1", Unit::Manager);
+    let coordinator = Coordinator::listen(&manager, "127.0.0.1:0".parse().expect("an address"));
+    let shared = shared();
+    let uplink = start(&shared, &certificates.issue("node1", Unit::Worker), &[coordinator.address()]);
+    let mut peer = coordinator.accept().await;
+    let used = BasisPoints(97);
+    shared.lock().budget(clock::now(), true, used);
+    shared.wake();
+    let raise = peer.alert_of(Condition::AgentOverBudget, Edge::Raise).await;
+    assert_eq!((raise.handle, raise.value), (0, used.0), "it speaks of no container, and says how much");
+    peer.connection.close(0_u32.into(), b"test");
+
+    let mut peer = coordinator.accept().await;
+    let standing = peer.alert_of(Condition::AgentOverBudget, Edge::Refresh).await;
+    assert_eq!(standing.value, used.0);
+    shared.lock().budget(clock::now(), false, BasisPoints(60));
+    shared.wake();
+    let clear = peer.alert_of(Condition::AgentOverBudget, Edge::Clear).await;
+    assert_eq!(clear.value, 60);
+    uplink.abort();
+}
+
+#[tokio::test]
+async fn what_the_engine_tells_is_pushed_to_every_coordinator_once() {
+    let certificates = Certificates::new();
+    let manager = certificates.issue("manager1", Unit::Manager);
+    let listen = || Coordinator::listen(&manager, "127.0.0.1:0".parse().expect("an address"));
+    let coordinators = [listen(), listen()];
+    let shared = shared();
+    let addresses = coordinators.each_ref().map(Coordinator::address);
+    let uplink = start(&shared, &certificates.issue("node1", Unit::Worker), &addresses);
+    let mut peers = [coordinators[0].accept().await, coordinators[1].accept().await];
+    let died = ContainerChange::Died { status: 137 };
+    let told = [ContainerChange::Started, ContainerChange::Unhealthy, ContainerChange::Healthy, died];
+    for what in told {
+        let task = Some("task1".parse().expect("an ID"));
+        shared.lock().engine_event(clock::now(), container(), task, what);
+        shared.wake();
+    }
+    for peer in &mut peers {
+        let mut heard = Vec::new();
+        while heard.len() < told.len() {
+            if let ToCoordinator::Container(event) = peer.next().await {
+                assert_eq!((&event.container, event.task.is_some()), (&container(), true));
+                heard.push(event.what);
+            }
+        }
+        assert_eq!(heard, told);
+    }
     uplink.abort();
 }
 

@@ -16,8 +16,13 @@ pub struct LogError {
 /// When the filter makes no sense.
 pub fn to_stderr(filter: &str, json: bool) -> Result<(), LogError> {
     let filter = EnvFilter::try_new(filter).map_err(|source| LogError { filter: filter.into(), source })?;
-    let subscriber =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        // A line that cannot be written is lost. Saying so where nothing can be written either, on a full disk or a
+        // broken pipe, would be a panic.
+        .log_internal_errors(false);
     if json {
         subscriber.json().init();
     } else {

@@ -76,13 +76,13 @@ impl Burner {
     }
 }
 
-/// Measures `trials` times.
-pub fn measure(trials: usize, root: &Path, report: &mut Report) -> Result<()> {
+/// Measures `trials` times, with the adaptive rate or the fixed one.
+pub fn measure(trials: usize, adaptive: bool, root: &Path, report: &mut Report) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(detect(trials, root, report))
+    runtime.block_on(detect(trials, adaptive, root, report))
 }
 
-async fn detect(trials: usize, root: &Path, report: &mut Report) -> Result<()> {
+async fn detect(trials: usize, adaptive: bool, root: &Path, report: &mut Report) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let authority = Authority::create("bench")?;
     let issue = |name: &str, unit| -> Result<Source> {
@@ -103,7 +103,8 @@ async fn detect(trials: usize, root: &Path, report: &mut Report) -> Result<()> {
     tokio::spawn(async move { while inputs.reports.recv().await.is_some() {} });
     let groups = Groups::make(root, 10)?;
     let mut burner = Burner::start(&groups.path(3))?;
-    let more = ["--adaptive=true", &format!("--coordinators={address}"), &format!("--identity={worker}")];
+    let rate = format!("--adaptive={adaptive}");
+    let more = [&rate, &format!("--coordinators={address}"), &format!("--identity={worker}")];
     let _agent = Agent::start(root, &more)?;
     let mut coordinator = Coordinator::greet(inputs.events).await?;
 
@@ -119,8 +120,9 @@ async fn detect(trials: usize, root: &Path, report: &mut Report) -> Result<()> {
         burner.turn("off")?;
         coordinator.wait_for(Edge::Clear).await?;
     }
-    report.add(Row::new("detect.ms.p50", "ms", &took));
-    report.add(Row::new("detect.ms.p99", "ms", &took).of(took.at(0.99)));
+    let rate = if adaptive { "" } else { ".fixed_rate" };
+    report.add(Row::new(format!("detect.ms.p50{rate}"), "ms", &took));
+    report.add(Row::new(format!("detect.ms.p99{rate}"), "ms", &took).of(took.at(0.99)));
     Ok(())
 }
 

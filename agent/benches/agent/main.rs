@@ -4,6 +4,7 @@
 //! process. What is compared runs in alternating rounds in one run, so that a noisy machine is noisy for both. The
 //! figures are reported, never asserted.
 
+mod births;
 mod detect;
 mod engine;
 mod floor;
@@ -28,8 +29,8 @@ use report::{Report, Row, Spread};
 struct Cli {
     #[command(subcommand)]
     command: Option<Inner>,
-    /// What is measured: overhead, packets, monitor, engine, detect
-    #[arg(long, value_delimiter = ',', default_value = "overhead,packets,monitor,engine,detect")]
+    /// What is measured: overhead, packets, births, monitor, engine, detect
+    #[arg(long, value_delimiter = ',', default_value = "overhead,packets,births,monitor,engine,detect")]
     only: Vec<Part>,
     /// Numbers of containers
     #[arg(long, value_delimiter = ',', default_value = "10,100,500")]
@@ -68,6 +69,7 @@ struct Cli {
 enum Part {
     Overhead,
     Packets,
+    Births,
     Monitor,
     Engine,
     Detect,
@@ -114,6 +116,7 @@ fn measure(cli: &Cli) -> Result<()> {
                     }
                 }
             }
+            Part::Births => births::measure(cli.trials, &root, &mut report)?,
             Part::Packets => packets::measure(cli.rounds, &root, &mut report)?,
             Part::Monitor => match &cli.netdata {
                 Some(program) => monitor::measure(cli.seconds, cli.rounds, program, &root, &mut report)?,
@@ -128,7 +131,11 @@ fn measure(cli: &Cli) -> Result<()> {
                     "no --docker given, an engine on this kernel with containers",
                 ),
             },
-            Part::Detect => detect::measure(cli.trials, &root, &mut report)?,
+            Part::Detect => {
+                for adaptive in [true, false] {
+                    detect::measure(cli.trials, adaptive, &root, &mut report)?;
+                }
+            }
         }
     }
     print!("{report}");

@@ -87,7 +87,10 @@ fn start(program: &Path, root: &Path, dir: &Path, http: SocketAddr) -> Result<Ru
     for name in ["cache", "lib", "log"] {
         fs::create_dir_all(dir.join(name))?;
     }
+    // Beside the program where it was unpacked and not installed.
+    let libraries = program.with_file_name(format!("../lib/{}-linux-gnu", std::env::consts::ARCH));
     let child = Command::new(program)
+        .env("LD_LIBRARY_PATH", libraries)
         .arg("-D")
         .arg("-c")
         .arg(&config)

@@ -144,7 +144,8 @@ impl Agent {
         Ok(Used { cpu: cpu_after - cpu_before, wall: ended - began, samples, rss_mib: rss_mib(self.pid())? })
     }
 
-    fn metric(&self, name: &str) -> Result<f64> {
+    /// A figure of `/metrics`, by the beginning of its line.
+    pub fn metric(&self, name: &str) -> Result<f64> {
         let mut stream = TcpStream::connect(self.http)?;
         write!(stream, "GET /metrics HTTP/1.0\r\nHost: bench\r\n\r\n")?;
         let mut text = String::new();

@@ -368,8 +368,8 @@ impl Sampler {
             let hot = !self.adaptive
                 || self.new_until.is_some_and(|until| now < until)
                 || self.watched.values().any(|watched| watched.hot);
-            let alarming_millis = if hot { None } else { agent.least_alarming_millis() };
-            let tick = Tick { used_usec, alarming_millis, hot };
+            let alarming = if hot { None } else { agent.alarming() };
+            let tick = Tick { used_usec, alarming, hot };
             if self.pace.due(now, tick) {
                 self.vitals.passes += 1;
                 self.pass(&mut agent);

@@ -13,8 +13,8 @@ use swarmguard_common::{
 use crate::{
     conditions::{Conditions, Values},
     model::{
-        Capacity, Ewma, FastRates, Limits, SlowRates, fast_rates, in_flight, median_us, network_share, rate,
-        ratio, slow_rates, working_set,
+        Capacity, Ewma, FastRates, Limits, SlowRates, fast_rates, in_flight, median_us, network_share,
+        queued, rate, ratio, slow_rates, working_set,
     },
     sources::{
         group::{FastReading, SlowReading},
@@ -152,8 +152,8 @@ impl Container {
             cpu: cpu_of(rates.cpu_millis),
             memory,
             network: network_share(&rates, mbps),
-            // Waiting on the run queue is what PSI sums up; where PSI is off it stands in.
-            psi_cpu: self.figures.slow.psi_cpu.or(self.figures.slow.run_queue.map(|share| share.min(1.0))),
+            psi_cpu: self.figures.slow.psi_cpu,
+            queued: queued(self.figures.slow.run_queue, self.figures.cpu_millis),
             psi_memory: self.figures.slow.psi_memory,
             span,
         };

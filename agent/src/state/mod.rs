@@ -19,6 +19,7 @@ use swarmguard_common::{
 use crate::{
     conditions::{Change, Conditions},
     model::{Capacity, Ewma, Limits, NodeRates, node_rates},
+    pace::Alarming,
     sources::{
         group::{FastReading, SlowReading},
         network::NetworkReading,
@@ -58,6 +59,14 @@ pub struct Counts {
     pub events_dropped: u64,
 }
 
+/// The agent samples more slowly than it should: since when, when that was told last, and what it used of a CPU then.
+#[derive(Clone, Copy, Debug)]
+struct OverBudget {
+    since: Time,
+    told: Time,
+    share: BasisPoints,
+}
+
 /// Everything.
 #[derive(Debug)]
 pub struct Agent {
@@ -84,7 +93,7 @@ pub struct Agent {
     node_reading: Option<(Time, NodeReading)>,
     /// CPU, network, and the three pressures.
     smooth_node: [Ewma; 5],
-    over_budget: Option<(Time, Time)>,
+    over_budget: Option<OverBudget>,
 }
 
 impl Agent {
@@ -252,15 +261,15 @@ impl Agent {
 
     /// The agent slowed its sampling to stay within its budget, or is back at its full rate.
     pub fn budget(&mut self, now: Time, exceeded: bool, share: BasisPoints) {
-        let (edge, since, told) = match (exceeded, self.over_budget) {
-            (true, None) => (Edge::Raise, now, now),
-            (true, Some((since, told))) if now.since(told) >= crate::conditions::REFRESH => {
-                (Edge::Refresh, since, now)
+        let (edge, since) = match self.over_budget {
+            None if exceeded => (Edge::Raise, now),
+            Some(it) if exceeded && now.since(it.told) >= crate::conditions::REFRESH => {
+                (Edge::Refresh, it.since)
             }
-            (false, Some(_)) => (Edge::Clear, now, now),
+            Some(_) if !exceeded => (Edge::Clear, now),
             _ => return,
         };
-        self.over_budget = exceeded.then_some((since, told));
+        self.over_budget = exceeded.then_some(OverBudget { since, told: now, share });
         let change = Change { condition: Condition::AgentOverBudget, edge, value: share, since };
         push(&mut self.outbox, &mut self.counts, 0, change);
     }
@@ -320,15 +329,28 @@ impl Agent {
         &self.outbox
     }
 
-    /// The lowest CPU use, in thousandths of a CPU, at which some container could be over its threshold; `None`
-    /// without containers.
-    pub fn least_alarming_millis(&self) -> Option<f64> {
+    /// The least that could bring some container over a threshold of its; `None` without containers.
+    pub fn alarming(&self) -> Option<Alarming> {
         let alarming = self.containers.values().map(|container| {
             let thresholds =
                 container.service().and_then(|service| self.services.get(service)).unwrap_or(&self.defaults);
-            f64::from(self.capacity.limited(container.limits).cpu_millis) * thresholds.cpu_high.ratio()
+            let mine = self.capacity.limited(container.limits);
+            #[expect(clippy::cast_precision_loss, reason = "a bound needs no more than 53 bits")]
+            let (whole, used) =
+                (mine.memory_bytes as f64, container.figures.memory_bytes.map(|used| used as f64));
+            Alarming {
+                cpu_millis: f64::from(mine.cpu_millis) * thresholds.cpu_high.ratio(),
+                // Where it is not known there is no condition that it could bring about.
+                memory_bytes: used
+                    .map_or(f64::INFINITY, |used| (whole * thresholds.memory_high.ratio() - used).max(0.0)),
+                hold: Duration::from_millis(u64::from(thresholds.hold_ms)),
+            }
         });
-        alarming.min_by(f64::total_cmp)
+        alarming.reduce(|a, b| Alarming {
+            cpu_millis: a.cpu_millis.min(b.cpu_millis),
+            memory_bytes: a.memory_bytes.min(b.memory_bytes),
+            hold: a.hold.min(b.hold),
+        })
     }
 }
 

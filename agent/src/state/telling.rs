@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use swarmguard_common::{
     clock::Time,
-    domain::{BasisPoints, Condition, Edge},
+    domain::{Condition, Edge},
     wire::agent::{Alert, ContainerEvent, NodeLoad, Report, TaskIntro, TaskLoad, ToCoordinator},
 };
 
@@ -54,15 +54,11 @@ impl Agent {
         for (handle, container) in &self.containers {
             container.conditions.standing(|change| push(outbox, counts, *handle, change));
         }
-        if let Some((since, _)) = self.over_budget {
-            let change = Change {
-                condition: Condition::AgentOverBudget,
-                edge: Edge::Refresh,
-                value: BasisPoints::FULL,
-                since,
-            };
+        if let Some(over) = &mut self.over_budget {
+            let (value, since) = (over.share, over.since);
+            let change = Change { condition: Condition::AgentOverBudget, edge: Edge::Refresh, value, since };
             push(outbox, counts, 0, change);
-            self.over_budget = Some((since, now));
+            over.told = now;
         }
     }
 

@@ -7,15 +7,16 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::cluster::{self, Cluster};
-use crate::host::{self, Package};
+use crate::host;
 use crate::image::{self, Which};
 use crate::progress::Progress;
 
-/// What the agent is compared with.
-const MONITOR: &[Package] =
-    &[Package { name: "netdata-core", why: "comparing the agent's cost with that of a packaged monitor" }];
+/// What the agent is compared with, and the libraries that a small installation lacks. Unpacked, for the package starts
+/// a service where it is installed.
+const NETDATA: [&str; 7] =
+    ["netdata-core", "libjson-c5", "liblz4-1", "libssl3", "libuuid1", "libuv1", "zlib1g"];
 
-const NETDATA: &str = "/usr/sbin/netdata";
+const INSTALLED_NETDATA: &str = "/usr/sbin/netdata";
 
 /// The cluster of one node whose engine is measured.
 const CLUSTER: &str = "bench-agent";
@@ -27,8 +28,8 @@ pub struct Args {
     /// Write target/bench/agent.json, too
     #[arg(long)]
     json: bool,
-    /// What is measured, of overhead, packets, monitor, engine, detect
-    #[arg(long, default_value = "overhead,packets,monitor,engine,detect")]
+    /// What is measured, of overhead, packets, births, monitor, engine, detect
+    #[arg(long, default_value = "overhead,packets,births,monitor,engine,detect")]
     only: String,
     /// Numbers of containers
     #[arg(long, default_value = "10,100,500")]
@@ -61,9 +62,7 @@ pub struct Args {
 /// When something is missing and may not be installed, or a measurement fails.
 pub fn run(args: &Args, root: &Path) -> Result<ExitCode> {
     let wants = |part: &str| args.only.split(',').any(|word| word == part);
-    if wants("monitor") {
-        host::ensure(MONITOR, args.install.allowed())?;
-    }
+    let netdata = wants("monitor").then(|| netdata(root, args.install.allowed())).transpose()?;
     // Without them the agent would be measured reading files.
     crate::ebpf::build(args.install.allowed(), false)?;
     let engine = match &args.docker {
@@ -74,7 +73,9 @@ pub fn run(args: &Args, root: &Path) -> Result<ExitCode> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root).args(["bench", "--package", "swarmguard-agent", "--bench", "agent", "--"]);
     command.arg(format!("--only={}", args.only)).arg(format!("--containers={}", args.containers));
-    command.arg(format!("--netdata={NETDATA}"));
+    if let Some(netdata) = netdata {
+        command.arg("--netdata").arg(netdata);
+    }
     for (name, value) in [("rounds", args.rounds), ("seconds", args.seconds), ("trials", args.trials)] {
         command.arg(format!("--{name}={value}"));
     }
@@ -106,6 +107,20 @@ pub fn run(args: &Args, root: &Path) -> Result<ExitCode> {
         println!("written to {}", json.display());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where netdata is.
+fn netdata(root: &Path, install: bool) -> Result<PathBuf> {
+    let installed = PathBuf::from(INSTALLED_NETDATA);
+    if installed.exists() {
+        return Ok(installed);
+    }
+    let place = std::path::absolute(root.join("target/bench/netdata")).context("no working directory")?;
+    let program = place.join("usr/sbin/netdata");
+    if !program.exists() {
+        host::unpack(&NETDATA, "netdata, which the agent is compared with,", &place, install)?;
+    }
+    Ok(program)
 }
 
 /// A native engine with containers that do nothing.
