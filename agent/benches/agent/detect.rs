@@ -104,7 +104,7 @@ async fn detect(trials: usize, adaptive: bool, root: &Path, report: &mut Report)
     let groups = Groups::make(root, 10)?;
     let mut burner = Burner::start(&groups.path(3))?;
     let rate = format!("--adaptive={adaptive}");
-    let more = [&rate, &format!("--coordinators={address}"), &format!("--identity={worker}")];
+    let more = [rate.as_str(), &format!("--coordinators={address}"), &format!("--identity={worker}")];
     let _agent = Agent::start(root, &more)?;
     let mut coordinator = Coordinator::greet(inputs.events).await?;
 
