@@ -25,9 +25,10 @@ use crate::{metrics, sampler::Vitals, uplink::Shared};
 /// Without a tick for this long the agent is not well.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
 
-/// For how long the text of `/metrics` is given out again. Anybody may ask, every answer costs as much as sampling some
-/// hundred containers, and it is charged to the budget: without this a stranger could slow sampling down.
-const FRESH: Duration = Duration::from_secs(1);
+/// The text of `/metrics` is given out again until so many times as long has passed as writing it took. Anybody may ask,
+/// and what answering costs is charged to the budget: so it is half a per cent of a CPU at most, and a stranger cannot
+/// slow sampling down.
+const REST: u32 = 200;
 
 /// What the handlers look at.
 #[derive(Clone)]
@@ -146,7 +147,7 @@ pub fn figures(shared: &Shared) -> Containers {
     }
 }
 
-/// The newest text of `/metrics`, and when it was written.
+/// The newest text of `/metrics`, and until when it is given out.
 type Text = Arc<Mutex<Option<(Time, String)>>>;
 
 async fn prometheus(State((served, newest)): State<(Served, Text)>) -> impl IntoResponse {
@@ -164,14 +165,15 @@ async fn prometheus(State((served, newest)): State<(Served, Text)>) -> impl Into
 fn fresh_text(served: &Served, newest: &Text) -> Result<String, std::fmt::Error> {
     // Held while it is written, so that many who ask at once cost one text.
     let mut newest = newest.lock().unwrap_or_else(PoisonError::into_inner);
-    let now = clock::now();
-    if let Some((at, text)) = newest.as_ref()
-        && now.since(*at) < FRESH
+    let began = clock::now();
+    if let Some((until, text)) = newest.as_ref()
+        && began < *until
     {
         return Ok(text.clone());
     }
     let text = metrics::encode(served)?;
-    *newest = Some((now, text.clone()));
+    let now = clock::now();
+    *newest = Some((now + now.since(began) * REST, text.clone()));
     Ok(text)
 }
 

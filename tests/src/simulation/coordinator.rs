@@ -152,10 +152,13 @@ impl World {
         for call in &mut coordinator.calls {
             if call.result.is_none() && call.acts_at <= now {
                 let result = match self.sabotage.of_command(&call.command, &mut self.swarm) {
-                    Some(command) => self.swarm.execute(&command),
+                    Some(command) => {
+                        let result = self.swarm.execute(&command);
+                        self.checks.command(now, &coordinator.node, &command, &result, &self.swarm);
+                        result
+                    }
                     None => Ok(()),
                 };
-                self.checks.command(now, &coordinator.node, &call.command, &result, &self.swarm);
                 self.story
                     .tell(now, || format!("{}: {} -> {result:?}", coordinator.node, brief(&call.command)));
                 call.result = Some(result);
