@@ -127,6 +127,16 @@ impl Sabotage {
             }
             (Self::NeverDrains, Command::WriteNode { spec, .. }) if spec["Availability"] == "drain" => None,
             (Self::NeverResumes, Command::ResumeBalancers { .. }) => None,
+            (Self::NeverResumes, Command::DrainBalancers { tasks, .. }) => {
+                // Somebody writes the service just then, so that the replica stays: rare without help.
+                let service = tasks.first().and_then(|task| Some(swarm.tasks.get(task)?.service.clone()));
+                if let Some(service) = service {
+                    // Where that is refused, nobody wrote.
+                    let _ =
+                        swarm.operator_update(&service, |spec| spec["Labels"]["note"] = json!("meanwhile"));
+                }
+                Some(command)
+            }
             _ => Some(command),
         }
     }

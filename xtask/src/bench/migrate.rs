@@ -118,7 +118,7 @@ fn stack(root: &Path) -> Result<Vec<String>> {
     let (capability, bit) = SPARED;
     let mut files = vec!["deploy/stack.yml".to_owned(), "deploy/without-cpu-limits.yml".to_owned()];
     let status = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
-    if !bounds(&status).is_some_and(|bounds| bounds >> bit & 1 == 1) {
+    if bounds(&status).is_none_or(|bounds| bounds >> bit & 1 != 1) {
         let text = fs::read_to_string(root.join(&files[0])).context("cannot read deploy/stack.yml")?;
         let kept: Vec<&str> = text.lines().filter(|line| line.trim() != format!("- {capability}")).collect();
         files[0] = "target/bench/stack.yml".to_owned();
