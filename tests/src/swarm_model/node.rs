@@ -136,18 +136,19 @@ impl SwarmModel {
         self.tasks.retain(|_, task| !(task.desired == TaskState::Remove && over(task)));
         let services = &self.services;
         self.tasks.retain(|_, task| services.contains_key(&task.service));
-        let mut slots: BTreeMap<(ServiceId, u64), Vec<(u64, TaskId, bool)>> = BTreeMap::new();
+        let mut slots: BTreeMap<(&ServiceId, u64), Vec<&ModelTask>> = BTreeMap::new();
         for task in self.tasks.values() {
-            let gone = over(task) && (task.state > TaskState::Running || !task.is_wanted());
-            let slot = slots.entry((task.service.clone(), task.slot)).or_default();
-            slot.push((task.number, task.id.clone(), gone));
+            slots.entry((&task.service, task.slot)).or_default().push(task);
         }
+        let gone = |task: &&ModelTask| over(task) && (task.state > TaskState::Running || !task.is_wanted());
+        let mut surplus = Vec::new();
         for mut slot in slots.into_values().filter(|slot| slot.len() > HISTORY) {
-            slot.sort();
-            let surplus = slot.len() - HISTORY;
-            for (_, id, _) in slot.iter().filter(|(_, _, gone)| *gone).take(surplus) {
-                self.tasks.remove(id);
-            }
+            slot.sort_by_key(|task| task.number);
+            let count = slot.len() - HISTORY;
+            surplus.extend(slot.into_iter().filter(gone).take(count).map(|task| task.id.clone()));
+        }
+        for id in surplus {
+            self.tasks.remove(&id);
         }
     }
 

@@ -114,7 +114,7 @@ impl Migrate<'_> {
                     ensure!(runs.problems.len() < 5, "five migrations failed: {}", runs.problems.join("; "));
                 }
             }
-            let surges = self.surge_every > 0 && number % self.surge_every == 0;
+            let surges = self.surge_every > 0 && number.is_multiple_of(self.surge_every);
             if surges {
                 // Whose failure it is must be certain.
                 rig.at_rest().await?;

@@ -78,7 +78,7 @@ pub async fn one(rig: &Rig<'_>, number: u32) -> Result<Move> {
     let nodes = &rig.stage.cluster.nodes;
     let here = nodes.iter().position(|node| node.id == replica.node).context("an unknown node")?;
     // One step on the ring forwards and one back, by turns of three, so that every pair of nodes is met both ways.
-    let step = if (number / 3) % 2 == 0 { 1 } else { nodes.len() - 1 };
+    let step = if (number / 3).is_multiple_of(2) { 1 } else { nodes.len() - 1 };
     let (source, target) = (&nodes[here], &nodes[(here + step) % nodes.len()]);
     let from = rig.journal.entries(0).len();
     let body = json!({"service": rig.service, "source": source.id, "target": target.id});
