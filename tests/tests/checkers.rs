@@ -15,8 +15,10 @@ fn suits(sabotage: Sabotage, scenario: &Scenario) -> bool {
     let hot = calm && scenario.pattern == Pattern::HotNode;
     let demand = calm && scenario.pattern == Pattern::Demand;
     match sabotage {
-        // Only where operators order and take back, or others write in between.
-        Sabotage::NeverDrains | Sabotage::NeverResumes => scenario.trouble_every.is_some(),
+        // Only where operators order drains.
+        Sabotage::NeverDrains => scenario.trouble_every.is_some(),
+        // Only where replicas may die.
+        Sabotage::NeverResumes => scenario.class == Class::Interference,
         Sabotage::Overshoots | Sabotage::NeverClears => hot || demand,
         Sabotage::Hasty => demand,
         _ => hot,

@@ -16,6 +16,7 @@ use super::{
     coordinator::Coordinator,
     load::{NODE_CPU_MILLIS, NODE_MEMORY_BYTES},
     network::Parcel,
+    sabotage::Sabotage,
 };
 
 const REPORT_EVERY: Duration = Duration::from_millis(250);
@@ -95,7 +96,12 @@ impl Agent {
     }
 
     /// Edges that the newest figures bring about.
-    fn judge(&mut self, now: Time, loads: &BTreeMap<TaskId, TaskLoad>) -> Vec<(TaskId, Alert)> {
+    fn judge(
+        &mut self,
+        now: Time,
+        loads: &BTreeMap<TaskId, TaskLoad>,
+        sabotage: Sabotage,
+    ) -> Vec<(TaskId, Alert)> {
         let thresholds = Thresholds::default();
         let mut edges = Vec::new();
         for (task, load) in loads {
@@ -106,6 +112,8 @@ impl Agent {
             ];
             for (condition, value, high) in watched {
                 if let Some(value) = value {
+                    let raised = self.standing.get(&(task.clone(), condition)).is_some_and(|it| it.raised);
+                    let value = if raised { sabotage.of_raised(value, high) } else { value };
                     self.judge_one(now, task, condition, value, high, &mut edges);
                 }
             }
@@ -203,7 +211,7 @@ impl World {
     fn run_agent(&mut self, node: &NodeId) {
         let (node_load, loads) = self.load.measure(self.now, node, &self.swarm, &mut self.rng);
         let agent = self.agents.get_mut(node).expect("every node has an agent");
-        let edges = agent.judge(self.now, &loads);
+        let edges = agent.judge(self.now, &loads, self.sabotage);
         let reports = self.now >= agent.next_report;
         if reports {
             agent.next_report = self.now + REPORT_EVERY;
@@ -216,8 +224,7 @@ impl World {
             }
             self.introduce(node, &coordinator, &loads);
             self.keep(node, &coordinator, &edges);
-            let sabotage = self.sabotage;
-            for (task, alert) in edges.iter().filter(|(_, alert)| sabotage.lets_through(alert)) {
+            for (task, alert) in &edges {
                 self.send_alert(node, &coordinator, task, *alert, Duration::ZERO);
             }
             if reports {

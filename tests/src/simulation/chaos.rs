@@ -144,6 +144,10 @@ impl World {
         let most = self.scenario.scale_max[index].unwrap_or(5);
         let least = if self.scenario.scale_max[index].is_some() { self.scenario.replicas[index] } else { 1 };
         let replicas = self.rng.u64(least..=most);
+        // Swarm does not show that somebody asked for what a surge had set a moment ago.
+        if self.swarm.services[&service].replicas() == replicas {
+            return;
+        }
         self.story.tell(self.now, || format!("an operator scales {service} to {replicas}"));
         let _ = self
             .swarm

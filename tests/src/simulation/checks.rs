@@ -88,6 +88,14 @@ fn action_of<'a>(swarm: &'a SwarmModel, service: &ServiceId) -> Option<&'a BTree
     (record.labels["swarmguard.state"] != "over").then_some(&record.labels)
 }
 
+/// Whether an undo waits for a rollout of somebody else that failed and stands paused: for as long as they leave it so,
+/// because a write would start it anew.
+fn waits_for_others(swarm: &SwarmModel, service: &ServiceId) -> bool {
+    let paused =
+        swarm.services[service].update_state.as_deref().is_some_and(|state| state.ends_with("paused"));
+    paused && action_of(swarm, service).is_some_and(|labels| labels["swarmguard.state"] == "undoing")
+}
+
 impl Checks {
     pub fn new(swarm: &SwarmModel, services: &[ServiceId], scenario: &Scenario) -> Self {
         let spec = |service: &ServiceId| (service.clone(), swarm.services[service].spec.clone());
@@ -344,7 +352,9 @@ impl Checks {
                 self.fail(now, format!("{node} is left {is:?}, operators meant {meant:?}"));
             }
         }
-        for config in swarm.configs.values() {
+        let waiting: Vec<String> =
+            services.iter().filter(|service| waits_for_others(swarm, service)).map(action_name).collect();
+        for config in swarm.configs.values().filter(|config| !waiting.contains(&config.name)) {
             let state =
                 config.labels.values().any(|value| value == "over") || config.name.contains("settings");
             if !state && config.name.contains("-drain-") {
@@ -378,6 +388,7 @@ impl Checks {
         let replicas = is["Mode"]["Replicated"]["Replicas"].take().as_u64().unwrap_or(0);
         let asked = meant["Mode"]["Replicated"]["Replicas"].take().as_u64().unwrap_or(0);
         if let Some(previous) = &swarm.services[service].previous_spec
+            && !waits_for_others(swarm, service)
             && has_mark(&previous["TaskTemplate"]["Placement"])
         {
             let placement = &previous["TaskTemplate"]["Placement"];

@@ -2,7 +2,7 @@
 //! checker that nothing can make speak checks nothing.
 
 use serde_json::{Value, json};
-use swarmguard_common::{domain::Edge, wire::agent::Alert};
+use swarmguard_common::domain::{BasisPoints, TaskId};
 use swarmguard_core::{action::action_name, command::Command};
 
 use crate::swarm_model::SwarmModel;
@@ -32,7 +32,7 @@ pub enum Sabotage {
     NeverDrains,
     /// The balancers never hear that a replica stays after all.
     NeverResumes,
-    /// Alerts are raised and never cleared.
+    /// Agents go on saying what has ended.
     NeverClears,
     /// There are no cooldowns, and nothing is waited for.
     Hasty,
@@ -69,13 +69,12 @@ impl Sabotage {
     ];
 
     /// Those of what goes over QUIC, likewise.
-    pub const OF_QUIC: [(Self, &str); 8] = [
+    pub const OF_QUIC: [(Self, &str); 7] = [
         (Self::LosesAlerts, "and is lost"),
         (Self::JudgesTwice, "alerts were judged"),
         (Self::LosesReports, "though it spoke"),
         (Self::RepeatsReports, "renewed"),
         (Self::LendsCertificate, "somebody else"),
-        (Self::NeverClears, "is over, but stands"),
         (Self::KeepsPause, "is left Pause"),
         (Self::SkipsTheMark, "are allowed"),
     ];
@@ -128,12 +127,15 @@ impl Sabotage {
             (Self::NeverDrains, Command::WriteNode { spec, .. }) if spec["Availability"] == "drain" => None,
             (Self::NeverResumes, Command::ResumeBalancers { .. }) => None,
             (Self::NeverResumes, Command::DrainBalancers { tasks, .. }) => {
-                // Somebody writes the service just then, so that the replica stays: rare without help.
-                let service = tasks.first().and_then(|task| Some(swarm.tasks.get(task)?.service.clone()));
-                if let Some(service) = service {
-                    // Where that is refused, nobody wrote.
-                    let _ =
-                        swarm.operator_update(&service, |spec| spec["Labels"]["note"] = json!("meanwhile"));
+                // Another replica dies just then, so that this one must stay: rare without help.
+                let of = |task: &TaskId| Some(swarm.tasks.get(task)?.service.clone());
+                let service = tasks.first().and_then(of);
+                let other = service.and_then(|service| {
+                    let mut others = swarm.serving(&service).filter(|task| !tasks.contains(&task.id));
+                    others.next().map(|task| task.id.clone())
+                });
+                if let Some(other) = other {
+                    swarm.kill_task(&other);
                 }
                 Some(command)
             }
@@ -141,8 +143,9 @@ impl Sabotage {
         }
     }
 
-    pub(super) fn lets_through(self, alert: &Alert) -> bool {
-        self != Self::NeverClears || alert.edge != Edge::Clear as u8
+    /// What an agent takes for the value of a condition that it has raised, the threshold being `high`.
+    pub(super) fn of_raised(self, value: BasisPoints, high: BasisPoints) -> BasisPoints {
+        if self == Self::NeverClears { value.max(high) } else { value }
     }
 
     /// Labels that services get besides the scenario's.

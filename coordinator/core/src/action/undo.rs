@@ -185,7 +185,9 @@ fn theirs(look: &Look<'_>, by_hand: bool) -> Step {
         return released_or_wait(look, "the rollout of somebody else to end");
     }
     let surge = record.kind == Kind::Migrate && !by_hand;
-    let carried = surge && spec::replicas(spec) == Some(before.peak);
+    // Their write kept our number, and did not ask for just that many itself.
+    let ours = |spec: &Value| spec::replicas(spec) == Some(before.peak);
+    let carried = surge && ours(spec) && look.service.previous_spec.as_ref().is_none_or(ours);
     let stale = look.service.previous_spec.as_ref().is_some_and(|previous| {
         let more = surge && spec::same(previous, &spec::with_replicas(spec.clone(), before.peak));
         let marked = !spec::same(&spec::without_marks(previous, &before.spec, &nodes), previous);
