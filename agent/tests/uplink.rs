@@ -263,6 +263,29 @@ async fn an_alert_of_a_container_that_ended_is_still_told_after_a_reconnect() {
 }
 
 #[tokio::test]
+async fn a_container_whose_limits_changed_unheard_is_told_under_its_new_handle_alone() {
+    let certificates = Certificates::new();
+    let coordinator = Coordinator::listen(
+        &certificates.issue("manager1", Unit::Manager),
+        "127.0.0.1:0".parse().expect("an address"),
+    );
+    let shared = shared();
+    let mut load = Workload::new(&shared);
+    load.run(100, 8);
+    let limits = Limits { cpu_millis: Some(1_000), memory_bytes: None };
+    load.handle = shared.lock().limit(load.handle, limits).expect("there");
+    let uplink = start(&shared, &certificates.issue("node1", Unit::Worker), &[coordinator.address()]);
+    let mut peer = coordinator.accept().await;
+    let ToCoordinator::Task(intro) = peer.next().await else { panic!("the container is introduced") };
+    assert_eq!(intro.cpu_limit_millis, Some(1_000));
+    load.run(100, 8);
+    let next = peer.next().await;
+    let ToCoordinator::Alert(alert) = next else { panic!("{next:?} is of the handle that it had before") };
+    assert_eq!((alert.handle, alert.edge), (intro.handle, Edge::Raise as u8));
+    uplink.abort();
+}
+
+#[tokio::test]
 async fn reports_renew_the_lease_and_thresholds_are_obeyed() {
     let certificates = Certificates::new();
     let coordinator = Coordinator::listen(

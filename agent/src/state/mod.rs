@@ -200,8 +200,8 @@ impl Agent {
 
     fn renew(&mut self, handle: u32) -> Option<u32> {
         let mut container = self.containers.remove(&handle)?;
-        self.bury(handle, &container);
-        // Whatever stood under the old handle ended with it, so it is to be raised anew.
+        // Whatever stood under the old handle ended with it, so it is to be raised anew. It is not remembered like one that
+        // died: told of the old handle after the new one, a coordinator would take the container for gone.
         container.conditions = Conditions::default();
         Some(self.admit(container))
     }
