@@ -32,6 +32,9 @@ pub struct Args {
     /// Only the tiers whose name starts with this; may be given several times
     #[arg(long = "only", value_name = "TIER")]
     only: Vec<String>,
+    /// Only these scenarios of the Swarm tiers, on either engine; may be given several times
+    #[arg(long = "scenario", value_name = "NAME")]
+    scenarios: Vec<String>,
     #[command(flatten)]
     install: crate::host::InstallArgs,
 }
@@ -89,7 +92,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         });
     }
     if !args.quick {
-        let real = real::Tiers::new(args.install.allowed());
+        let real = real::Tiers::new(args.install.allowed(), args.scenarios.clone());
         for (name, what) in real::TIERS {
             // Not among all of them before it was seen to pass on both engines.
             let asked = name != "model" || !args.only.is_empty();

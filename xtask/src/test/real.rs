@@ -31,13 +31,15 @@ const VM_TIMEOUT: Duration = Duration::from_secs(900);
 /// What the tiers share.
 pub struct Tiers {
     install: bool,
+    scenarios: Vec<String>,
     images: OnceCell<Vec<Image>>,
 }
 
 impl Tiers {
-    /// `install` says whether missing packages may be installed.
-    pub fn new(install: bool) -> Self {
-        Tiers { install, images: OnceCell::new() }
+    /// `install` says whether missing packages may be installed; `scenarios` are those of the Swarm tiers that are
+    /// played, the engine's own where there are none.
+    pub fn new(install: bool, scenarios: Vec<String>) -> Self {
+        Tiers { install, scenarios, images: OnceCell::new() }
     }
 
     /// Plays one of [`TIERS`].
@@ -163,8 +165,9 @@ impl Tiers {
         };
         log.doing("starting the cluster")?;
         let cluster = cluster::up(&options, &Progress::start("cluster"))?;
-        let chosen = if engine == Engine::V26_1 { SECOND_ENGINE } else { FIRST_ENGINE };
-        let played = scenarios(&cluster, images, chosen, log);
+        let usual = if engine == Engine::V26_1 { SECOND_ENGINE } else { FIRST_ENGINE };
+        let named: Vec<&str> = self.scenarios.iter().map(String::as_str).collect();
+        let played = scenarios(&cluster, images, if named.is_empty() { usual } else { &named }, log);
         let down = cluster.down();
         let counts = played?;
         down.map(|()| counts)
