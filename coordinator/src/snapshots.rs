@@ -20,8 +20,6 @@ const STEP: Duration = Duration::from_millis(20);
 /// between the beginnings of two, when something is awaited a third of that; but never more than [`STALE`], because
 /// nothing is decided on older readings.
 const REST: u32 = 9;
-/// The same after an action's own step: such readings are few.
-const STEP_REST: u32 = 1;
 /// Longest pause for that reason.
 const STALE: Duration = Duration::from_secs(3);
 /// Longest that a reading may take.
@@ -78,7 +76,7 @@ fn pause(wish: Wish, took: Duration) -> Duration {
     let (wanted, rest) = match wish {
         Wish::Usual => (USUAL, REST),
         Wish::Within(pause) => (pause.min(USUAL), REST / 3),
-        Wish::Now => (STEP, STEP_REST),
+        Wish::Now => (STEP, REST / 3),
     };
     wanted.max(STEP).max((took * rest).min(STALE))
 }
@@ -95,7 +93,7 @@ mod tests {
         assert_eq!(pause(Wish::Usual, ms(5_000)), STALE);
         assert_eq!(pause(Wish::Within(CHANGED), ms(100)), ms(300));
         assert_eq!(pause(Wish::Now, ms(5)), STEP);
-        assert_eq!(pause(Wish::Now, ms(100)), ms(100));
+        assert_eq!(pause(Wish::Now, ms(100)), ms(300));
         assert_eq!(pause(Wish::Within(ms(200)), ms(5)), ms(200));
     }
 }

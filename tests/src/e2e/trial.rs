@@ -287,10 +287,13 @@ impl<'a> Trial<'a> {
         lines.extend(
             stats.failures.iter().take(5).map(|failure| format!("  {}: {}", failure.target, failure.cause)),
         );
-        lines.push("end of the journal:".to_owned());
+        lines.push("end of the journal, without alerts and leases:".to_owned());
         let entries = self.journal.entries(0);
-        let tail = entries.len().saturating_sub(25);
-        lines.extend(entries[tail..].iter().map(|heard| format!("  {}", crate::api::line(&heard.entry))));
+        // On a busy machine those come by the dozen, and hide what was decided and done.
+        let told: Vec<_> =
+            entries.iter().filter(|heard| !matches!(heard.entry.kind, Kind::Alert | Kind::Lease)).collect();
+        let tail = told.len().saturating_sub(40);
+        lines.extend(told[tail..].iter().map(|heard| format!("  {}", crate::api::line(&heard.entry))));
         lines.join("\n")
     }
 }
