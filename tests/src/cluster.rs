@@ -4,7 +4,7 @@
 //! that somebody has brought up by hand.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -28,6 +28,9 @@ pub struct NodeState {
     pub ip: IpAddr,
     /// Its engine: a socket on this machine, or `tcp://IP:PORT` where the state file was written by hand.
     pub socket: String,
+    /// Where its engine's log is, where the state file says so.
+    #[serde(default)]
+    pub directory: Option<PathBuf>,
 }
 
 fn endpoint(socket: &str) -> Result<Endpoint> {
@@ -48,6 +51,8 @@ pub struct Node {
     pub id: String,
     /// Runs a manager.
     pub manager: bool,
+    /// Its engine's log, where it is known.
+    pub log: Option<PathBuf>,
 }
 
 /// All nodes; the first is a manager.
@@ -76,7 +81,8 @@ impl Cluster {
             let id = swarm["NodeID"].as_str().filter(|id| !id.is_empty());
             let id = id.with_context(|| format!("{} is not part of a swarm", node.name))?.to_owned();
             let manager = swarm["ControlAvailable"] == true;
-            nodes.push(Node { name: node.name, ip: node.ip, engine, id, manager });
+            let log = node.directory.map(|own| own.join("dockerd.log")).filter(|log| log.exists());
+            nodes.push(Node { name: node.name, ip: node.ip, engine, id, manager, log });
         }
         nodes.sort_by_key(|node| !node.manager); // stable: managers first, otherwise as before
         nodes.first().filter(|node| node.manager).with_context(|| format!("{shown} names no manager"))?;

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::engine::Engine;
 
-const EVERY: Duration = Duration::from_millis(150);
+const EVERY: Duration = Duration::from_millis(250);
 
 /// One task, and when it was first seen so.
 #[derive(Clone, Debug, Default)]

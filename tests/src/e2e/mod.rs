@@ -2,6 +2,7 @@
 
 pub mod balance;
 pub mod demo;
+pub mod gossip;
 pub mod heat;
 pub mod migrate;
 pub mod model;

@@ -85,7 +85,7 @@ pub fn run(args: &Args, root: &Path) -> Result<ExitCode> {
     match &engine {
         Some(engine) => {
             let socket = std::path::absolute(engine.0.socket(NODE)?).context("no working directory")?;
-            command.arg("--docker").arg(socket).arg(format!("--engine-cgroup=sg-{CLUSTER}-{NODE}"));
+            command.arg("--docker").arg(socket).arg(format!("--engine-cgroup={CLUSTER}-{NODE}"));
         }
         None => {
             if let Some(socket) = &args.docker {

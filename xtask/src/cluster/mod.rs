@@ -216,7 +216,7 @@ impl Cluster {
             process::end(&[identity])?;
         }
         if node.kind == Kind::Native {
-            native_node::remove_cgroup(&native_node::cgroup(&self.state.name, &node.name)?)?;
+            native_node::remove_cgroup(&native_node::cgroup(&self.state.hub(), &node.name)?)?;
         }
         Ok(())
     }
@@ -374,11 +374,6 @@ fn make(options: &Options, directory: &Path, progress: &Progress) -> Result<Clus
     let kind = if options.native { Kind::Native } else { Kind::Vm };
     let mut state = State::new(&options.name, options.engine, kind, options.memory_mib);
     let hub = state.hub();
-    if net::exists(&hub) {
-        bail!(
-            "a network namespace {hub} is there, but no cluster of this work tree: use another --name, or ip netns del {hub}"
-        );
-    }
     for number in 1..=options.nodes {
         state.nodes.push(node(options, kind, directory, number));
     }
@@ -386,10 +381,15 @@ fn make(options: &Options, directory: &Path, progress: &Progress) -> Result<Clus
     if kind == Kind::Native {
         for node in &state.nodes {
             state.namespaces.push(format!("{hub}-{}", node.name));
-            state.cgroups.push(native_node::cgroup(&options.name, &node.name)?);
+            state.cgroups.push(native_node::cgroup(&hub, &node.name)?);
         }
     }
     state.save(directory)?;
+    if net::exists(&hub) {
+        // Left by an earlier copy of this work tree whose state file was deleted with it.
+        teardown::remove(directory)?;
+        state.save(directory)?;
+    }
     progress.doing("kernel, root file system, guest program");
     let mut starter = Starter::prepare(&state, directory, options.install)?;
     progress.done(format!("{} ready", starter.describe()));
@@ -478,7 +478,7 @@ impl Starter {
                 (started.0, started.1)
             }
             Self::Native(base) => {
-                let cgroup = native_node::cgroup(&state.name, &node.name)?;
+                let cgroup = native_node::cgroup(&state.hub(), &node.name)?;
                 let namespace = format!("{}-{}", state.hub(), node.name);
                 let console = qemu::Console::follow(&vm_node::console(node));
                 (native_node::start(node, base, &cgroup, &namespace, directory)?, console)

@@ -28,16 +28,16 @@ pub fn prepare(engine: rootfs::Engine, install: bool) -> Result<Base> {
     Ok(Base { tree: rootfs::tree(engine, install)?.tree, program: guest::program()? })
 }
 
-/// The cgroup of a node, in the machine's cgroup v2 hierarchy.
+/// The cgroup of a node of the cluster whose namespace is `hub`, in the machine's cgroup v2 hierarchy.
 ///
 /// # Errors
 /// Where the machine has none.
-pub fn cgroup(cluster: &str, node: &str) -> Result<PathBuf> {
+pub fn cgroup(hub: &str, node: &str) -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
     let root = cgroup2_mount(&mounts).context(
         "no cgroup v2 hierarchy is mounted here: native nodes need one, VMs (without --native) do not",
     )?;
-    Ok(root.join(format!("sg-{cluster}-{node}")))
+    Ok(root.join(format!("{hub}-{node}")))
 }
 
 /// The first mount point of type cgroup2 in a mountinfo file.

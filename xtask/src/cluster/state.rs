@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
+use crate::cache;
 use crate::process::Identity;
 use crate::rootfs::Engine;
 
@@ -182,9 +184,12 @@ impl State {
     }
 }
 
-/// The name of a cluster's network namespace.
+/// The name of a cluster's network namespace. It is the whole machine's, so it tells work trees apart: two of them may
+/// have clusters of one name at once.
 pub fn hub(name: &str) -> String {
-    format!("sg-{name}")
+    let digest = Sha256::digest(cache::clusters().as_os_str().as_encoded_bytes());
+    let tree: String = digest.iter().take(3).map(|byte| format!("{byte:02x}")).collect();
+    format!("sg-{tree}-{name}")
 }
 
 /// Where a cluster's state is.

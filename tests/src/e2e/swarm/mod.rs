@@ -14,19 +14,23 @@ use anyhow::{Result, bail};
 use futures_util::future::LocalBoxFuture;
 use swarmguard_common::clock::now;
 
+use super::gossip::{self, LostByEngines};
 use super::stage::{InVain, Stage};
 use super::trial::{Trial, nothing_failed};
 
 /// Makes a replica hot enough that its node runs short.
 const HEAT: &str = "/stress/cpu?target=90&duration=600&ramp=1";
-/// Requests a second during a scenario.
-const RATE_HZ: f64 = 20.0;
+/// Requests a second during a scenario: an emulated node can answer no more beside all else that it does.
+const RATE_HZ: f64 = 10.0;
 /// Longest wait for the journal to say something, once a replica is hot.
 const SAYS: Duration = Duration::from_secs(120);
 /// Longest wait for a whole migration.
 const MOVES: Duration = Duration::from_secs(300);
 /// Longest wait until nothing is left behind.
 const SETTLES: Duration = Duration::from_secs(180);
+
+/// How often a scenario is played again whose nodes starved.
+const MORE_PLAYS: u32 = 2;
 
 /// One scenario.
 struct Scenario {
@@ -75,11 +79,14 @@ pub async fn play(stage: &Stage, only: &[String]) -> Result<(u32, u32)> {
         clean(stage, scenario.name).await?;
         let start = now();
         let mut outcome = (scenario.play)(stage, port).await;
-        // Emulated nodes starve where the machine has other things to do: what came too late is tried once more. A lost
-        // request, a wrong move or anything left behind is not.
-        if let Err(error) = &outcome
-            && error.is::<InVain>()
-        {
+        // Emulated nodes starve where the machine has other things to do: what came too late, and requests that the
+        // engines' own logs say they lost, are tried again. Another lost request, a wrong move or anything left behind is
+        // not.
+        for _ in 0..MORE_PLAYS {
+            let Err(error) = &outcome else { break };
+            if !error.is::<InVain>() && !error.is::<LostByEngines>() {
+                break;
+            }
             println!("swarm {engine}: {} once more, because: {error:#}", scenario.name);
             clean(stage, scenario.name).await?;
             outcome = (scenario.play)(stage, port).await;
@@ -114,7 +121,11 @@ async fn clean(stage: &Stage, name: &str) -> Result<()> {
 
 /// Ends a trial that must not have lost a request.
 async fn end(trial: Trial<'_>) -> Result<()> {
-    let picture = trial.picture();
+    let (picture, stage) = (trial.picture(), trial.stage);
     let stats = trial.end().await?;
-    nothing_failed(&stats).map_err(|error| error.context(picture))
+    let Err(error) = nothing_failed(&stats) else { return Ok(()) };
+    match gossip::explanation(&stage.cluster, &stats)? {
+        Some(lost) => Err(error.context(lost)),
+        None => Err(error.context(picture)),
+    }
 }
