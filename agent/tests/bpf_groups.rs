@@ -219,6 +219,60 @@ fn who_is_killed_for_lack_of_memory_is_told() {
     }
 }
 
+/// Every counter there is, read as fast as possible while processes come, work on all CPUs, send, and end.
+#[test]
+fn counters_never_run_backwards() {
+    const LASTS: Duration = Duration::from_secs(3);
+    let test = "counters_never_run_backwards";
+    if !kernel::ip_or_skip(test) {
+        return;
+    }
+    let Some((mut programs, root)) = load(test) else { return };
+    let wire = kernel::Wire::new();
+    let groups = Group::new(&root);
+    let busy = groups.child("busy");
+    let id = kernel::id(&busy);
+    programs.watch(id, &busy).expect("a fresh cgroup");
+    // Moved between two CPUs' counters by being short, many, and free to go where they like.
+    let work = || {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+        for _ in 0..20 {
+            socket.send_to(&[0; 512], "10.99.0.2:9")?;
+            use_cpu(Duration::from_millis(2))?;
+        }
+        Ok(())
+    };
+    let all = |programs: &mut Programs| {
+        let mut all = Vec::new();
+        if let Some(it) = sample_of(programs, id) {
+            all.extend([it.cpu_ns, it.periods, it.throttled, it.throttled_ns]);
+            all.extend(it.pressure_ns);
+        }
+        let it = programs.counters(id).expect("watched");
+        all.extend([it.net.rx_bytes, it.net.rx_packets, it.net.tx_bytes, it.net.tx_packets]);
+        if let Some(it) = programs.run_queue(id) {
+            all.extend([it.count, it.total_ns]);
+            all.extend(it.slots.map(u64::from));
+        }
+        all
+    };
+    let (start, mut reads, mut last) = (clock::now(), 0, all(&mut programs));
+    let first = last.clone();
+    while clock::now().since(start) < LASTS {
+        let workers: Vec<Process> = (0..3).map(|_| Process::spawn(&busy, Some(&wire.a), work)).collect();
+        for _ in 0..50 {
+            let now = all(&mut programs);
+            assert_eq!(now.len(), last.len());
+            assert!(now.iter().zip(&last).all(|(now, last)| now >= last), "{now:?} after {last:?}");
+            last = now;
+            reads += 1;
+        }
+        workers.into_iter().for_each(Process::finish);
+    }
+    println!("{reads} reads of {} counters: {last:?}", last.len());
+    assert!(last.iter().zip(&first).any(|(now, first)| now > first), "nothing was counted");
+}
+
 /// More than the 315 that an iterator's own output has room for.
 #[test]
 fn a_pass_hands_over_every_container_once() {

@@ -1,6 +1,7 @@
 //! The whole agent in this process, on real cgroups: what lives for a moment is seen, what is gone leaves nothing
 //! behind, and the kernel wakes the agent when a container stalls for memory.
 
+#[expect(dead_code, reason = "each test binary uses a part of it")]
 mod kernel;
 
 use std::{

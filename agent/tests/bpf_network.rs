@@ -3,6 +3,7 @@
 //! A process in a nested cgroup and a network namespace of its own exchanges a known amount with another over
 //! a pair of interfaces, and some with itself over loopback, which must not count.
 
+#[expect(dead_code, reason = "each test binary uses a part of it")]
 mod kernel;
 
 use std::io::{self, Read as _, Write as _};

@@ -2,7 +2,6 @@
 //! processes inside them.
 //!
 //! Such a test does nothing, and says why, where it lacks root, cgroup v2, `ip` or the BPF object.
-#![expect(dead_code, reason = "each test binary uses a part of it")]
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

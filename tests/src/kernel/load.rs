@@ -86,6 +86,14 @@ pub struct Running {
 }
 
 impl Running {
+    /// The process.
+    ///
+    /// # Errors
+    /// Where it has ended.
+    pub fn pid(&self) -> Result<u32> {
+        self.child.id().context("the load has ended")
+    }
+
     /// Ends it and waits for that, so that its cgroup can be removed.
     ///
     /// # Errors

@@ -4,38 +4,49 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-/// Name of the other namespace.
-pub const FAR: &str = "sgkernel";
-/// Address on this side (198.18.0.0/15 is set aside for tests: RFC 2544).
-pub const HERE: &str = "198.18.7.1";
-/// Address on the other side.
-pub const THERE: &str = "198.18.7.2";
-
-/// The link; removed when dropped.
+/// The link; removed when dropped. Several are told apart by their numbers.
 #[derive(Debug)]
-pub struct Link;
+pub struct Link {
+    number: u8,
+}
 
 impl Link {
     /// Makes it.
     ///
     /// # Errors
     /// Where `ip` is missing or refuses.
-    pub fn make() -> Result<Self> {
-        let link = Link;
-        ip(&format!("netns add {FAR}"))?;
-        ip(&format!("link add sgk0 type veth peer name sgk1 netns {FAR}"))?;
-        ip(&format!("addr add {HERE}/30 dev sgk0"))?;
-        ip("link set sgk0 up")?;
-        ip(&format!("-n {FAR} addr add {THERE}/30 dev sgk1"))?;
-        ip(&format!("-n {FAR} link set sgk1 up"))?;
+    pub fn make(number: u8) -> Result<Self> {
+        let link = Link { number };
+        let (near, far, there) = (link.interface(), link.namespace(), link.there());
+        ip(&format!("netns add {far}"))?;
+        ip(&format!("link add {near} type veth peer name sgk netns {far}"))?;
+        ip(&format!("addr add 198.18.{number}.1/30 dev {near}"))?;
+        ip(&format!("link set {near} up"))?;
+        ip(&format!("-n {far} addr add {there}/30 dev sgk"))?;
+        ip(&format!("-n {far} link set sgk up"))?;
         Ok(link)
+    }
+
+    /// Name of the other namespace.
+    pub fn namespace(&self) -> String {
+        format!("sgkernel{}", self.number)
+    }
+
+    /// Name of the interface on this side.
+    pub fn interface(&self) -> String {
+        format!("sgk{}", self.number)
+    }
+
+    /// Address on the other side (198.18.0.0/15 is set aside for tests: RFC 2544).
+    pub fn there(&self) -> String {
+        format!("198.18.{}.2", self.number)
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
         // With the namespace its end of the pair goes, and with that the other one.
-        let _ = ip(&format!("netns del {FAR}"));
+        let _ = ip(&format!("netns del {}", self.namespace()));
     }
 }
 
