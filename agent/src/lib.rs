@@ -6,6 +6,7 @@
 pub mod bpf;
 pub mod conditions;
 pub mod config;
+pub mod connect;
 pub mod discovery;
 pub mod doctor;
 #[doc(hidden)]

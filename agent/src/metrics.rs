@@ -52,6 +52,7 @@ pub fn encode(served: &Served) -> Result<String, std::fmt::Error> {
     }
     own(&mut registry, served);
     let links = served.shared.links().clone();
+    connect(&mut registry, served);
     coordinators(&mut registry, &links);
     drops(&mut registry, served, &links);
     let mut text = String::new();
@@ -190,6 +191,27 @@ fn own(registry: &mut Registry, served: &Served) {
     );
     let blind = f64::from(u8::from(served.blind.is_some()));
     gauge(registry, "blind", "1 where there is no cgroup v2, so that containers cannot be seen", blind);
+}
+
+/// Balancing at `connect()`, where the kernel can.
+fn connect(registry: &mut Registry, served: &Served) {
+    let Some(figures) = served.vitals().connect else { return };
+    #[expect(clippy::cast_precision_loss, reason = "gauges are floats")]
+    for (name, help, value) in [
+        ("connect_addresses", "virtual addresses balanced, by set of networks", figures.frontends as f64),
+        ("connect_containers", "containers whose connections are balanced", figures.containers as f64),
+        ("connect_open", "balanced connections open now", figures.open as f64),
+        (
+            "connect_left_out",
+            "addresses and replicas left to Swarm for want of room",
+            figures.left_out as f64,
+        ),
+        ("connect_ambiguous", "addresses left to Swarm that a container has twice", figures.ambiguous as f64),
+    ] {
+        gauge(registry, name, help, value);
+    }
+    counter(registry, "connect_directed", "connections sent to a replica", figures.directed);
+    counter(registry, "connect_refused", "connections left to Swarm for want of memory", figures.refused);
 }
 
 fn coordinators(registry: &mut Registry, links: &Links) {

@@ -500,3 +500,42 @@ fn shared_state_can_be_sent_between_threads() {
     check(None::<Shared>);
     check(None::<Arc<Uplink>>);
 }
+
+#[tokio::test]
+async fn routes_for_connect_are_learnt_from_each_coordinator() {
+    use swarmguard_common::wire::connect::{ConnectReplica, ConnectRoutes, Front, ReplicaState};
+    let certificates = Certificates::new();
+    let manager = certificates.issue("manager1", Unit::Manager);
+    let coordinator = Coordinator::listen(&manager, "127.0.0.1:0".parse().expect("an address"));
+    let shared = shared();
+    let uplink = start(&shared, &certificates.issue("node1", Unit::Worker), &[coordinator.address()]);
+    let mut peer = coordinator.accept().await;
+    assert_eq!(shared.lock().connect.version(clock::now()), 0, "nobody has spoken of it");
+    let replica = ConnectReplica {
+        task: "t1".parse().expect("an ID"),
+        address: [10, 0, 1, 7].into(),
+        node: "w1".parse().expect("an ID"),
+        state: ReplicaState::Usable,
+    };
+    let front = Front {
+        service: "s1".parse().expect("an ID"),
+        network: "n1".parse().expect("an ID"),
+        address: [10, 0, 1, 2].into(),
+        replicas: vec![replica],
+    };
+    let routes = ConnectRoutes { revision: 1, acting: true, fronts: vec![front], ..ConnectRoutes::default() };
+    peer.say(ToAgent::Connect(routes.clone())).await;
+    peer.say(ToAgent::ConnectStill { revision: 1 }).await;
+    let learnt = async {
+        while shared.lock().connect.routes().as_ref() != Some(&routes) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, learnt).await.expect("the agent learns the routes");
+    // Cut off, they hold until their lease ends, and no longer.
+    uplink.abort();
+    let mut agent = shared.lock();
+    let lapsed = clock::now() + Duration::from_secs(60);
+    agent.connect.version(lapsed);
+    assert_eq!(agent.connect.routes(), None);
+}

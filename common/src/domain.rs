@@ -86,6 +86,10 @@ id!(
     /// The engine's identifier of a container, 64 hexadecimal digits.
     ContainerId, "container ID"
 );
+id!(
+    /// Swarm's identifier of a network.
+    NetworkId, "network ID"
+);
 
 /// A share in hundredths of a per cent (basis points): 0 is nothing, 10,000 is all of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -165,6 +165,73 @@ pub struct GroupSample {
     pub pressure_ns: [u64; 6],
 }
 
+/// Most replicas that one virtual address is balanced over.
+pub const MAX_BACKENDS: usize = 64;
+
+/// Most pairs of scope and virtual address.
+pub const MAX_FRONTENDS: u32 = 1024;
+
+/// Most replicas on which connections are counted at a time.
+pub const MAX_LEASES: u32 = 4096;
+
+/// Key of a [`Frontend`]. `scope` stands for the set of networks that a container is attached to, never 0;
+/// `address` is the virtual address, in network byte order, as the kernel has it.
+#[inline(always)]
+#[must_use]
+pub fn frontend_key(scope: u32, address: u32) -> u64 {
+    (u64::from(scope) << 32) | u64::from(address)
+}
+
+/// Where one virtual address may lead.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frontend {
+    /// How many of `backends` are used, from the front.
+    pub count: u32,
+    /// Explicit padding.
+    pub padding: u32,
+    /// Replicas that take new connections.
+    pub backends: [Backend; MAX_BACKENDS],
+}
+
+/// One replica.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backend {
+    /// Its address, in network byte order.
+    pub address: u32,
+    /// Where its connections are counted: below [`MAX_LEASES`].
+    pub slot: u32,
+}
+
+/// Connections to one replica.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leases {
+    /// Open now, from this node.
+    pub open: u64,
+    /// Changes when the slot goes to another replica: what ends late is then not taken off the new one's count.
+    pub generation: u64,
+}
+
+/// What became of connections of containers that may be balanced, on one CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectCounters {
+    /// Sent to a replica.
+    pub directed: u64,
+    /// Left as they were because the kernel had no memory to count them.
+    pub refused: u64,
+}
+
+impl ConnectCounters {
+    /// Adds the counts of another CPU.
+    pub fn add(&mut self, other: &Self) {
+        self.directed = self.directed.wrapping_add(other.directed);
+        self.refused = self.refused.wrapping_add(other.refused);
+    }
+}
+
 /// Number of kernel offsets that the programs are given.
 pub const OFFSETS: usize = 24;
 
@@ -224,6 +291,10 @@ const _: () = assert!(size_of::<Waits>() == 80);
 const _: () = assert!(size_of::<GroupCounters>() == 128);
 const _: () = assert!(size_of::<Event>() == 256);
 const _: () = assert!(size_of::<GroupSample>() == 104);
+const _: () = assert!(size_of::<Backend>() == 8);
+const _: () = assert!(size_of::<Frontend>() == 520);
+const _: () = assert!(size_of::<Leases>() == 16);
+const _: () = assert!(size_of::<ConnectCounters>() == 16);
 
 #[cfg(test)]
 mod tests {

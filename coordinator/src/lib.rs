@@ -3,6 +3,7 @@
 
 pub mod api;
 pub mod config;
+pub mod connect;
 pub mod crowd;
 pub mod errands;
 pub mod ingest;

@@ -9,10 +9,11 @@ use std::{
 
 use swarmguard_common::{
     clock::{self, Time},
-    domain::Condition,
+    domain::{Condition, NodeId},
     journal::{Entry, Kind},
     wire::{
         agent::{ToAgent, ToCoordinator},
+        connect::{ConnectRoutes, ROUTES_LEASE_MS},
         routes::Routes,
     },
 };
@@ -28,6 +29,7 @@ use swarmguard_core::{
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::{
+    connect,
     ingest::{Event, Inputs, Outbox, hub::Hub},
     journal::{Journal, Notices},
     metrics::{AlertLabel, Metrics, OutcomeLabel, ReasonLabel, RuleLabel, StateLabel, Words},
@@ -48,6 +50,8 @@ const REQUESTS: usize = 256;
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
 /// Rhythm of gauges and of loads for the balancers.
 const RHYTHM: Duration = Duration::from_secs(1);
+/// From a reading older than this no routes for `connect()` are told or renewed: agents let theirs lapse.
+const OLDEST_READING: Duration = Duration::from_millis(ROUTES_LEASE_MS);
 
 /// A question that the loop answers between two inputs; it must be quick.
 type Question = Box<dyn FnOnce(&Brain, &Facts) + Send>;
@@ -147,14 +151,23 @@ pub struct Parts<S> {
     pub metrics: Arc<Metrics>,
 }
 
+/// An agent's connection.
+struct Link {
+    node: NodeId,
+    outbox: watch::Sender<Outbox>,
+    /// The routes that it was told.
+    routes: ConnectRoutes,
+}
+
 /// The loop before it runs.
 pub struct Runner<S> {
     parts: Parts<S>,
     requests: mpsc::Receiver<Request>,
     answers: (mpsc::Sender<Answer>, mpsc::Receiver<Answer>),
-    connections: BTreeMap<ConnectionId, watch::Sender<Outbox>>,
+    connections: BTreeMap<ConnectionId, Link>,
     facts: Facts,
     routes: Routes,
+    left_out: u64,
     wish: watch::Sender<Wish>,
     slots: Arc<Semaphore>,
     words: Words,
@@ -174,6 +187,7 @@ impl<S: SwarmApi> Runner<S> {
             connections: BTreeMap::new(),
             facts,
             routes: Routes::default(),
+            left_out: 0,
             wish: watch::Sender::new(Wish::Usual),
             slots: Arc::new(Semaphore::new(COMMANDS_AT_ONCE)),
             words: Words::default(),
@@ -189,6 +203,7 @@ impl<S: SwarmApi> Runner<S> {
         let (readings_in, mut readings) = mpsc::channel(1);
         let reader = snapshots::run(Arc::clone(&self.parts.swarm), self.wish.subscribe(), readings_in);
         let reader = tokio::spawn(reader);
+        let mut stirs = self.parts.hub.stirs();
         let mut rhythm = tokio::time::interval(RHYTHM);
         rhythm.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -201,6 +216,8 @@ impl<S: SwarmApi> Runner<S> {
                 _ = stop.wait_for(|stop| *stop) => break,
                 _ = rhythm.tick() => self.beat(),
                 () = tokio::time::sleep(wait) => self.input(Input::Tick),
+                // The hub lives as long as this loop.
+                Ok(()) = stirs.changed() => self.tell_routes(false),
                 Some((id, result)) = self.answers.1.recv() => self.answered(id, result),
                 Some(reading) = readings.recv() => self.read(reading),
                 Some(request) = self.requests.recv() => self.request(request),
@@ -257,6 +274,7 @@ impl<S: SwarmApi> Runner<S> {
                 self.facts.snapshot = Some(Arc::clone(&snapshot));
                 self.input(Input::Snapshot(snapshot));
                 self.publish_routes(false);
+                self.tell_routes(false);
             }
             Err(why) => {
                 self.parts.metrics.snapshot_failures.inc();
@@ -287,7 +305,8 @@ impl<S: SwarmApi> Runner<S> {
         while let Some(event) = next {
             match event {
                 Event::Up { input, outbox } => {
-                    self.connections.insert(input.connection, outbox);
+                    let (node, routes) = (input.node.clone(), ConnectRoutes::default());
+                    self.connections.insert(input.connection, Link { node, outbox, routes });
                     self.input(Input::Agent(input));
                 }
                 Event::Input(input) => {
@@ -317,16 +336,18 @@ impl<S: SwarmApi> Runner<S> {
     /// Everything that the brain has to say; after each input, because what it holds ready is bounded.
     fn outputs(&mut self) {
         while let Some(output) = self.parts.brain.poll_agent() {
-            let Some(outbox) = self.connections.get(&output.connection) else { continue };
-            outbox.send_modify(|outbox| match output.what {
+            let Some(link) = self.connections.get(&output.connection) else { continue };
+            link.outbox.send_modify(|outbox| match output.what {
                 AgentOrder::Send(ToAgent::Acknowledge { seq }) => {
                     outbox.acknowledge = outbox.acknowledge.max(seq);
                 }
                 AgentOrder::Send(thresholds @ ToAgent::Thresholds { .. }) => {
                     outbox.thresholds = Some(Arc::new(thresholds));
                 }
-                // Ingest's own.
-                AgentOrder::Send(ToAgent::Welcome { .. }) => {}
+                // Ingest's own, and ours.
+                AgentOrder::Send(
+                    ToAgent::Welcome { .. } | ToAgent::Connect(_) | ToAgent::ConnectStill { .. },
+                ) => {}
                 AgentOrder::Close { reason } => outbox.close = Some(reason),
             });
         }
@@ -429,6 +450,7 @@ impl<S: SwarmApi> Runner<S> {
         self.facts.now = clock::now();
         let now = self.facts.now;
         self.publish_routes(true);
+        self.tell_routes(true);
         if now.since(self.gauges_at) < RHYTHM / 2 {
             return;
         }
@@ -469,6 +491,44 @@ impl<S: SwarmApi> Runner<S> {
         if let Err(error) = self.parts.hub.publish(routes) {
             // Once a second at most; the balancers keep what they have.
             tracing::error!("the routes cannot be published: {error}");
+        }
+    }
+}
+
+impl<S> Runner<S> {
+    /// Tells the agents what they need to balance at `connect()`, where it changed; on the beat, that it has not.
+    fn tell_routes(&mut self, renew: bool) {
+        self.facts.now = clock::now();
+        let now = self.facts.now;
+        let Some(snapshot) = &self.facts.snapshot else { return };
+        if now.since(snapshot.taken) > OLDEST_READING {
+            return;
+        }
+        let brain = &self.parts.brain;
+        let leaving = self.parts.hub.leaving(|task| snapshot.tasks.contains_key(task));
+        let leases = brain.leases(now).into_iter();
+        let silent =
+            leases.filter(|lease| lease.state == LeaseState::Lapsed).map(|lease| lease.node).collect();
+        let all = connect::of(snapshot, &leaving, &silent);
+        if std::mem::replace(&mut self.left_out, all.left_out) != all.left_out && all.left_out > 0 {
+            tracing::warn!(
+                count = all.left_out,
+                "too much is to be balanced at connect(): some is left to Swarm"
+            );
+        }
+        for link in self.connections.values_mut() {
+            let mut routes = all.routes.get(&link.node).cloned().unwrap_or_default();
+            routes.acting = brain.is_acting() && !routes.fronts.is_empty();
+            if !connect::same(&routes, &link.routes) {
+                routes.revision = link.routes.revision + 1;
+                link.routes = routes.clone();
+                link.outbox.send_modify(|outbox| outbox.connect = Some(Arc::new(ToAgent::Connect(routes))));
+            } else if renew && !link.routes.fronts.is_empty() {
+                let revision = link.routes.revision;
+                link.outbox.send_modify(|outbox| {
+                    outbox.connect_still = (revision, outbox.connect_still.1 + 1);
+                });
+            }
         }
     }
 }

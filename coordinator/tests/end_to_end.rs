@@ -18,7 +18,9 @@ use swarmguard_common::{
     transport,
     wire::{
         agent::{Alert, Hello, NodeLoad, Report, TaskIntro, TaskLoad, ToAgent, ToCoordinator},
-        codec, frame,
+        codec,
+        connect::ReplicaState,
+        frame,
         routes::{FromRouteSource, ToRouteSource},
     },
 };
@@ -100,6 +102,7 @@ async fn world(own: u64) -> World {
         ("swarmguard.act-after", "500ms"),
         ("swarmguard.network.mbps", "100"),
         ("swarmguard.lb.port", "8080"),
+        ("swarmguard.lb.connect", "true"),
     ];
     let service = model.create_service("web", 2, &labels, Workload::default());
     model.advance(clock::now());
@@ -145,7 +148,8 @@ impl World {
     }
 
     /// The agent of a node, until the test ends. `hot`: the node is short and its replica of the service over 75 %.
-    async fn agent(&self, number: u64, hot: bool) {
+    /// Answers what it is told about balancing at `connect()`.
+    async fn agent(&self, number: u64, hot: bool) -> Arc<Mutex<Vec<ToAgent>>> {
         let identity = identity(&self.dir.path().join(number.to_string()));
         let (connection, mut send, mut receive) =
             self.connect(identity.client_config().expect("usable")).await;
@@ -162,7 +166,15 @@ impl World {
         };
         frame::write(&mut send, &ToCoordinator::Hello(hello)).await.expect("written");
         // What it is told is read, as an agent would.
-        tokio::spawn(async move { while let Ok(Some(_)) = frame::read::<ToAgent>(&mut receive).await {} });
+        let told = Arc::<Mutex<Vec<ToAgent>>>::default();
+        let hear = Arc::clone(&told);
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = frame::read::<ToAgent>(&mut receive).await {
+                if matches!(message, ToAgent::Connect(_) | ToAgent::ConnectStill { .. }) {
+                    hear.lock().expect("unpoisoned").push(message);
+                }
+            }
+        });
         let (swarm, service) = (Arc::clone(&self.swarm), self.service.clone());
         tokio::spawn(async move {
             let mut handles: BTreeMap<TaskId, u32> = BTreeMap::new();
@@ -204,6 +216,7 @@ impl World {
                 tokio::time::sleep(Duration::from_millis(250)).await;
             }
         });
+        told
     }
 
     /// A balancer that says "drained" at once. Answers what it was told to drain, and whether that still ran then.
@@ -318,8 +331,9 @@ async fn a_hot_replica_leaves_its_node_and_the_journal_tells_how() {
         .swarm
         .with(|model| model.serving(&world.service).filter_map(|task| task.node.clone()).collect());
     let mut told = world.balancer().await;
+    let mut routes = Vec::new();
     for number in 1..=4 {
-        world.agent(number, SwarmModel::node_id(number) == homes[0]).await;
+        routes.push(world.agent(number, SwarmModel::node_id(number) == homes[0]).await);
     }
     world.until_code("done").await;
 
@@ -341,6 +355,23 @@ async fn a_hot_replica_leaves_its_node_and_the_journal_tells_how() {
     assert_eq!(violations, Vec::<String>::new());
     assert_eq!(now.len(), 2);
     assert!(!now.contains(&homes[0]), "{now:?}");
+
+    let heard: Vec<ToAgent> =
+        routes.iter().flat_map(|told| told.lock().expect("unpoisoned").clone()).collect();
+    let states: Vec<ReplicaState> = heard
+        .iter()
+        .filter_map(|message| if let ToAgent::Connect(routes) = message { Some(routes) } else { None })
+        .flat_map(|routes| &routes.fronts)
+        .flat_map(|front| &front.replicas)
+        .filter(|replica| replica.task == drained)
+        .map(|replica| replica.state)
+        .collect();
+    assert_eq!(states.first(), Some(&ReplicaState::Usable), "agents knew it");
+    assert!(states.contains(&ReplicaState::Draining), "and were told that it goes: {states:?}");
+    assert!(
+        heard.iter().any(|message| matches!(message, ToAgent::ConnectStill { .. })),
+        "routes are renewed"
+    );
 
     let history = world.get("/api/v1/history").await;
     assert_eq!(

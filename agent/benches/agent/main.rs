@@ -5,11 +5,13 @@
 //! figures are reported, never asserted.
 
 mod births;
+mod connect;
 mod detect;
 mod engine;
 mod floor;
 mod groups;
 #[path = "../../tests/kernel/mod.rs"]
+#[expect(dead_code, reason = "the tests use the rest")]
 mod kernel;
 mod monitor;
 mod packets;
@@ -29,8 +31,12 @@ use report::{Report, Row, Spread};
 struct Cli {
     #[command(subcommand)]
     command: Option<Inner>,
-    /// What is measured: overhead, packets, births, monitor, engine, detect
-    #[arg(long, value_delimiter = ',', default_value = "overhead,packets,births,monitor,engine,detect")]
+    /// What is measured: overhead, packets, births, connect, monitor, engine, detect
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "overhead,packets,births,connect,monitor,engine,detect"
+    )]
     only: Vec<Part>,
     /// Numbers of containers
     #[arg(long, value_delimiter = ',', default_value = "10,100,500")]
@@ -70,6 +76,7 @@ enum Part {
     Overhead,
     Packets,
     Births,
+    Connect,
     Monitor,
     Engine,
     Detect,
@@ -87,6 +94,15 @@ enum Inner {
     /// Enters a cgroup and sends packets
     #[command(hide = true)]
     Send { dir: PathBuf, packets: u32 },
+    /// Enters a cgroup, connects and asks
+    #[command(hide = true)]
+    Ask {
+        dir: PathBuf,
+        port: u16,
+        #[arg(action = clap::ArgAction::Set)]
+        direct: bool,
+        requests: u32,
+    },
 }
 
 fn main() -> Result<()> {
@@ -95,6 +111,7 @@ fn main() -> Result<()> {
         Some(Inner::Floor { dir, hz, seconds }) => floor::run(dir, *hz, Duration::from_secs(*seconds)),
         Some(Inner::Burn { dir }) => detect::burn(dir),
         Some(Inner::Send { dir, packets }) => packets::send(dir, *packets),
+        Some(Inner::Ask { dir, port, direct, requests }) => connect::ask(dir, *port, *direct, *requests),
         None => measure(&cli),
     }
 }
@@ -118,6 +135,7 @@ fn measure(cli: &Cli) -> Result<()> {
             }
             Part::Births => births::measure(cli.trials, &root, &mut report)?,
             Part::Packets => packets::measure(cli.rounds, &root, &mut report)?,
+            Part::Connect => connect::measure(cli.rounds, &root, &mut report)?,
             Part::Monitor => match &cli.netdata {
                 Some(program) => monitor::measure(cli.seconds, cli.rounds, program, &root, &mut report)?,
                 None => report.skip("agent.vs_monitor", "no --netdata given"),

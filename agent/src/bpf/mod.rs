@@ -7,6 +7,7 @@
 //! programs.watch(id, &dir)?;               // a container was found; id = inode number of its cgroup directory
 //! programs.counters(id)                    // any number of times, without allocation
 //! programs.sample(&mut |group| …)?;        // CPU, memory and pressure of all of them at once
+//! programs.balance(&plan, &dir_of)?;       // connections to virtual addresses go to replicas
 //! let events = programs.events();          // births, deaths, out-of-memory kills
 //! programs.forget(id);                     // it is gone
 //! ```
@@ -15,6 +16,7 @@
 //! [`Programs`] takes every program out of the kernel; nothing is pinned.
 
 mod btf;
+mod connect;
 mod cost;
 mod events;
 mod facts;
@@ -32,7 +34,9 @@ use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use swarmguard_common::kernel::{GroupCounters, GroupSample, NetCounters, OFFSETS, Waits, offset};
 
+use crate::connect::{Figures, Plan};
 use btf::KernelTypes;
+use connect::Connect;
 pub use cost::{Measuring, ProgramCost};
 pub use events::{EventSource, GroupEvent};
 pub use facts::{CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN, KernelFacts, is_cgroup2};
@@ -70,6 +74,14 @@ pub enum BpfError {
         /// Why.
         source: io::Error,
     },
+    /// The maps for balancing at `connect()` could not be brought to what they should hold.
+    #[error("cannot {what}: {source}")]
+    Balance {
+        /// What was tried.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// The kernel broke off a pass over all containers.
     #[error("cannot sample the containers: {0}")]
     Pass(io::Error),
@@ -95,6 +107,8 @@ pub struct Options {
     /// Requests in flight and time to answer; see [`GroupCounters::requests_started`]. Only where traffic is
     /// counted by attachment. Costs some ns for each TCP packet.
     pub requests: bool,
+    /// Balancing at `connect()`; see [`Programs::balance`]. Costs nothing where no plan names a container.
+    pub connect: bool,
     /// The pass over all containers; see [`Programs::sample`].
     pub pass: bool,
     /// Run-queue latency; see [`Programs::run_queue`]. Costs some hundred ns for each switch between tasks.
@@ -110,6 +124,7 @@ impl Default for Options {
         Self {
             network: NetworkMode::Best,
             requests: true,
+            connect: true,
             pass: true,
             run_queue: true,
             events: true,
@@ -143,6 +158,7 @@ impl Finding {
 /// The loaded programs.
 pub struct Programs {
     counting: Option<Counting>,
+    connect: Option<Connect>,
     groups: Groups,
     events: Option<EventSource>,
     findings: Vec<Finding>,
@@ -174,6 +190,7 @@ impl Programs {
         let log = if options.debug { ProgramLog::open(&mut ebpf) } else { None };
         let counting = Counting::start(&mut ebpf, &root, options, &mut findings);
         let groups = Groups::start(&mut ebpf, cgroup_root, &root, types.as_ref(), options, &mut findings);
+        let connect = Connect::start(&mut ebpf, options.connect, &mut findings);
         let events = EventSource::start(&mut ebpf, types.as_ref(), options.events, &mut findings);
         drop(types);
         // SAFETY: gives free pages back, nothing else.
@@ -183,7 +200,7 @@ impl Programs {
                 findings.iter().map(|finding| format!("{}: {}", finding.what, finding.detail)).collect();
             return Err(BpfError::Refused(why.join("; ")));
         }
-        Ok(Self { counting, groups, events, findings, log, ebpf })
+        Ok(Self { counting, connect, groups, events, findings, log, ebpf })
     }
 
     /// What was tried and what came of it, once for each thing.
@@ -220,7 +237,35 @@ impl Programs {
         if let Some(counting) = &mut self.counting {
             counting.forget(cgroup_id);
         }
+        if let Some(connect) = &mut self.connect {
+            connect.forget(cgroup_id);
+        }
         self.groups.forget(cgroup_id);
+    }
+
+    /// Sends connections of containers as a plan says, from now on; `dir_of` knows a container's directory by its
+    /// cgroup. `false`: this kernel cannot. Connections that are open stay where they are.
+    ///
+    /// # Errors
+    /// Where a part of it failed, with the first reason; the rest is done, and the part is left to Swarm.
+    pub fn balance<'a>(
+        &mut self,
+        plan: &Plan,
+        dir_of: &dyn Fn(u64) -> Option<&'a Path>,
+    ) -> Result<bool, BpfError> {
+        let Some(connect) = &mut self.connect else { return Ok(false) };
+        connect.apply(plan, dir_of).map(|()| true)
+    }
+
+    /// How balancing goes; `None`: this kernel cannot. One system call.
+    pub fn balanced(&mut self) -> Option<Figures> {
+        self.connect.as_mut().map(Connect::figures)
+    }
+
+    /// Connections open from this node to the replica that has this slot in the plan.
+    #[must_use]
+    pub fn open_connections(&self, slot: u32) -> Option<u64> {
+        self.connect.as_ref()?.open(slot)
     }
 
     /// All that was counted for a watched container since [`Self::watch`], over all CPUs. `None`: not watched, or

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
-use swarmguard_common::kernel::{GroupCounters, GroupSample, Waits};
+use swarmguard_common::kernel::{ConnectCounters, Frontend, GroupCounters, GroupSample, Leases, Waits};
 
 const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
@@ -24,6 +24,11 @@ pub(super) enum AttachType {
     Ingress = 0,
     Egress = 1,
     SockOps = 3,
+    Connect4 = 10,
+    Connect6 = 11,
+    PeerName4 = 29,
+    PeerName6 = 30,
+    SockRelease = 34,
 }
 
 /// `union bpf_attr` for calls on one element of a map.
@@ -79,6 +84,12 @@ unsafe impl Plain for GroupCounters {}
 unsafe impl Plain for Waits {}
 // SAFETY: the same.
 unsafe impl Plain for GroupSample {}
+// SAFETY: the same.
+unsafe impl Plain for Frontend {}
+// SAFETY: the same.
+unsafe impl Plain for Leases {}
+// SAFETY: the same.
+unsafe impl Plain for ConnectCounters {}
 
 /// Reads the value of `key`: one `V`, or one for each possible CPU. `false`: there is none.
 pub(super) fn lookup<V: Plain>(map: BorrowedFd<'_>, key: u64, into: &mut [V]) -> io::Result<bool> {

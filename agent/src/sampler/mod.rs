@@ -1,6 +1,7 @@
 //! The sampling itself: at each tick read what is due of every container and of the node, and hand it to the state.
 //! All IO of the hot path is here, and none of the judgement.
 
+mod balancing;
 mod handed;
 mod watched;
 
@@ -20,6 +21,8 @@ use swarmguard_common::{
 use tokio::sync::mpsc;
 
 use crate::{
+    bpf::Programs,
+    connect::Figures,
     discovery::scan,
     pace::{Budget, Pace, Tick},
     sources::{
@@ -36,6 +39,7 @@ use crate::{
     uplink::Shared,
 };
 
+use balancing::Balancing;
 use handed::Handed;
 use watched::{Sources, Watched, YOUNG};
 
@@ -82,6 +86,8 @@ pub struct Vitals {
     pub slowed: bool,
     /// Times that the kernel told of a container stalling for memory.
     pub stalls: u64,
+    /// How balancing at `connect()` goes, where the kernel can.
+    pub connect: Option<Figures>,
     /// When the node was starved last.
     pub starved_until: Option<Time>,
 }
@@ -112,6 +118,7 @@ pub struct Sampler {
     stalls: Option<mpsc::Sender<PathBuf>>,
     triggers: BTreeMap<PathBuf, Trigger>,
     new_until: Option<Time>,
+    balancing: Balancing,
 }
 
 impl Sampler {
@@ -147,6 +154,7 @@ impl Sampler {
             stalls: None,
             triggers: BTreeMap::new(),
             new_until: None,
+            balancing: Balancing::default(),
         }
     }
 
@@ -250,6 +258,7 @@ impl Sampler {
             self.listen_for_stalls(parent);
         }
         self.watched.insert(id.clone(), Watched::new(handle, group, tap, now));
+        self.balancing.changes += 1;
         true
     }
 
@@ -345,6 +354,7 @@ impl Sampler {
             }
         }
         drop(agent);
+        self.balancing.changes += 1;
         if !self.triggers.is_empty() {
             let parents = self.parents();
             self.triggers.retain(|parent, _| parents.contains(parent));
@@ -378,6 +388,7 @@ impl Sampler {
             }
         }
         self.bury();
+        self.balance(now);
         self.measure_self(now);
         self.vitals.ticked_at = Some(now);
         if self.shared.lock().outbox().last_seq() != alerts_before {
@@ -466,6 +477,7 @@ impl Sampler {
         }
         self.own_at = Some(now);
         self.report_missing(now);
+        self.vitals.connect = self.networks.programs().and_then(Programs::balanced);
         self.vitals.own = self.own.read();
         self.budget.measure(now, self.vitals.own.cpu_usec);
         self.vitals.own_share = self.budget.share();

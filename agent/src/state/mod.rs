@@ -18,6 +18,7 @@ use swarmguard_common::{
 
 use crate::{
     conditions::{Change, Conditions},
+    connect::Heard,
     model::{Capacity, Ewma, Limits, NodeRates, node_rates},
     pace::Alarming,
     sources::{
@@ -78,6 +79,8 @@ pub struct Agent {
     pub node: NodeLoad,
     /// Counters.
     pub counts: Counts,
+    /// Routes for balancing at `connect()`.
+    pub connect: Heard,
     containers: BTreeMap<u32, Container>,
     graves: BTreeMap<u32, TaskIntro>,
     next_handle: u32,
@@ -104,6 +107,7 @@ impl Agent {
             capacity,
             node: NodeLoad::default(),
             counts: Counts::default(),
+            connect: Heard::default(),
             containers: BTreeMap::new(),
             graves: BTreeMap::new(),
             next_handle: 1,

@@ -132,6 +132,10 @@ async fn listen(
                 shared.link(address, |link| link.acknowledged = link.acknowledged.max(seq.min(last)));
                 shared.forget_acknowledged();
             }
+            Some(ToAgent::Connect(routes)) => shared.lock().connect.hear(clock::now(), address, routes),
+            Some(ToAgent::ConnectStill { revision }) => {
+                shared.lock().connect.renew(clock::now(), address, revision);
+            }
             Some(message) => shared.lock().learn(message),
         }
     }

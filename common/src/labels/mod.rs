@@ -143,6 +143,8 @@ pub struct ServicePolicy {
     pub rebalance: bool,
     /// `swarmguard.job.retries`: how often a Swarm job is run again after its node was lost.
     pub job_retries: u32,
+    /// `swarmguard.lb.connect`: connections of containers to its virtual address go to the replica with fewest.
+    pub connect: bool,
     /// `swarmguard.lb.*`, where `swarmguard.lb.port` is set.
     pub route: Option<RouteLabels>,
 }
@@ -168,6 +170,7 @@ impl Default for ServicePolicy {
             margin: BasisPoints::from_percent(10),
             rebalance: false,
             job_retries: 3,
+            connect: false,
             route: None,
         }
     }
@@ -207,6 +210,8 @@ impl ServicePolicy {
         read_scaling(&mut read, &mut policy);
         read.take("rebalance", yes_or_no, &mut policy.rebalance);
         read.take("job.retries", |text| bounded(text, 0, 100), &mut policy.job_retries);
+        // Needs no port, so it is read before the labels that do.
+        read.take("lb.connect", yes_or_no, &mut policy.connect);
         policy.route = route::read(&mut read);
         read.finish(policy)
     }
@@ -289,6 +294,13 @@ mod tests {
         assert_eq!((policy.scale_min, policy.scale_max), (Some(2), Some(6)));
         assert_eq!(policy.act_after, Some(Duration::from_millis(1_500)));
         assert_eq!(policy.allow, [Allowance::NoHealthcheck, Allowance::LocalVolumes]);
+    }
+
+    #[test]
+    fn balancing_at_connect_needs_no_port() {
+        let policy = read(&[("swarmguard.lb.connect", "true")]).expect("sensible");
+        assert!(policy.connect && policy.route.is_none());
+        assert!(read(&[("swarmguard.lb.connect", "on")]).is_err());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::connect::ConnectRoutes;
 use crate::{
     domain::{BasisPoints, Condition, ContainerId, Edge, NodeId, ServiceId, TaskId},
     labels::Thresholds,
@@ -206,6 +207,13 @@ pub enum ToAgent {
         /// Which service each of this node's containers belongs to, for agents that cannot ask an engine.
         containers: BTreeMap<ContainerId, (TaskId, ServiceId)>,
     },
+    /// Replaces the sender's routes for `connect()`, and renews them. Never sent before some service asks for it.
+    Connect(ConnectRoutes),
+    /// The routes are still so: renews them for [`super::connect::ROUTES_LEASE_MS`].
+    ConnectStill {
+        /// Of the routes that are meant; others are not renewed.
+        revision: u64,
+    },
 }
 
 #[cfg(test)]
@@ -234,6 +242,35 @@ mod tests {
             "the wire format changed: agents and coordinators of different builds must still talk"
         );
         assert_eq!(decode::<ToCoordinator>(&golden).expect("golden"), ToCoordinator::Alert(alert()));
+    }
+
+    #[test]
+    fn golden_bytes_of_routes_for_connect() {
+        use super::super::connect::{ConnectReplica, Front, ReplicaState};
+        let routes = ConnectRoutes {
+            revision: 7,
+            acting: true,
+            fronts: vec![Front {
+                service: "s1".parse().expect("an ID"),
+                network: "n1".parse().expect("an ID"),
+                address: [10, 0, 1, 2].into(),
+                replicas: vec![ConnectReplica {
+                    task: "t1".parse().expect("an ID"),
+                    address: [10, 0, 1, 7].into(),
+                    node: "w1".parse().expect("an ID"),
+                    state: ReplicaState::Draining,
+                }],
+            }],
+            containers: [("c1".parse().expect("an ID"), vec!["n1".parse().expect("an ID")])].into(),
+        };
+        let golden = [
+            3, 7, 1, 1, 2, b's', b'1', 2, b'n', b'1', 10, 0, 1, 2, 1, 2, b't', b'1', 10, 0, 1, 7, 2, b'w',
+            b'1', 1, 1, 2, b'c', b'1', 1, 2, b'n', b'1',
+        ];
+        let message = ToAgent::Connect(routes);
+        assert_eq!(encode(&message).expect("small"), golden);
+        assert_eq!(decode::<ToAgent>(&golden).expect("golden"), message);
+        assert_eq!(encode(&ToAgent::ConnectStill { revision: 7 }).expect("small"), [4, 7]);
     }
 
     #[test]

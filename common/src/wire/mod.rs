@@ -8,6 +8,7 @@
 
 pub mod agent;
 pub mod codec;
+pub mod connect;
 pub mod frame;
 pub mod routes;
 

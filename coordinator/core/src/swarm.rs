@@ -3,12 +3,15 @@
 //! Specs stay raw JSON, because a write replaces the whole spec and any field left out is reset: typed clients lose
 //! what they do not know. Only what is judged is lifted out into fields.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use serde_json::Value;
 use swarmguard_common::{
     clock::Time,
-    domain::{ContainerId, NodeId, ServiceId, TaskId},
+    domain::{ContainerId, NetworkId, NodeId, ServiceId, TaskId},
     labels::{LabelError, ServicePolicy},
 };
 
@@ -143,6 +146,8 @@ pub struct Service {
     pub update_state: Option<String>,
     /// Iteration of a job (`JobStatus.JobIteration.Index`).
     pub job_iteration: Option<u64>,
+    /// Its virtual addresses by network (`Endpoint.VirtualIPs`); none with `dnsrr`.
+    pub virtual_addresses: Vec<(NetworkId, Ipv4Addr)>,
 }
 
 impl Service {
@@ -199,10 +204,8 @@ pub struct Task {
     pub container: Option<ContainerId>,
     /// Addresses on its networks.
     pub addresses: Vec<IpAddr>,
-    /// When it was made, as the managers' wall clock said: RFC 3339, sorts as text.
-    pub created_at: String,
-    /// `Spec.Placement`, raw: differs from the service's while an action steers.
-    pub placement: Value,
+    /// The version 4 ones again, with the network of each.
+    pub attachments: Vec<(NetworkId, Ipv4Addr)>,
     /// Why it failed or waits, in Swarm's words.
     pub message: String,
     /// Iteration of the job that it belongs to.

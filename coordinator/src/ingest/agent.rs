@@ -174,12 +174,14 @@ impl Ingest {
             if now.acknowledge > sent.acknowledge {
                 queue.push(Arc::new(ToAgent::Acknowledge { seq: now.acknowledge }));
             }
-            let same = match (&now.thresholds, &sent.thresholds) {
-                (Some(new), Some(old)) => Arc::ptr_eq(new, old),
-                (new, _) => new.is_none(),
-            };
-            if !same {
+            if differs(now.thresholds.as_ref(), sent.thresholds.as_ref()) {
                 queue.extend(now.thresholds.clone());
+            }
+            // Routes renew themselves.
+            if differs(now.connect.as_ref(), sent.connect.as_ref()) {
+                queue.extend(now.connect.clone());
+            } else if now.connect_still != sent.connect_still {
+                queue.push(Arc::new(ToAgent::ConnectStill { revision: now.connect_still.0 }));
             }
             sent = now;
         }
@@ -277,6 +279,14 @@ impl Speaker<'_> {
         } else {
             Verdict::Note(Reason::UnknownHandle, "an alert of an unknown container")
         }
+    }
+}
+
+/// Whether there is something newer than what was sent.
+fn differs(new: Option<&Arc<ToAgent>>, sent: Option<&Arc<ToAgent>>) -> bool {
+    match (new, sent) {
+        (Some(new), Some(sent)) => !Arc::ptr_eq(new, sent),
+        (new, _) => new.is_some(),
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Hub {
     routes: watch::Sender<Arc<[u8]>>,
     /// Counts up whenever a debt was paid.
     paid: watch::Sender<u64>,
+    /// Counts up whenever what drains changes.
+    stirred: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -38,6 +40,8 @@ struct State {
     next: u64,
     balancers: BTreeMap<u64, Balancer>,
     draining: BTreeSet<TaskId>,
+    /// The same for agents, balanced over HTTP or not.
+    leaving: BTreeSet<TaskId>,
 }
 
 #[derive(Debug)]
@@ -62,7 +66,12 @@ pub struct Seat {
 impl Default for Hub {
     fn default() -> Self {
         let empty = framed(&FromRouteSource::Routes(Routes::default())).unwrap_or_else(|_| Arc::from([]));
-        Self { state: Mutex::default(), routes: watch::Sender::new(empty), paid: watch::Sender::new(0) }
+        Self {
+            state: Mutex::default(),
+            routes: watch::Sender::new(empty),
+            paid: watch::Sender::new(0),
+            stirred: watch::Sender::new(0),
+        }
     }
 }
 
@@ -122,11 +131,13 @@ impl Hub {
         {
             let mut state = self.state();
             state.draining.extend(tasks.iter().cloned());
+            state.leaving.extend(tasks.iter().cloned());
             for balancer in state.balancers.values_mut() {
                 balancer.owes.extend(tasks.iter().cloned());
             }
             state.tell(&FromRouteSource::Drain { tasks: tasks.into() });
         }
+        self.stir();
         let all = async {
             while !self.owing(tasks).is_empty() {
                 if paid.changed().await.is_err() {
@@ -148,13 +159,34 @@ impl Hub {
         let mut state = self.state();
         for task in tasks {
             state.draining.remove(task);
+            state.leaving.remove(task);
         }
         state.tell(&FromRouteSource::Resume { tasks: tasks.into() });
+        drop(state);
+        self.stir();
+    }
+
+    /// What is about to be stopped; what is not `alive` any more is forgotten.
+    pub fn leaving(&self, alive: impl Fn(&TaskId) -> bool) -> BTreeSet<TaskId> {
+        let mut state = self.state();
+        state.leaving.retain(alive);
+        state.leaving.clone()
+    }
+
+    /// Changes whenever what is about to be stopped does.
+    pub fn stirs(&self) -> watch::Receiver<u64> {
+        self.stirred.subscribe()
+    }
+
+    fn stir(&self) {
+        self.stirred.send_modify(|count| *count += 1);
     }
 
     /// Marks nothing as draining any more, without a word to the balancers: another coordinator acts now.
     pub fn forget_drains(&self) {
-        self.state().draining.clear();
+        let mut state = self.state();
+        state.draining.clear();
+        state.leaving.clear();
     }
 
     /// Publishes routes; replicas that are being drained are marked, and those that are gone are forgotten.
@@ -255,6 +287,26 @@ mod tests {
         assert!(!waiting.is_finished(), "another task was drained");
         hub.drained(two.id, &[task("a")]);
         assert!(waiting.await.expect("no panic").is_empty());
+    }
+
+    #[tokio::test]
+    async fn agents_are_told_what_leaves_until_it_is_gone_or_stays() {
+        let hub = Hub::default();
+        let mut stirs = hub.stirs();
+        hub.drain(&[task("a"), task("b"), task("c")], LONG).await;
+        assert!(stirs.has_changed().expect("the hub lives"));
+        stirs.mark_unchanged();
+        hub.publish(Routes::default()).expect("small");
+        hub.resume(&[task("b")]);
+        assert!(stirs.has_changed().expect("the hub lives"));
+        assert_eq!(
+            hub.leaving(|one| *one != task("c")),
+            [task("a")].into(),
+            "no service of these has a route"
+        );
+        assert_eq!(hub.leaving(|_| true), [task("a")].into());
+        hub.forget_drains();
+        assert!(hub.leaving(|_| true).is_empty());
     }
 
     #[tokio::test]

@@ -116,6 +116,10 @@ pub struct Outbox {
     pub acknowledge: u64,
     /// Thresholds.
     pub thresholds: Option<Arc<ToAgent>>,
+    /// Routes for balancing at `connect()`.
+    pub connect: Option<Arc<ToAgent>>,
+    /// Revision of the routes that are still so, and how often that was said.
+    pub connect_still: (u64, u64),
     /// The connection is to be closed, and why.
     pub close: Option<String>,
 }

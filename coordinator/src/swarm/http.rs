@@ -6,8 +6,11 @@ use std::{path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::{body::Incoming, client::conn::http1};
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    body::{Body as _, Incoming},
+    client::conn::http1,
+};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::{
@@ -208,20 +211,12 @@ impl Engine {
         body: Option<&Value>,
     ) -> Result<Result<Bytes, EngineError>, String> {
         let request = self.request(&method, path, body);
-        let whole = async {
+        let answered = async {
             let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
             let status = answer.status();
-            let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
-            let body = body.map_err(|error| {
-                if error.is::<LengthLimitError>() {
-                    format!("its answer is longer than {MAX_ANSWER_BYTES} bytes")
-                } else {
-                    error.to_string()
-                }
-            })?;
-            Ok::<_, String>((status, body.to_bytes()))
+            Ok::<_, String>((status, whole(answer.into_body()).await?))
         };
-        let (status, bytes) = timeout(REQUEST, whole).await.map_err(|_| "timed out".to_string())??;
+        let (status, bytes) = timeout(REQUEST, answered).await.map_err(|_| "timed out".to_string())??;
         let mut idle = self.idle.lock().await;
         if idle.len() < MAX_IDLE {
             idle.push(sender);
@@ -249,6 +244,22 @@ impl Engine {
     fn no_answer(&self, request: &str, why: &impl std::fmt::Display) -> EngineError {
         EngineError::NoAnswer { request: request.into(), at: self.shown.clone(), why: why.to_string() }
     }
+}
+
+/// An answer to its end, bounded. Into one piece of memory as it comes: a large swarm's tasks are tens of megabytes, and
+/// to collect the frames first would take them twice.
+async fn whole(mut body: Incoming) -> Result<Bytes, String> {
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    let mut bytes = Vec::with_capacity(announced.min(MAX_ANSWER_BYTES));
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| error.to_string())?;
+        let Some(data) = frame.data_ref() else { continue };
+        if bytes.len() + data.len() > MAX_ANSWER_BYTES {
+            return Err(format!("its answer is longer than {MAX_ANSWER_BYTES} bytes"));
+        }
+        bytes.extend_from_slice(data);
+    }
+    Ok(bytes.into())
 }
 
 async fn spawn<S>(stream: S) -> Result<Sender, hyper::Error>

@@ -8,10 +8,14 @@ mod tests;
 use std::{sync::Arc, time::Duration};
 
 use ::http::Method;
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use swarmguard_common::{clock, domain::NodeId};
+use swarmguard_common::{
+    clock::{self, Time},
+    domain::NodeId,
+};
 use swarmguard_core::{
     command::{Command, CommandError, CommandResult},
     swarm::Snapshot,
@@ -86,25 +90,14 @@ impl Client {
                 return Err(error);
             }
         };
-        Ok(Snapshot {
-            taken,
-            own_node: Some(own_node),
-            nodes: listed("/nodes", &nodes, read::node)?
-                .into_iter()
-                .map(|node| (node.id.clone(), node))
-                .collect(),
-            services: listed("/services", &services, read::service)?
-                .into_iter()
-                .map(|service| (service.id.clone(), service))
-                .collect(),
-            tasks: listed("/tasks", &tasks, read::task)?
-                .into_iter()
-                .map(|task| (task.id.clone(), task))
-                .collect(),
-            records: listed("/configs", &configs, read::record)?
-                .into_iter()
-                .map(|record| (record.name.clone(), record))
-                .collect(),
+        let answers = Answers { nodes, services, tasks, configs };
+        // A large swarm's answers take long to understand: agents are not to wait for it.
+        tokio::task::spawn_blocking(move || answers.read(taken, own_node)).await.unwrap_or_else(|error| {
+            Err(EngineError::Answer {
+                request: "reading the swarm".into(),
+                status: 200,
+                words: format!("what the engine answered could not be taken in: {error}"),
+            })
         })
     }
 
@@ -192,6 +185,39 @@ async fn listen(engine: &Engine, count: impl Fn() -> Option<()>) -> Result<(), E
         }
     }
     Ok(())
+}
+
+/// A whole swarm, as the engine tells it.
+struct Answers {
+    nodes: Bytes,
+    services: Bytes,
+    tasks: Bytes,
+    configs: Bytes,
+}
+
+impl Answers {
+    fn read(self, taken: Time, own_node: NodeId) -> Result<Snapshot, EngineError> {
+        // The longest first: its text is gone before the others add to what is held.
+        let tasks = listed("/tasks", &self.tasks, read::task)?;
+        drop(self.tasks);
+        Ok(Snapshot {
+            taken,
+            own_node: Some(own_node),
+            tasks: tasks.into_iter().map(|task| (task.id.clone(), task)).collect(),
+            nodes: listed("/nodes", &self.nodes, read::node)?
+                .into_iter()
+                .map(|node| (node.id.clone(), node))
+                .collect(),
+            services: listed("/services", &self.services, read::service)?
+                .into_iter()
+                .map(|service| (service.id.clone(), service))
+                .collect(),
+            records: listed("/configs", &self.configs, read::record)?
+                .into_iter()
+                .map(|record| (record.name.clone(), record))
+                .collect(),
+        })
+    }
 }
 
 fn listed<T, U>(path: &str, bytes: &[u8], read: impl Fn(T) -> Option<U>) -> Result<Vec<U>, EngineError>

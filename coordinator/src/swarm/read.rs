@@ -1,7 +1,12 @@
 //! From the engine's JSON to a snapshot. What is not known is not looked at; an object that cannot be understood is left
 //! out and counted, because one odd task must not blind the coordinator to all the others.
 
-use std::{collections::BTreeMap, fmt, marker::PhantomData, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    marker::PhantomData,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{
@@ -9,7 +14,7 @@ use serde::{
     de::{DeserializeOwned, SeqAccess, Visitor},
 };
 use serde_json::Value;
-use swarmguard_common::labels::ServicePolicy;
+use swarmguard_common::{domain::NetworkId, labels::ServicePolicy};
 use swarmguard_core::{
     action::is_record,
     swarm::{Availability, Mode, Node, RecordObject, Service, Task, TaskState},
@@ -173,6 +178,23 @@ pub(super) struct RawService {
     previous_spec: Option<Value>,
     update_status: Option<UpdateStatus>,
     job_status: Option<JobStatus>,
+    #[serde(default)]
+    endpoint: Endpoint,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Endpoint {
+    #[serde(rename = "VirtualIPs")]
+    virtual_ips: Option<Vec<VirtualIp>>,
+}
+
+#[derive(Deserialize)]
+struct VirtualIp {
+    #[serde(rename = "NetworkID", default)]
+    network: String,
+    #[serde(rename = "Addr", default)]
+    address: String,
 }
 
 #[derive(Deserialize)]
@@ -200,8 +222,16 @@ pub(super) fn service(raw: RawService) -> Option<Service> {
         previous_spec: raw.previous_spec.filter(|spec| !spec.is_null()),
         update_state: raw.update_status.map(|status| status.state).filter(|state| !state.is_empty()),
         job_iteration: raw.job_status.and_then(|status| status.job_iteration).map(|version| version.index),
+        virtual_addresses: virtual_addresses(raw.endpoint),
         spec: raw.spec,
     })
+}
+
+fn virtual_addresses(endpoint: Endpoint) -> Vec<(NetworkId, Ipv4Addr)> {
+    let all = endpoint.virtual_ips.unwrap_or_default();
+    // A network without an address is one that has not got it yet.
+    let known = |one: VirtualIp| Some((one.network.parse().ok()?, version_4(&one.address)?));
+    all.into_iter().filter_map(known).collect()
 }
 
 fn mode(spec: &Value) -> Mode {
@@ -228,8 +258,6 @@ fn mode(spec: &Value) -> Mode {
 pub(super) struct RawTask {
     #[serde(rename = "ID")]
     id: String,
-    #[serde(default)]
-    created_at: String,
     #[serde(rename = "ServiceID", default)]
     service: String,
     #[serde(default)]
@@ -238,8 +266,6 @@ pub(super) struct RawTask {
     node: String,
     desired_state: TaskState,
     status: TaskStatus,
-    #[serde(default)]
-    spec: TaskSpec,
     networks_attachments: Option<Vec<Attachment>>,
     job_iteration: Option<Version>,
 }
@@ -261,16 +287,19 @@ struct ContainerStatus {
     id: String,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct TaskSpec {
-    placement: Value,
-}
-
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Attachment {
+    #[serde(default)]
+    network: AttachedTo,
     addresses: Option<Vec<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct AttachedTo {
+    #[serde(rename = "ID")]
+    id: String,
 }
 
 /// A task that still matters: wanted, or running though not wanted any more, or of a job.
@@ -280,12 +309,14 @@ pub(super) fn task(raw: RawTask) -> Option<Task> {
     if !wanted && !lingers && raw.job_iteration.is_none() {
         return None;
     }
-    let cidrs = raw
-        .networks_attachments
-        .unwrap_or_default()
-        .into_iter()
-        .flat_map(|network| network.addresses.unwrap_or_default());
-    let address = |cidr: String| cidr.split('/').next().and_then(|address| address.parse::<IpAddr>().ok());
+    let (mut addresses, mut attachments) = (Vec::new(), Vec::new());
+    for attached in raw.networks_attachments.unwrap_or_default() {
+        let cidrs = attached.addresses.unwrap_or_default();
+        addresses.extend(cidrs.iter().filter_map(|cidr| address::<IpAddr>(cidr)));
+        if let Ok(network) = attached.network.id.parse::<NetworkId>() {
+            attachments.extend(cidrs.iter().filter_map(|cidr| Some((network.clone(), version_4(cidr)?))));
+        }
+    }
     let TaskStatus { state, message, err, container_status } = raw.status;
     Some(Task {
         id: raw.id.parse().ok()?,
@@ -295,12 +326,20 @@ pub(super) fn task(raw: RawTask) -> Option<Task> {
         desired: raw.desired_state,
         state,
         container: container_status.and_then(|status| status.id.parse().ok()),
-        addresses: cidrs.filter_map(address).collect(),
-        created_at: raw.created_at,
-        placement: raw.spec.placement,
+        addresses,
+        attachments,
         message: if err.is_empty() { message } else { err },
         job_iteration: raw.job_iteration.map(|version| version.index),
     })
+}
+
+/// The address of one in CIDR notation.
+fn address<T: std::str::FromStr>(cidr: &str) -> Option<T> {
+    cidr.split('/').next()?.parse().ok()
+}
+
+fn version_4(cidr: &str) -> Option<Ipv4Addr> {
+    address(cidr)
 }
 
 /// A config as `GET /configs` gives it.

@@ -22,7 +22,8 @@ const NODES: &str = r#"[{"ID":"fijrjyhz7f3on0fewoy2drmr1","Version":{"Index":112
     "Status":{"State":"ready","Addr":"10.81.0.13"},"ManagerStatus":{"Leader":true,"Reachability":"reachable"}}]"#;
 const SERVICES: &str = r#"[{"ID":"qr8husmffszycuwnxtqu984r6","Version":{"Index":106},
     "Spec":{"Name":"web","Labels":{"swarmguard.enable":"true"},"TaskTemplate":{"Placement":{},"FromTomorrow":[1]},
-    "Mode":{"Replicated":{"Replicas":3}}},"PreviousSpec":null,"UpdateStatus":{"State":"completed"}},
+    "Mode":{"Replicated":{"Replicas":3}}},"PreviousSpec":null,"UpdateStatus":{"State":"completed"},
+    "Endpoint":{"Spec":{"Mode":"vip"},"VirtualIPs":[{"NetworkID":"kx1q0","Addr":"10.0.1.2/24"},{"NetworkID":"late1"}]}},
     {"ID":"odd","Version":"none"},
     {"ID":"j1","Version":{"Index":7},"Spec":{"Name":"job","Mode":{"ReplicatedJob":{"MaxConcurrent":2,"TotalCompletions":5}}},
     "JobStatus":{"JobIteration":{"Index":3}}}]"#;
@@ -30,7 +31,7 @@ const TASKS: &str = r#"[{"ID":"2i8qhcfdfedsbppdbcljm6kw0","Version":{"Index":112
     "Spec":{"Placement":{"Constraints":["node.platform.os==linux"]}},"ServiceID":"qr8husmffszycuwnxtqu984r6","Slot":3,
     "NodeID":"fijrjyhz7f3on0fewoy2drmr1","Status":{"State":"running","Message":"started","ContainerStatus":
     {"ContainerID":"fa0bb086ed3e1319ac5a72cc8b62164c3302d8c444f4100a912df4c9b75c416e","PID":1045}},
-    "NetworksAttachments":[{"Network":{},"Addresses":["10.0.1.7/24"]}],"DesiredState":"running"},
+    "NetworksAttachments":[{"Network":{"ID":"kx1q0"},"Addresses":["10.0.1.7/24"]},{"Network":{},"Addresses":null}],"DesiredState":"running"},
     {"ID":"p1","ServiceID":"qr8husmffszycuwnxtqu984r6","Slot":4,"Status":{"State":"pending","Message":"pending task scheduling",
     "Err":"no suitable node"},"DesiredState":"running"},
     {"ID":"d1","ServiceID":"qr8husmffszycuwnxtqu984r6","Slot":3,"NodeID":"fijrjyhz7f3on0fewoy2drmr1",
@@ -119,6 +120,13 @@ async fn a_snapshot_holds_what_is_judged_and_the_raw_specs() {
     let tasks: Vec<_> = snapshot.tasks.values().collect();
     assert_eq!(tasks.len(), 2, "the dead one is history");
     assert_eq!(tasks[0].addresses, ["10.0.1.7".parse::<std::net::IpAddr>().expect("an address")]);
+    assert_eq!(
+        (&tasks[0].attachments, &web.virtual_addresses),
+        (
+            &vec![("kx1q0".parse().expect("an ID"), [10, 0, 1, 7].into())],
+            &vec![("kx1q0".parse().expect("an ID"), [10, 0, 1, 2].into())]
+        )
+    );
     assert!(tasks[0].is_serving() && tasks[0].container.is_some());
     assert_eq!((tasks[1].state, tasks[1].node.as_ref()), (TaskState::Pending, None));
     assert_eq!(tasks[1].message, "no suitable node");

@@ -1,10 +1,10 @@
 //! The engine API of the model: snapshots and the writes that SwarmGuard makes, and those that an operator makes.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use serde_json::{Value, json};
 use swarmguard_common::{
-    domain::{NodeId, ServiceId},
+    domain::{NetworkId, NodeId, ServiceId},
     labels::ServicePolicy,
 };
 use swarmguard_core::{
@@ -214,12 +214,22 @@ impl SwarmModel {
             state: task.state,
             container: task.container(),
             addresses: Vec::new(),
-            created_at: format!("{:020}", task.created.as_millis()),
-            placement: task.template["Placement"].clone(),
+            attachments: vec![on_network(3, task.number)],
             message: if task.state == TaskState::Pending { "no suitable node".into() } else { String::new() },
             job_iteration: task.job_iteration,
         }
     }
+}
+
+/// An address on the one network that everything is attached to.
+fn on_network(block: u8, number: u64) -> (NetworkId, Ipv4Addr) {
+    let [.., third, fourth] = number.to_be_bytes();
+    (id("net1"), [10, block, third, fourth].into())
+}
+
+/// The number that an ID of the model ends with.
+fn number_in(id: &str) -> u64 {
+    id.trim_start_matches(|letter: char| !letter.is_ascii_digit()).parse().unwrap_or_default()
 }
 
 fn read_service(service: &ModelService) -> Service {
@@ -235,6 +245,7 @@ fn read_service(service: &ModelService) -> Service {
         previous_spec: service.previous_spec.clone(),
         update_state: service.update_state.clone(),
         job_iteration: service.job_iteration,
+        virtual_addresses: vec![on_network(2, number_in(service.id.as_str()))],
     }
 }
 

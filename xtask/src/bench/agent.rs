@@ -28,8 +28,8 @@ pub struct Args {
     /// Write target/bench/agent.json, too
     #[arg(long)]
     json: bool,
-    /// What is measured, of overhead, packets, births, monitor, engine, detect
-    #[arg(long, default_value = "overhead,packets,births,monitor,engine,detect")]
+    /// What is measured, of overhead, packets, births, connect, monitor, engine, detect
+    #[arg(long, default_value = "overhead,packets,births,connect,monitor,engine,detect")]
     only: String,
     /// Numbers of containers
     #[arg(long, default_value = "10,100,500")]

@@ -98,7 +98,6 @@ impl<'a> Slots<'a> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
     use swarmguard_common::domain::TaskId;
 
     use super::*;
@@ -119,8 +118,7 @@ mod tests {
                 state: *state,
                 container: None,
                 addresses: Vec::new(),
-                created_at: String::new(),
-                placement: Value::Null,
+                attachments: Vec::new(),
                 message: String::new(),
                 job_iteration: None,
             };

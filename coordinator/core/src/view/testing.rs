@@ -71,6 +71,7 @@ pub fn replicated(id: &str, replicas: u64) -> Service {
         previous_spec: None,
         update_state: None,
         job_iteration: None,
+        virtual_addresses: Vec::new(),
     };
     read_labels(&mut service);
     service
@@ -148,8 +149,7 @@ impl World {
             state: TaskState::Running,
             container: Some(format!("c{id}").parse().expect("an ID")),
             addresses: Vec::new(),
-            created_at: "2026-01-01T00:00:00Z".into(),
-            placement: json!({}),
+            attachments: Vec::new(),
             message: String::new(),
             job_iteration: None,
         };
