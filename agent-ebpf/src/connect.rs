@@ -182,7 +182,8 @@ fn pick(frontend: &Frontend) -> Option<Backend> {
             random ^= random << 13;
             random ^= random >> 17;
             random ^= random << 5;
-            if random % ties == 0 {
+            // One in `ties`: a division could panic as far as the compiler knows, and no program may.
+            if (u64::from(random) * u64::from(ties)) >> 32 == 0 {
                 best = Some(backend);
             }
         }

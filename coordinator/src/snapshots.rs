@@ -16,9 +16,9 @@ const CHANGED: Duration = Duration::from_millis(100);
 /// Shortest time between them when an action's own step was answered: each step of an action waits for a reading, and
 /// there are about twenty of them, so that this is most of what an action takes by itself.
 const STEP: Duration = Duration::from_millis(20);
-/// A reading that takes long is one of a large swarm and costs its manager much: at rest this many times as long is left
-/// between the beginnings of two, when something is awaited a third of that; but never more than [`STALE`], because
-/// nothing is decided on older readings.
+/// A reading that takes long is one of a large swarm, or of a starved engine, and costs its manager much: at rest this
+/// many times as long is left between the beginnings of two, when something is awaited two thirds of that, after a step
+/// a third; but never more than [`STALE`], because nothing is decided on older readings.
 const REST: u32 = 9;
 /// Longest pause for that reason.
 const STALE: Duration = Duration::from_secs(3);
@@ -75,7 +75,7 @@ pub async fn run<S: SwarmApi>(
 fn pause(wish: Wish, took: Duration) -> Duration {
     let (wanted, rest) = match wish {
         Wish::Usual => (USUAL, REST),
-        Wish::Within(pause) => (pause.min(USUAL), REST / 3),
+        Wish::Within(pause) => (pause.min(USUAL), REST * 2 / 3),
         Wish::Now => (STEP, REST / 3),
     };
     wanted.max(STEP).max((took * rest).min(STALE))
@@ -91,7 +91,7 @@ mod tests {
         assert_eq!(pause(Wish::Usual, ms(20)), USUAL);
         assert_eq!(pause(Wish::Usual, ms(200)), ms(1_800));
         assert_eq!(pause(Wish::Usual, ms(5_000)), STALE);
-        assert_eq!(pause(Wish::Within(CHANGED), ms(100)), ms(300));
+        assert_eq!(pause(Wish::Within(CHANGED), ms(100)), ms(600));
         assert_eq!(pause(Wish::Now, ms(5)), STEP);
         assert_eq!(pause(Wish::Now, ms(100)), ms(300));
         assert_eq!(pause(Wish::Within(ms(200)), ms(5)), ms(200));

@@ -189,12 +189,10 @@ const FIRST_ENGINE: &[&str] = &[
     "killed-closing",
 ];
 
-/// Scenarios of the second engine.
+/// Scenarios of the second engine: what leans on the engine and not on the judgement alone.
 const SECOND_ENGINE: &[&str] = &[
     "migration",
     "two-on-one-node",
-    "observe",
-    "stale-alert",
     "scale",
     "drain",
     "killed-settling",

@@ -161,7 +161,10 @@ fn drained(record: &Record, snapshot: &Snapshot, node: &NodeId) -> Step {
     let lease = snapshot.records.get(&node_name(node)).and_then(|object| Record::parse(object).ok());
     let Some(lease) = lease.filter(|lease| lease.token == record.token) else {
         let mut step = to(record, State::Over, None);
-        step.notes.push(note(record, "done", "the node is drained"));
+        let drained = snapshot.nodes.get(node).is_some_and(|node| node.availability == Availability::Drain);
+        let text =
+            if drained { "the node is drained" } else { "the node was emptied, and somebody has it back" };
+        step.notes.push(note(record, "done", text));
         return step;
     };
     match snapshot.nodes.get(node) {

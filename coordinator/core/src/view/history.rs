@@ -12,7 +12,7 @@ use swarmguard_common::{
 };
 
 use crate::{
-    action::{Ages, Kind, Record, TARGET_LOST, action_name},
+    action::{Ages, Kind, Record, State, TARGET_LOST, action_name, drain_name},
     swarm::{Availability, Node, Snapshot},
 };
 
@@ -152,8 +152,16 @@ impl History {
             }
         }
         for (id, node) in &snapshot.nodes {
-            // Not from `pause`: that is what our own migrations do.
-            let away = |old: &Node| old.is_down() || old.availability == Availability::Drain;
+            // Not from `pause`, which is what our own migrations do; unless it was about to be drained: who is quick may
+            // make it active again before a reading shows it drained.
+            let away = |old: &Node| {
+                old.is_down()
+                    || match old.availability {
+                        Availability::Active => false,
+                        Availability::Pause => is_emptied(before, id),
+                        Availability::Drain => true,
+                    }
+            };
             let here = node.ready && node.availability != Availability::Drain;
             if here && before.nodes.get(id).is_none_or(away) {
                 self.returned.insert(id.clone(), now);
@@ -216,4 +224,10 @@ impl History {
     pub fn returned(&self, node: &NodeId) -> Option<Time> {
         self.returned.get(node).copied()
     }
+}
+
+/// Whether an action of ours has moved everything off a node and only has to drain it yet.
+fn is_emptied(snapshot: &Snapshot, node: &NodeId) -> bool {
+    let drain = snapshot.records.get(&drain_name(node)).map(Record::parse);
+    matches!(drain, Some(Ok(drain)) if drain.state == State::Releasing && drain.undone.is_none())
 }

@@ -94,6 +94,28 @@ fn our_own_pause_is_no_absence() {
     assert_eq!(world.view.history.returned(&n3), Some(at(3_000)));
 }
 
+#[test]
+fn a_node_that_is_had_back_before_it_is_seen_drained_returned() {
+    let n3: NodeId = "n3".parse().expect("an ID");
+    let emptied = |given_up: bool| {
+        let mut world = World::new(["n1", "n2", "n3"]);
+        world.read(0);
+        let mut drain = tombstone(&world, Intent::Drain { node: n3.clone() }, 1);
+        drain.labels.insert("swarmguard.state".into(), "releasing".into());
+        if given_up {
+            drain.labels.insert("swarmguard.undone".into(), "cancelled: by somebody".into());
+        }
+        world.record(drain);
+        for (availability, ms) in [(Availability::Pause, 1_000), (Availability::Active, 2_000)] {
+            world.swarm.nodes.get_mut(&n3).expect("there").availability = availability;
+            world.read(ms);
+        }
+        world.view.history.returned(&n3)
+    };
+    assert_eq!(emptied(false), Some(at(2_000)));
+    assert_eq!(emptied(true), None, "a drain that is taken back");
+}
+
 // Jobs.
 
 /// A job of one task on n2, which is lost (or not) for this long.
