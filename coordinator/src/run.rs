@@ -46,6 +46,8 @@ const COMMAND_DEADLINE: Duration = Duration::from_secs(20);
 const BATCH: usize = 256;
 /// Questions of the API that wait.
 const REQUESTS: usize = 256;
+/// A round of judgement that takes longer is followed by a pause.
+const LONG_ROUND: Duration = Duration::from_millis(20);
 /// Shortest time between two ticks of the brain's own deadline.
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
 /// Rhythm of gauges and of loads for the balancers.
@@ -258,6 +260,13 @@ impl<S: SwarmApi> Runner<S> {
     fn input(&mut self, input: Input) {
         self.facts.now = clock::now();
         self.parts.brain.handle(self.facts.now, input);
+        let then = clock::now();
+        let took = then.since(self.facts.now);
+        if took >= LONG_ROUND {
+            // As much time again for hearing: else, where a thousand nodes are in trouble, each report would wait for a
+            // round of judgement.
+            self.parts.brain.rest_until(then + took);
+        }
         self.outputs();
     }
 

@@ -47,7 +47,8 @@ fn explains(lapses: &[u64], at_ms: u64) -> bool {
 
 /// When the engine that writes this log took others for dead, in milliseconds of the wall clock.
 fn lapses_in(log: &Path) -> Result<Vec<u64>> {
-    let text = std::fs::read(log).with_context(|| format!("cannot read the engine's log {}", log.display()))?;
+    let text =
+        std::fs::read(log).with_context(|| format!("cannot read the engine's log {}", log.display()))?;
     Ok(String::from_utf8_lossy(&text).lines().filter_map(lapse).collect())
 }
 

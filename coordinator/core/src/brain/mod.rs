@@ -135,6 +135,11 @@ impl Brain {
         }
     }
 
+    /// Puts the next round of judgement off, at least until then: the last one took long.
+    pub fn rest_until(&mut self, then: Time) {
+        self.next_round = self.next_round.map(|next| next.max(then));
+    }
+
     /// The next command to carry out; its answer goes to `handle` as [`Input::Answer`], whatever it is.
     pub fn poll_command(&mut self) -> Option<(CommandId, Command)> {
         self.commands.pop_front()

@@ -15,6 +15,7 @@ mod rebalance;
 mod scale;
 
 use std::{
+    cell::OnceCell,
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
@@ -32,6 +33,7 @@ use crate::{
     view::View,
 };
 use hot::HotList;
+use migrate::Room;
 pub use migrate::Target;
 pub use scale::{Spare, choose_victim_node, spare};
 
@@ -149,7 +151,7 @@ mod constant {
 pub fn decide(view: &View, situation: &Situation, now: Time) -> Vec<Verdict> {
     let Some(snapshot) = view.snapshot.as_deref() else { return Vec::new() };
     let hot = HotList::of(view, now);
-    let mut round = Round { view, situation: situation.clone(), snapshot, now, hot };
+    let mut round = Round { view, situation: situation.clone(), snapshot, now, hot, rooms: OnceCell::new() };
     let mut verdicts: Vec<Verdict> =
         snapshot.services.values().filter_map(|service| round.judge(service)).collect();
     verdicts.sort_by(|a, b| b.rank.cmp(&a.rank).then_with(|| a.service.cmp(&b.service)));
@@ -170,7 +172,8 @@ pub fn most_room(
 ) -> Result<NodeId, String> {
     let Some(snapshot) = view.snapshot.as_deref() else { return Err("Swarm was not read yet".into()) };
     let Some(service) = snapshot.services.get(service) else { return Err("there is no such service".into()) };
-    let round = Round { view, situation: situation.clone(), snapshot, now, hot: HotList::default() };
+    let hot = HotList::default();
+    let round = Round { view, situation: situation.clone(), snapshot, now, hot, rooms: OnceCell::new() };
     let other = |target: &Target| {
         if Some(&target.node) == source { Err("the source itself".into()) } else { Ok(()) }
     };
@@ -185,6 +188,8 @@ struct Round<'a> {
     snapshot: &'a Snapshot,
     now: Time,
     hot: HotList<'a>,
+    /// What there is of each node, once somebody asks.
+    rooms: OnceCell<Vec<Room<'a>>>,
 }
 
 impl Round<'_> {
@@ -333,7 +338,9 @@ impl Round<'_> {
     fn limit(&mut self, verdicts: &mut [Verdict]) {
         let mut touched = BTreeSet::new();
         for verdict in verdicts.iter_mut().filter(|verdict| verdict.intent.is_some() && !verdict.observed) {
-            if verdict.judgement.target.as_ref().is_some_and(|target| touched.contains(target))
+            let room = self.situation.under_way < self.situation.max_actions;
+            if room
+                && verdict.judgement.target.as_ref().is_some_and(|target| touched.contains(target))
                 && let Some(again) =
                     self.snapshot.services.get(&verdict.service).and_then(|it| self.judge(it))
             {

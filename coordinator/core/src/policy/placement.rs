@@ -1,7 +1,10 @@
 //! Which nodes could take one more replica of a service, as Swarm's scheduler and the agents' figures say.
 
 use serde_json::Value;
-use swarmguard_common::{clock::Time, domain::NodeId};
+use swarmguard_common::{
+    clock::Time,
+    domain::{NodeId, ServiceId},
+};
 
 use super::constraint;
 use crate::{
@@ -11,39 +14,68 @@ use crate::{
     view::{Claims, OnNode, Placed, View},
 };
 
+/// What a service's tasks ask of a node, read from its spec once for all nodes.
+#[derive(Debug)]
+pub struct Needs<'a> {
+    service: &'a ServiceId,
+    constraints: Vec<String>,
+    platforms: Vec<(&'a str, &'a str)>,
+    claims: Claims,
+    /// Most replicas on one node; 0: any number.
+    most: u64,
+}
+
+impl<'a> Needs<'a> {
+    /// Reads a service's spec.
+    pub fn of(service: &'a Service) -> Self {
+        let most = service.spec.pointer("/TaskTemplate/Placement/MaxReplicas").and_then(Value::as_u64);
+        Self {
+            service: &service.id,
+            constraints: spec::constraints(&service.spec),
+            platforms: platforms(&service.spec).collect(),
+            claims: Claims::of(service),
+            most: most.unwrap_or(0),
+        }
+    }
+
+    /// Why Swarm would not place one more replica on a node with this on it; `None` if it would.
+    pub fn obstacle(&self, node: &Node, on: Option<&OnNode>) -> Option<String> {
+        if !node.ready {
+            return Some("not ready".into());
+        }
+        if node.availability != Availability::Active {
+            return Some("takes no tasks".into());
+        }
+        if let Err(constraint) = constraint::satisfied(node, self.constraints.iter().map(String::as_str)) {
+            return Some(format!("constraint {constraint}"));
+        }
+        if !constraint::platform_fits(node, self.platforms.iter().copied()) {
+            return Some("another platform".into());
+        }
+        let empty = OnNode::default();
+        let on = on.unwrap_or(&empty);
+        let claims = &self.claims;
+        if claims.nano_cpus > 0 && on.nano_cpus.saturating_add(claims.nano_cpus) > node.nano_cpus {
+            return Some("reserved CPUs".into());
+        }
+        if claims.memory_bytes > 0 && on.memory_bytes.saturating_add(claims.memory_bytes) > node.memory_bytes
+        {
+            return Some("reserved memory".into());
+        }
+        if let Some((protocol, port)) = claims.host_ports.iter().find(|port| on.host_ports.contains(*port)) {
+            return Some(format!("host port {port}/{protocol} is taken"));
+        }
+        let most = self.most;
+        if most > 0 && on.replicas(self.service) >= most {
+            return Some(format!("at most {most} replicas a node"));
+        }
+        None
+    }
+}
+
 /// Why Swarm would not place one more replica of a service on a node; `None` if it would.
 pub fn obstacle(placed: &Placed, service: &Service, node: &Node) -> Option<String> {
-    if !node.ready {
-        return Some("not ready".into());
-    }
-    if node.availability != Availability::Active {
-        return Some("takes no tasks".into());
-    }
-    let constraints = spec::constraints(&service.spec);
-    if let Err(constraint) = constraint::satisfied(node, constraints.iter().map(String::as_str)) {
-        return Some(format!("constraint {constraint}"));
-    }
-    if !constraint::platform_fits(node, platforms(&service.spec)) {
-        return Some("another platform".into());
-    }
-    let empty = OnNode::default();
-    let on = placed.on(&node.id).unwrap_or(&empty);
-    let claims = Claims::of(service);
-    if claims.nano_cpus > 0 && on.nano_cpus.saturating_add(claims.nano_cpus) > node.nano_cpus {
-        return Some("reserved CPUs".into());
-    }
-    if claims.memory_bytes > 0 && on.memory_bytes.saturating_add(claims.memory_bytes) > node.memory_bytes {
-        return Some("reserved memory".into());
-    }
-    if let Some((protocol, port)) = claims.host_ports.iter().find(|port| on.host_ports.contains(*port)) {
-        return Some(format!("host port {port}/{protocol} is taken"));
-    }
-    let most =
-        service.spec.pointer("/TaskTemplate/Placement/MaxReplicas").and_then(Value::as_u64).unwrap_or(0);
-    if most > 0 && placed.replicas(&node.id, &service.id) >= most {
-        return Some(format!("at most {most} replicas a node"));
-    }
-    None
+    Needs::of(service).obstacle(node, placed.on(&node.id))
 }
 
 /// Why a node's figures may not be relied upon; `None` if they may.

@@ -55,6 +55,13 @@ pub struct OnNode {
     pub host_ports: BTreeSet<HostPort>,
 }
 
+impl OnNode {
+    /// Wanted replicas of a service.
+    pub fn replicas(&self, service: &ServiceId) -> u64 {
+        self.by_service.get(service).copied().unwrap_or(0)
+    }
+}
+
 /// What is placed where.
 #[derive(Clone, Debug, Default)]
 pub struct Placed {
@@ -88,7 +95,7 @@ impl Placed {
 
     /// Replicas of a service that are wanted on a node.
     pub fn replicas(&self, node: &NodeId, service: &ServiceId) -> u64 {
-        self.on(node).and_then(|on| on.by_service.get(service)).copied().unwrap_or(0)
+        self.on(node).map_or(0, |on| on.replicas(service))
     }
 
     /// Tasks of all services that are wanted on a node.
