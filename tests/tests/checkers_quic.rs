@@ -1,4 +1,5 @@
 //! Every checker of the simulation over QUIC can fail, and a run is determined by its seed.
+#![cfg(feature = "quic")]
 
 use swarmguard_tests::simulation::{Class, Pattern, Sabotage, Scenario, quic};
 
