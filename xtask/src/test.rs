@@ -32,7 +32,7 @@ pub struct Args {
     /// Only the tiers whose name starts with this; may be given several times
     #[arg(long = "only", value_name = "TIER")]
     only: Vec<String>,
-    /// Only these scenarios of the Swarm tiers, on either engine; may be given several times
+    /// These scenarios of the Swarm tiers on either engine, or all, instead of the usual ones; may be given several times
     #[arg(long = "scenario", value_name = "NAME")]
     scenarios: Vec<String>,
     #[command(flatten)]

@@ -90,12 +90,12 @@ fn by_counting(candidates: &[Candidate], below: usize) -> Option<(u32, u32)> {
         let leases = usize::try_from(in_flight(candidate)).unwrap_or(usize::MAX);
         replicas[index % 2][leases.min(COUNTED - 1)] += 1;
     }
+    let [even, odd] = &replicas;
     let (mut seen, mut at) = (0_usize, None);
     // The last one stands for all above it, too.
-    for leases in 0..COUNTED - 1 {
-        seen += (replicas[0][leases] + replicas[1][leases]) as usize;
+    for (leases, (even, odd)) in (0_u32..).zip(even.iter().zip(odd)).take(COUNTED - 1) {
+        seen += (even + odd) as usize;
         if seen > below {
-            let leases = u32::try_from(leases).ok()?;
             let at = *at.get_or_insert(leases);
             if seen > below + 1 || seen == candidates.len() {
                 return Some((at, leases.max(at)));
