@@ -30,7 +30,7 @@ const MOVES: Duration = Duration::from_secs(300);
 const SETTLES: Duration = Duration::from_secs(180);
 
 /// How often a scenario is played again whose nodes starved.
-const MORE_PLAYS: u32 = 2;
+const MORE_PLAYS: u32 = 1;
 
 /// One scenario.
 struct Scenario {
