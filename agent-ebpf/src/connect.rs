@@ -10,6 +10,7 @@
 
 use core::arch::asm;
 
+use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_CGROUP_STORAGE;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock_addr};
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::cty::c_void;
@@ -21,7 +22,7 @@ use swarmguard_common::kernel::{
     Backend, ConnectCounters, Frontend, Leases, MAX_BACKENDS, MAX_FRONTENDS, MAX_LEASES, frontend_key,
 };
 
-use crate::scope::ScopeStorage;
+use crate::storage::AttachmentStorage;
 
 /// What the programs answer: the call goes on.
 const PASS: i32 = 1;
@@ -30,7 +31,7 @@ const IPPROTO_TCP: u32 = 6;
 
 /// The scope of the container that a program is attached to; 0: none yet.
 #[map]
-static SCOPES: ScopeStorage = ScopeStorage::new();
+static SCOPES: AttachmentStorage<u64, BPF_MAP_TYPE_CGROUP_STORAGE> = AttachmentStorage::new();
 
 /// By [`frontend_key`]. Entries are replaced whole, and old ones freed when no program can see them any more.
 #[map]
@@ -126,7 +127,8 @@ fn is_tcp(call: &bpf_sock_addr) -> bool {
 /// Where a connection to `address` goes, counted; `None`: where it would go anyway.
 #[inline(always)]
 fn direct(call: &bpf_sock_addr, address: u32) -> Option<u32> {
-    let scope = SCOPES.get();
+    // SAFETY: one word, which only the agent writes.
+    let scope = unsafe { *SCOPES.get() } as u32;
     if scope == 0 {
         return None;
     }

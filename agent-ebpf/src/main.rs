@@ -15,7 +15,7 @@ mod groups;
 mod net;
 mod requests;
 mod run_queue;
-mod scope;
+mod storage;
 mod structs;
 
 // The kernel allows some helpers only to programs under a licence that is compatible with its own.

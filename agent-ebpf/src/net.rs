@@ -11,18 +11,17 @@
 //! cgroups included by inheritance. `root_*` are attached once, at the root, and find the container by the id
 //! of the socket's cgroup or of one above it: for kernels or attachments that refuse the first way.
 
-use core::cell::UnsafeCell;
-
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_PERCPU_CGROUP_STORAGE;
-use aya_ebpf::bindings::{__sk_buff, bpf_map_def};
 use aya_ebpf::cty::c_void;
-use aya_ebpf::helpers::generated::{bpf_get_local_storage, bpf_skb_ancestor_cgroup_id, bpf_skb_load_bytes};
+use aya_ebpf::helpers::generated::{bpf_skb_ancestor_cgroup_id, bpf_skb_load_bytes};
 use aya_ebpf::macros::{cgroup_skb, map};
 use aya_ebpf::maps::PerCpuHashMap;
 use aya_ebpf::programs::SkBuffContext;
 use swarmguard_common::kernel::{GroupCounters, MAX_GROUPS, MAX_LEVEL, NetCounters};
 
 use crate::requests::follow;
+use crate::storage::AttachmentStorage;
 
 /// `BPF_F_NO_PREALLOC`: 4,096 entries for each possible CPU would be memory that most nodes never use.
 const NO_PREALLOC: u32 = 1;
@@ -37,40 +36,17 @@ const LOOPBACK: u32 = 1;
 static ROOT_COUNTERS: PerCpuHashMap<u64, GroupCounters> =
     PerCpuHashMap::with_max_entries(MAX_GROUPS, NO_PREALLOC);
 
-/// Counters of the cgroup that the running program is attached to.
-///
-/// Not aya's `PerCpuCgroupStorage`: its key holds the attach type, which gives the two directions a value each.
-/// With the cgroup id alone as key (5.9 and later) all programs attached to one cgroup share one value.
-#[repr(transparent)]
-pub struct GroupStorage(UnsafeCell<bpf_map_def>);
-
-// SAFETY: the definition is read by the loader only; the value is of the running CPU.
-unsafe impl Sync for GroupStorage {}
-
-impl GroupStorage {
-    const fn new() -> Self {
-        Self(UnsafeCell::new(bpf_map_def {
-            type_: BPF_MAP_TYPE_PERCPU_CGROUP_STORAGE,
-            key_size: size_of::<u64>() as u32,
-            value_size: size_of::<GroupCounters>() as u32,
-            // The kernel makes an entry with each attachment.
-            max_entries: 0,
-            map_flags: 0,
-            id: 0,
-            pinning: 0,
-        }))
-    }
-
-    #[inline(always)]
-    pub fn get(&self) -> &mut GroupCounters {
-        // SAFETY: the helper always answers with this CPU's value, which no other program uses meanwhile.
-        unsafe { &mut *bpf_get_local_storage(self.0.get().cast::<c_void>(), 0).cast::<GroupCounters>() }
-    }
-}
-
 /// Containers counted at their own cgroup.
 #[map]
-pub static GROUP_COUNTERS: GroupStorage = GroupStorage::new();
+static GROUP_COUNTERS: AttachmentStorage<GroupCounters, BPF_MAP_TYPE_PERCPU_CGROUP_STORAGE> =
+    AttachmentStorage::new();
+
+/// Counters of the cgroup that the running program is attached to.
+#[inline(always)]
+pub fn group_counters() -> &'static mut GroupCounters {
+    // SAFETY: this CPU's value, which no other program uses meanwhile.
+    unsafe { &mut *GROUP_COUNTERS.get() }
+}
 
 #[derive(Clone, Copy)]
 pub enum Direction {
@@ -96,7 +72,7 @@ pub fn group_egress(ctx: SkBuffContext) -> i32 {
 fn count_here(skb: *mut __sk_buff, direction: Direction) {
     // SAFETY: the context is valid for the whole program.
     if unsafe { (*skb).ifindex } != LOOPBACK {
-        add(&mut GROUP_COUNTERS.get().net, skb, direction);
+        add(&mut group_counters().net, skb, direction);
     }
 }
 
@@ -118,7 +94,7 @@ pub fn group_egress_requests(ctx: SkBuffContext) -> i32 {
 fn count_and_follow(skb: *mut __sk_buff, direction: Direction) {
     // SAFETY: the context is valid for the whole program.
     if unsafe { (*skb).ifindex } != LOOPBACK {
-        let counters = GROUP_COUNTERS.get();
+        let counters = group_counters();
         add(&mut counters.net, skb, direction);
         follow(counters, skb, direction);
     }

@@ -17,7 +17,7 @@ use aya_ebpf::macros::{btf_map, sock_ops};
 use aya_ebpf::programs::SockOpsContext;
 use swarmguard_common::kernel::{GroupCounters, Waits};
 
-use crate::net::{Direction, GROUP_COUNTERS, header_len};
+use crate::net::{Direction, group_counters, header_len};
 
 /// What is kept with an accepted connection.
 #[repr(C)]
@@ -44,7 +44,7 @@ pub fn group_connections(ctx: SockOpsContext) -> u32 {
                 let connection = unsafe { &mut *connection };
                 if connection.since_ns != 0 {
                     connection.since_ns = 0;
-                    GROUP_COUNTERS.get().requests_dropped += 1;
+                    group_counters().requests_dropped += 1;
                 }
             }
         }

@@ -180,15 +180,31 @@ impl Workload {
     }
 }
 
+/// An agent and its one coordinator, connected.
+struct Pair {
+    coordinator: Coordinator,
+    peer: Peer,
+    shared: Shared,
+    uplink: tokio::task::JoinHandle<()>,
+    /// Read again now and then.
+    _certificates: Certificates,
+}
+
+impl Pair {
+    async fn connected() -> Self {
+        let certificates = Certificates::new();
+        let manager = certificates.issue("manager1", Unit::Manager);
+        let coordinator = Coordinator::listen(&manager, "127.0.0.1:0".parse().expect("an address"));
+        let shared = shared();
+        let uplink = start(&shared, &certificates.issue("node1", Unit::Worker), &[coordinator.address()]);
+        let peer = coordinator.accept().await;
+        Self { coordinator, peer, shared, uplink, _certificates: certificates }
+    }
+}
+
 #[tokio::test]
 async fn alerts_arrive_are_acknowledged_and_sent_again_after_a_reconnect() {
-    let certificates = Certificates::new();
-    let manager = certificates.issue("manager1", Unit::Manager);
-    let coordinator = Coordinator::listen(&manager, "127.0.0.1:0".parse().expect("an address"));
-    let shared = shared();
-    let uplink = start(&shared, &certificates.issue("node1", Unit::Worker), &[coordinator.address()]);
-
-    let mut peer = coordinator.accept().await;
+    let Pair { coordinator, mut peer, shared, uplink, _certificates } = Pair::connected().await;
     assert_eq!(peer.hello.node.to_string(), "node1", "the certificate names the node");
     assert_eq!((peer.hello.epoch, peer.hello.hostname.as_str()), (77, "worker-1"));
 
@@ -287,14 +303,7 @@ async fn a_container_whose_limits_changed_unheard_is_told_under_its_new_handle_a
 
 #[tokio::test]
 async fn reports_renew_the_lease_and_thresholds_are_obeyed() {
-    let certificates = Certificates::new();
-    let coordinator = Coordinator::listen(
-        &certificates.issue("manager1", Unit::Manager),
-        "127.0.0.1:0".parse().expect("an address"),
-    );
-    let shared = shared();
-    let uplink = start(&shared, &certificates.issue("node1", Unit::Worker), &[coordinator.address()]);
-    let mut peer = coordinator.accept().await;
+    let Pair { coordinator: _coordinator, mut peer, shared, uplink, _certificates } = Pair::connected().await;
     let (first, second) = (peer.report().await, peer.report().await);
     assert_eq!(first.epoch, 77);
     assert!(second.seq > first.seq && first.tasks.is_empty());
@@ -407,12 +416,7 @@ async fn every_coordinator_is_told_and_alerts_wait_for_the_slowest() {
 
 #[tokio::test]
 async fn the_agents_own_budget_is_alerted_and_told_again_to_who_comes_later() {
-    let certificates = Certificates::new();
-    let manager = certificates.issue("manager1", Unit::Manager);
-    let coordinator = Coordinator::listen(&manager, "127.0.0.1:0".parse().expect("an address"));
-    let shared = shared();
-    let uplink = start(&shared, &certificates.issue("node1", Unit::Worker), &[coordinator.address()]);
-    let mut peer = coordinator.accept().await;
+    let Pair { coordinator, mut peer, shared, uplink, _certificates } = Pair::connected().await;
     let used = BasisPoints(97);
     shared.lock().budget(clock::now(), true, used);
     shared.wake();
@@ -504,12 +508,7 @@ fn shared_state_can_be_sent_between_threads() {
 #[tokio::test]
 async fn routes_for_connect_are_learnt_from_each_coordinator() {
     use swarmguard_common::wire::connect::{ConnectReplica, ConnectRoutes, Front, ReplicaState};
-    let certificates = Certificates::new();
-    let manager = certificates.issue("manager1", Unit::Manager);
-    let coordinator = Coordinator::listen(&manager, "127.0.0.1:0".parse().expect("an address"));
-    let shared = shared();
-    let uplink = start(&shared, &certificates.issue("node1", Unit::Worker), &[coordinator.address()]);
-    let mut peer = coordinator.accept().await;
+    let Pair { coordinator: _coordinator, mut peer, shared, uplink, _certificates } = Pair::connected().await;
     assert_eq!(shared.lock().connect.version(clock::now()), 0, "nobody has spoken of it");
     let replica = ConnectReplica {
         task: "t1".parse().expect("an ID"),

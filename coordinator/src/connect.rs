@@ -1,16 +1,25 @@
 //! What agents are told for balancing at `connect()`: every service with `swarmguard.lb.connect` in every network in
 //! which it has a virtual address, for the nodes with containers on such a network. From the newest snapshot.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use swarmguard_common::{
     domain::{NetworkId, NodeId, TaskId},
-    wire::connect::{
-        ConnectReplica, ConnectRoutes, Front, MAX_CONTAINERS, MAX_FRONTS, MAX_NETWORKS, MAX_REPLICAS,
-        ReplicaState,
+    wire::{
+        agent::ToAgent,
+        connect::{
+            ConnectReplica, ConnectRoutes, Front, MAX_CONTAINERS, MAX_FRONTS, MAX_NETWORKS, MAX_REPLICAS,
+            ReplicaState,
+        },
     },
 };
 use swarmguard_core::swarm::{Node, Service, Snapshot, Task, TaskState};
+use tokio::sync::watch;
+
+use crate::ingest::Outbox;
 
 /// The routes of all nodes.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -56,8 +65,25 @@ pub fn of(snapshot: &Snapshot, leaving: &BTreeSet<TaskId>, silent: &BTreeSet<Nod
     all
 }
 
-/// Whether two differ in more than their numbers.
-pub fn same(one: &ConnectRoutes, other: &ConnectRoutes) -> bool {
+/// Tells an agent its routes where they differ from those that it was `told`; or that they still hold, to `renew` them.
+pub fn tell(
+    told: &mut ConnectRoutes,
+    mut routes: ConnectRoutes,
+    renew: bool,
+    outbox: &watch::Sender<Outbox>,
+) {
+    if !same(&routes, told) {
+        routes.revision = told.revision + 1;
+        told.clone_from(&routes);
+        outbox.send_modify(|outbox| outbox.connect = Some(Arc::new(ToAgent::Connect(routes))));
+    } else if renew && !told.fronts.is_empty() {
+        let revision = told.revision;
+        outbox.send_modify(|outbox| outbox.connect_still = (revision, outbox.connect_still.1 + 1));
+    }
+}
+
+/// Whether two differ in nothing but their numbers.
+fn same(one: &ConnectRoutes, other: &ConnectRoutes) -> bool {
     (one.acting, &one.fronts, &one.containers) == (other.acting, &other.fronts, &other.containers)
 }
 

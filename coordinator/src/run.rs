@@ -528,16 +528,7 @@ impl<S> Runner<S> {
         for link in self.connections.values_mut() {
             let mut routes = all.routes.get(&link.node).cloned().unwrap_or_default();
             routes.acting = brain.is_acting() && !routes.fronts.is_empty();
-            if !connect::same(&routes, &link.routes) {
-                routes.revision = link.routes.revision + 1;
-                link.routes = routes.clone();
-                link.outbox.send_modify(|outbox| outbox.connect = Some(Arc::new(ToAgent::Connect(routes))));
-            } else if renew && !link.routes.fronts.is_empty() {
-                let revision = link.routes.revision;
-                link.outbox.send_modify(|outbox| {
-                    outbox.connect_still = (revision, outbox.connect_still.1 + 1);
-                });
-            }
+            connect::tell(&mut link.routes, routes, renew, &link.outbox);
         }
     }
 }

@@ -13,10 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use swarmguard_agent::{
-    bpf::{KernelFacts, Options, Programs},
-    connect::Planner,
-};
+use swarmguard_agent::{bpf::Programs, connect::Planner};
 use swarmguard_common::{
     clock,
     wire::connect::{ConnectReplica, ConnectRoutes, Front, ReplicaState},
@@ -24,7 +21,7 @@ use swarmguard_common::{
 
 use crate::{
     groups::Groups,
-    kernel,
+    kernel, programs,
     report::{Report, Row, Spread},
 };
 
@@ -82,14 +79,7 @@ fn serve(listener: TcpListener) {
 
 /// Measures in turns.
 pub fn measure(rounds: usize, root: &Path, report: &mut Report) -> Result<()> {
-    let facts = KernelFacts::probe(root);
-    let mut programs = match Programs::load(root, &facts, Options::default()) {
-        Ok(programs) => programs,
-        Err(error) => {
-            report.skip(ROW, &error.to_string());
-            return Ok(());
-        }
-    };
+    let Some(mut programs) = programs(root, ROW, report) else { return Ok(()) };
     let first = TcpListener::bind((replica(1), 0))?;
     let port = first.local_addr()?.port();
     serve(first);

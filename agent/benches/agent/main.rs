@@ -18,7 +18,10 @@ mod packets;
 mod process;
 mod report;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -26,6 +29,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use groups::Groups;
 use process::Agent;
 use report::{Report, Row, Spread};
+use swarmguard_agent::bpf::{KernelFacts, Options, Programs};
 
 #[derive(Parser)]
 struct Cli {
@@ -161,6 +165,12 @@ fn measure(cli: &Cli) -> Result<()> {
         report.write(path)?;
     }
     Ok(())
+}
+
+/// The BPF programs, loaded; `None` where they cannot be, which is told under `row`.
+fn programs(root: &Path, row: &str, report: &mut Report) -> Option<Programs> {
+    let loaded = Programs::load(root, &KernelFacts::probe(root), Options::default());
+    loaded.inspect_err(|error| report.skip(row, &error.to_string())).ok()
 }
 
 /// The agent and the floor in turns.

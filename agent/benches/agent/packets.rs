@@ -10,12 +10,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use swarmguard_agent::bpf::{KernelFacts, Options, Programs};
+use swarmguard_agent::bpf::Programs;
 
 use crate::{
     groups::Groups,
     kernel,
     process::cpu,
+    programs,
     report::{Report, Row, Spread},
 };
 
@@ -52,14 +53,7 @@ fn sent(namespace: &str, dir: &Path) -> Result<f64> {
 
 /// Measures in turns.
 pub fn measure(rounds: usize, root: &Path, report: &mut Report) -> Result<()> {
-    let facts = KernelFacts::probe(root);
-    let mut programs = match Programs::load(root, &facts, Options::default()) {
-        Ok(programs) => programs,
-        Err(error) => {
-            report.skip(ROW, &error.to_string());
-            return Ok(());
-        }
-    };
+    let Some(mut programs) = programs(root, ROW, report) else { return Ok(()) };
     let groups = Groups::make(root, 50)?;
     for index in 1..groups.len() {
         let other = groups.path(index);

@@ -241,7 +241,7 @@ impl Engine {
         request
     }
 
-    fn no_answer(&self, request: &str, why: &impl std::fmt::Display) -> EngineError {
+    pub(super) fn no_answer(&self, request: &str, why: &impl std::fmt::Display) -> EngineError {
         EngineError::NoAnswer { request: request.into(), at: self.shown.clone(), why: why.to_string() }
     }
 }

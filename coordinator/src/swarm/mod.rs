@@ -92,13 +92,8 @@ impl Client {
         };
         let answers = Answers { nodes, services, tasks, configs };
         // A large swarm's answers take long to understand: agents are not to wait for it.
-        tokio::task::spawn_blocking(move || answers.read(taken, own_node)).await.unwrap_or_else(|error| {
-            Err(EngineError::Answer {
-                request: "reading the swarm".into(),
-                status: 200,
-                words: format!("what the engine answered could not be taken in: {error}"),
-            })
-        })
+        let read = tokio::task::spawn_blocking(move || answers.read(taken, own_node)).await;
+        read.unwrap_or_else(|error| Err(self.engine.no_answer("reading the swarm", &error)))
     }
 
     /// The node that the engine runs.

@@ -338,15 +338,6 @@ impl Round<'_> {
     fn limit(&mut self, verdicts: &mut [Verdict]) {
         let mut touched = BTreeSet::new();
         for verdict in verdicts.iter_mut().filter(|verdict| verdict.intent.is_some() && !verdict.observed) {
-            let room = self.situation.under_way < self.situation.max_actions;
-            if room
-                && verdict.judgement.target.as_ref().is_some_and(|target| touched.contains(target))
-                && let Some(again) =
-                    self.snapshot.services.get(&verdict.service).and_then(|it| self.judge(it))
-            {
-                *verdict = again;
-            }
-            let Some(intent) = verdict.intent.clone() else { continue };
             let under_way = self.situation.under_way;
             if under_way >= self.situation.max_actions {
                 let text = format!("{under_way} actions are under way; else: {}", verdict.judgement.text);
@@ -354,6 +345,13 @@ impl Round<'_> {
                 turn_down(verdict, "limit", text, otherwise);
                 continue;
             }
+            if verdict.judgement.target.as_ref().is_some_and(|target| touched.contains(target))
+                && let Some(again) =
+                    self.snapshot.services.get(&verdict.service).and_then(|it| self.judge(it))
+            {
+                *verdict = again;
+            }
+            let Some(intent) = verdict.intent.clone() else { continue };
             let node = match &intent {
                 Intent::Migrate { source: node, .. } | Intent::ScaleIn { node, .. } => Some(node.clone()),
                 _ => None,

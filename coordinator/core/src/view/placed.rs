@@ -97,9 +97,4 @@ impl Placed {
     pub fn replicas(&self, node: &NodeId, service: &ServiceId) -> u64 {
         self.on(node).map_or(0, |on| on.replicas(service))
     }
-
-    /// Tasks of all services that are wanted on a node.
-    pub fn tasks(&self, node: &NodeId) -> usize {
-        self.on(node).map_or(0, |on| on.tasks)
-    }
 }

@@ -29,9 +29,6 @@ const MOVES: Duration = Duration::from_secs(300);
 /// Longest wait until nothing is left behind.
 const SETTLES: Duration = Duration::from_secs(180);
 
-/// How often a scenario is played again whose nodes starved.
-const MORE_PLAYS: u32 = 1;
-
 /// One scenario.
 struct Scenario {
     name: &'static str,
@@ -80,13 +77,11 @@ pub async fn play(stage: &Stage, only: &[String]) -> Result<(u32, u32)> {
         let start = now();
         let mut outcome = (scenario.play)(stage, port).await;
         // Emulated nodes starve where the machine has other things to do: what came too late, and requests that the
-        // engines' own logs say they lost, are tried again. Another lost request, a wrong move or anything left behind is
-        // not.
-        for _ in 0..MORE_PLAYS {
-            let Err(error) = &outcome else { break };
-            if !error.is::<InVain>() && !error.is::<LostByEngines>() {
-                break;
-            }
+        // engines' own logs say they lost, are tried once more. Another lost request, a wrong move or anything left behind
+        // is not.
+        if let Err(error) = &outcome
+            && (error.is::<InVain>() || error.is::<LostByEngines>())
+        {
             println!("swarm {engine}: {} once more, because: {error:#}", scenario.name);
             clean(stage, scenario.name).await?;
             outcome = (scenario.play)(stage, port).await;
