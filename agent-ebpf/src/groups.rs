@@ -11,7 +11,7 @@ use swarmguard_common::kernel::{
     GroupSample, HAS_CPU, HAS_MEMORY, HAS_PRESSURE, HAS_THROTTLING, MAX_GROUPS, Waits, offset,
 };
 
-use crate::structs::{cgroup_id, field, offset_of, pointer};
+use crate::structs::{cgroup_id, field, numbers, pointer, probed};
 
 /// `BPF_F_NO_PREALLOC`.
 const NO_PREALLOC: u32 = 1;
@@ -71,7 +71,6 @@ extern "C" fn sample_groups(ctx: *const c_void) -> i32 {
     // SAFETY: as above.
     unsafe {
         *sample = GroupSample { cgroup_id: id, ..GroupSample::default() };
-        (*sample).level = field(cgroup, offset::CGROUP_LEVEL).unwrap_or(0);
         read_cpu(cgroup, &mut *sample);
         read_memory(cgroup, &mut *sample);
         read_pressure(cgroup, &mut *sample);
@@ -89,9 +88,9 @@ fn read_cpu(cgroup: *const c_void, sample: &mut GroupSample) {
     // There only where the controller is on; its structure begins with what the pointer points to.
     let Some(group) = pointer(cgroup, offset::CGROUP_CSS_CPU) else { return };
     let (Some(periods), Some(throttled), Some(time)) = (
-        field::<u32>(group, offset::TG_PERIODS),
-        field::<u32>(group, offset::TG_THROTTLED),
-        field::<u64>(group, offset::TG_THROTTLED_TIME),
+        probed::<u32>(group, offset::TG_PERIODS),
+        probed::<u32>(group, offset::TG_THROTTLED),
+        probed::<u64>(group, offset::TG_THROTTLED_TIME),
     ) else {
         return;
     };
@@ -104,7 +103,7 @@ fn read_cpu(cgroup: *const c_void, sample: &mut GroupSample) {
 #[inline(always)]
 fn read_memory(cgroup: *const c_void, sample: &mut GroupSample) {
     let Some(group) = pointer(cgroup, offset::CGROUP_CSS_MEMORY) else { return };
-    if let Some(pages) = field::<u64>(group, offset::MEMCG_USAGE) {
+    if let Some(pages) = probed::<u64>(group, offset::MEMCG_USAGE) {
         sample.memory_bytes = pages * PAGE;
         sample.fields |= HAS_MEMORY;
     }
@@ -113,10 +112,7 @@ fn read_memory(cgroup: *const c_void, sample: &mut GroupSample) {
 #[inline(always)]
 fn read_pressure(cgroup: *const c_void, sample: &mut GroupSample) {
     let Some(group) = pointer(cgroup, offset::CGROUP_PSI) else { return };
-    if offset_of(offset::PSI_TOTAL).is_none() {
-        return;
-    }
-    if let Some(totals) = field::<[u64; 6]>(group, offset::PSI_TOTAL) {
+    if let Some(totals) = numbers(group, offset::PSI_TOTAL) {
         sample.pressure_ns = totals;
         sample.fields |= HAS_PRESSURE;
     }

@@ -29,6 +29,10 @@ const NO_PREALLOC: u32 = 1;
 const PASS: i32 = 1;
 /// The loopback interface has this index in every network namespace.
 const LOOPBACK: u32 = 1;
+/// The number of TCP in a network header.
+const TCP: u8 = 6;
+/// Bytes that any header of IP or TCP has.
+const LEAST_HEADER: usize = 20;
 
 /// Containers counted through the root. The agent adds and deletes keys; programs never do, so that the map
 /// holds containers only and cannot be filled by anything that runs on the node.
@@ -181,23 +185,53 @@ fn on_the_wire(skb: *mut __sk_buff) -> (u64, u64) {
 /// that is ever split.
 #[inline(always)]
 pub fn header_len(skb: *mut __sk_buff) -> u32 {
-    const TCP: u8 = 6;
     const UDP: u8 = 17;
-    let first = byte(skb, 0);
-    let (network, transport) =
-        if first >> 4 == 6 { (40, byte(skb, 6)) } else { (u32::from(first & 0x0f) * 4, byte(skb, 9)) };
+    let (network, transport) = network_header(skb);
     match transport {
-        TCP => network + u32::from(byte(skb, network + 12) >> 4) * 4,
+        TCP => network + tcp_header_len(skb, network),
         UDP => network + 8,
         _ => network,
     }
 }
 
-/// One byte of the packet, counted from its network header; 0 where there is none.
+/// Payload of a TCP packet, bytes; 0 for all else.
 #[inline(always)]
-fn byte(skb: *mut __sk_buff, offset: u32) -> u8 {
+pub fn tcp_payload(skb: *mut __sk_buff) -> u32 {
+    let (network, transport) = network_header(skb);
+    if transport != TCP {
+        return 0;
+    }
+    // SAFETY: the context is valid for the whole program.
+    unsafe { (*skb).len }.saturating_sub(network + tcp_header_len(skb, network))
+}
+
+#[inline(always)]
+fn tcp_header_len(skb: *mut __sk_buff, network: u32) -> u32 {
+    u32::from(byte(skb, network, 12) >> 4) * 4
+}
+
+/// Length of the network header, bytes, and the transport's number.
+#[inline(always)]
+fn network_header(skb: *mut __sk_buff) -> (u32, u8) {
+    let first = byte(skb, 0, 0);
+    if first >> 4 == 6 { (40, byte(skb, 0, 6)) } else { (u32::from(first & 0x0f) * 4, byte(skb, 0, 9)) }
+}
+
+/// One byte of the header that begins at `start`, counted from the packet's network header; 0 where there is none.
+///
+/// From the buffer itself where the whole header is there, as it nearly always is: a call costs as much as all else here.
+#[inline(always)]
+fn byte(skb: *mut __sk_buff, start: u32, offset: u32) -> u8 {
+    // SAFETY: the context is valid for the whole program.
+    let (data, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
+    let header = data + start as usize;
+    if header + LEAST_HEADER <= end {
+        // SAFETY: within the buffer, as was just checked: offsets are less than the least header.
+        return unsafe { *((header + offset as usize) as *const u8) };
+    }
     let mut value = 0u8;
+    let to = (&raw mut value).cast::<c_void>();
     // SAFETY: the helper checks the offset, and writes one byte or zeroes it.
-    unsafe { bpf_skb_load_bytes(skb.cast::<c_void>(), offset, (&raw mut value).cast::<c_void>(), 1) };
+    unsafe { bpf_skb_load_bytes(skb.cast::<c_void>(), start + offset, to, 1) };
     value
 }

@@ -17,7 +17,7 @@ use aya_ebpf::macros::{btf_map, sock_ops};
 use aya_ebpf::programs::SockOpsContext;
 use swarmguard_common::kernel::{GroupCounters, Waits};
 
-use crate::net::{Direction, group_counters, header_len};
+use crate::net::{Direction, group_counters, tcp_payload};
 
 /// What is kept with an accepted connection.
 #[repr(C)]
@@ -74,6 +74,10 @@ fn storage(socket: *mut c_void, flags: u64) -> Option<*mut Connection> {
 /// Looks at a packet of the container.
 #[inline(always)]
 pub fn follow(counters: &mut GroupCounters, skb: *mut __sk_buff, direction: Direction) {
+    // First what needs no call: most packets carry no payload, or are not of TCP.
+    if tcp_payload(skb) == 0 {
+        return;
+    }
     // SAFETY: the context is valid for the whole program.
     let socket = unsafe { (*skb).__bindgen_anon_2.sk.cast::<c_void>() };
     let Some(connection) = storage(socket, 0) else { return };
@@ -82,11 +86,6 @@ pub fn follow(counters: &mut GroupCounters, skb: *mut __sk_buff, direction: Dire
     let connection = unsafe { &mut *connection };
     let open = connection.since_ns != 0;
     if open == matches!(direction, Direction::Received) {
-        return;
-    }
-    // SAFETY: as above.
-    if unsafe { (*skb).len } <= header_len(skb) {
-        // An acknowledgement, no payload.
         return;
     }
     // SAFETY: no arguments.

@@ -10,7 +10,7 @@ use aya_ebpf::programs::BtfTracePointContext;
 use swarmguard_common::kernel::{MAX_LEVEL, Waits, offset};
 
 use crate::groups::GROUPS;
-use crate::structs::{ancestor, cgroup_id, cgroup_of, field, pointer};
+use crate::structs::{ancestor_id, cgroup_id, cgroup_of, field, pointer};
 
 /// Argument of the tracepoint: the task that runs next.
 const NEXT: usize = 2;
@@ -58,7 +58,7 @@ fn waits_of(cgroup: *const c_void) -> Option<*mut Waits> {
         if level >= own {
             return None;
         }
-        if let Some(waits) = GROUPS.get_ptr_mut(&cgroup_id(ancestor(cgroup, level)?)?) {
+        if let Some(waits) = GROUPS.get_ptr_mut(&ancestor_id(cgroup, level)?) {
             return Some(waits);
         }
         level += 1;

@@ -132,13 +132,13 @@ pub struct Event {
 }
 
 /// [`GroupSample::fields`]: the CPU figures are there.
-pub const HAS_CPU: u32 = 1;
+pub const HAS_CPU: u64 = 1;
 /// [`GroupSample::fields`]: the cgroup has a bandwidth of its own, so the throttling figures are there.
-pub const HAS_THROTTLING: u32 = 2;
+pub const HAS_THROTTLING: u64 = 2;
 /// [`GroupSample::fields`]: the memory controller of this hierarchy has the cgroup.
-pub const HAS_MEMORY: u32 = 4;
+pub const HAS_MEMORY: u64 = 4;
 /// [`GroupSample::fields`]: the pressure totals are there.
-pub const HAS_PRESSURE: u32 = 8;
+pub const HAS_PRESSURE: u64 = 8;
 
 /// One cgroup as the kernel's own iterator hands it over.
 #[repr(C)]
@@ -146,10 +146,8 @@ pub const HAS_PRESSURE: u32 = 8;
 pub struct GroupSample {
     /// Inode number of the cgroup's directory.
     pub cgroup_id: u64,
-    /// Level below the root.
-    pub level: u32,
     /// Which of the following are there: the `HAS_` bits.
-    pub fields: u32,
+    pub fields: u64,
     /// `usage_usec` of `cpu.stat`, but in ns. As fresh as the last flush of an ancestor.
     pub cpu_ns: u64,
     /// `nr_periods` of `cpu.stat`.

@@ -58,8 +58,9 @@ impl Drop for Groups {
     }
 }
 
+/// As long as a container's, and like those told apart by the first twelve digits, which monitors show.
 fn name(index: usize) -> String {
-    format!("{index:064x}")
+    format!("{index:012x}{:052x}", 0)
 }
 
 /// Every controller that there is; where cgroup v1 has one, it is not.

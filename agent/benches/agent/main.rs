@@ -7,6 +7,7 @@
 mod births;
 mod connect;
 mod detect;
+mod empty;
 mod engine;
 mod floor;
 mod groups;
@@ -95,9 +96,9 @@ enum Inner {
     /// Enters a cgroup and uses a CPU when told to
     #[command(hide = true)]
     Burn { dir: PathBuf },
-    /// Enters a cgroup and sends packets
+    /// Sends packets from sockets of two cgroups in a network namespace
     #[command(hide = true)]
-    Send { dir: PathBuf, packets: u32 },
+    Send { counted: PathBuf, bare: PathBuf, namespace: String },
     /// Enters a cgroup, connects and asks
     #[command(hide = true)]
     Ask {
@@ -114,7 +115,7 @@ fn main() -> Result<()> {
     match &cli.command {
         Some(Inner::Floor { dir, hz, seconds }) => floor::run(dir, *hz, Duration::from_secs(*seconds)),
         Some(Inner::Burn { dir }) => detect::burn(dir),
-        Some(Inner::Send { dir, packets }) => packets::send(dir, *packets),
+        Some(Inner::Send { counted, bare, namespace }) => packets::send(counted, bare, namespace),
         Some(Inner::Ask { dir, port, direct, requests }) => connect::ask(dir, *port, *direct, *requests),
         None => measure(&cli),
     }

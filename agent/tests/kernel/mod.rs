@@ -200,7 +200,8 @@ impl Drop for Process {
     }
 }
 
-fn enter(netns: Option<&str>) -> std::io::Result<()> {
+/// Enters a network namespace by name.
+pub fn enter(netns: Option<&str>) -> std::io::Result<()> {
     let Some(name) = netns else { return Ok(()) };
     let file = File::open(Path::new("/run/netns").join(name))?;
     rustix::thread::move_into_link_name_space(

@@ -44,7 +44,7 @@ pub struct Args {
     #[arg(long, default_value_t = 100)]
     trials: u32,
     /// Containers of the engine that is started
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 40)]
     engine_containers: u32,
     /// Socket of another engine on this kernel with containers running; none is started then
     #[arg(long)]

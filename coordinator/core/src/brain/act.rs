@@ -250,6 +250,7 @@ impl Brain {
         let exists = |name: &String| snapshot.records.contains_key(name);
         actions.waits.retain(|name, _| exists(name));
         actions.failing.forget(now, exists);
+        self.said.forget_gone(|service| snapshot.services.contains_key(service));
         let outstanding = &actions.outstanding;
         actions.last.retain(|name, _| exists(name) || outstanding.contains_key(name));
         let mut tokens: BTreeSet<String> = self.records.iter().map(|record| record.token.clone()).collect();

@@ -23,7 +23,7 @@ use crate::{
 /// A refusal that stands is said again after this long.
 const AGAIN: Duration = Duration::from_secs(60);
 
-/// What was said lately of each service; bounded by the services that have verdicts.
+/// What was said lately of each service; bounded by the services that there are.
 #[derive(Debug, Default)]
 pub(super) struct Said {
     refusals: BTreeMap<ServiceId, BTreeMap<&'static str, Time>>,
@@ -45,6 +45,11 @@ impl Said {
     /// After an action everything is news again.
     pub fn forget(&mut self, service: &ServiceId) {
         self.refusals.remove(service);
+    }
+
+    /// What was said of services that are gone.
+    pub fn forget_gone(&mut self, exists: impl Fn(&ServiceId) -> bool) {
+        self.refusals.retain(|service, _| exists(service));
     }
 }
 
@@ -305,5 +310,23 @@ pub(super) fn kind_word(intent: &crate::action::Intent) -> &'static str {
         Intent::ScaleOut { .. } => "scale_out",
         Intent::ScaleIn { .. } => "scale_in",
         Intent::Drain { .. } => "drain",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_said_is_kept_for_services_that_there_are() {
+        let at = |ms| Time::from_millis(1_000_000 + ms);
+        let (web, gone): (ServiceId, ServiceId) =
+            ("web".parse().expect("an ID"), "gone".parse().expect("an ID"));
+        let mut said = Said::default();
+        assert!(said.is_due(&web, "spare", at(0)) && said.is_due(&gone, "spare", at(0)));
+        assert!(!said.is_due(&web, "spare", at(59_999)), "said a moment ago");
+        said.forget_gone(|service| *service == web);
+        assert_eq!(said.refusals.keys().collect::<Vec<_>>(), [&web]);
+        assert!(said.is_due(&web, "spare", at(60_000)), "it still stands");
     }
 }
