@@ -319,7 +319,7 @@ mod tests {
 
     #[test]
     fn what_was_said_is_kept_for_services_that_there_are() {
-        let at = |ms| Time::from_millis(1_000_000 + ms);
+        let at = |ms: u64| Time::from_millis(1_000_000 + ms);
         let (web, gone): (ServiceId, ServiceId) =
             ("web".parse().expect("an ID"), "gone".parse().expect("an ID"));
         let mut said = Said::default();
