@@ -2,7 +2,7 @@
 //!
 //! A row is a median with its spread, beside a peer's where there is one; nothing here judges: machines are noisy.
 
-use std::path::Path;
+use std::{fmt, path::Path};
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -50,8 +50,7 @@ impl Row {
     /// Beside the median of a peer's rounds in the same run.
     #[must_use]
     pub fn beside(self, peer: &str, rounds: &[f64]) -> Self {
-        let theirs = Self::of("", "", "", rounds).value;
-        Self { peer: Some((peer.to_owned(), theirs)), ..self }
+        Self { peer: Some((peer.to_owned(), median(rounds))), ..self }
     }
 
     fn json(&self, command: &str) -> Value {
@@ -63,24 +62,77 @@ impl Row {
     }
 }
 
-/// All rows as a table.
-pub fn print(rows: &[Row]) {
-    println!("{:<36} {:>10} {:>10} {:>10} {:<9} {:<14} peer", "row", "value", "min", "max", "unit", "target");
-    for Row { row, unit, value, min, max, target, peer } in rows {
-        let peer = peer.as_ref().map_or(String::new(), |(name, theirs)| {
-            format!("{name}: {theirs:.3} (ratio {:.2})", value / theirs)
-        });
-        println!("{row:<36} {value:>10.3} {min:>10.3} {max:>10.3} {unit:<9} {target:<14} {peer}");
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { row, unit, value, min, max, target, peer } = self;
+        write!(f, "{row:<36} {value:>10.3} {min:>10.3} {max:>10.3} {unit:<9} {target:<14}")?;
+        if let Some((name, theirs)) = peer {
+            write!(f, " {name}: {theirs:.3} (ratio {:.3})", value / theirs)?;
+        }
+        Ok(())
     }
 }
 
-/// All rows as a file; `command` is what repeats them.
-///
-/// # Errors
-/// Where it cannot be written.
-pub fn write(rows: &[Row], command: &str, to: &Path) -> Result<()> {
-    let rows: Vec<_> = rows.iter().map(|row| row.json(command)).collect();
-    report::write(to, &json!({"machine": machine(), "rows": rows}))
+/// All rows of one run.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// What repeats it.
+    command: &'static str,
+    machine: String,
+    rows: Vec<Row>,
+    /// What was not measured, and why.
+    skipped: Vec<(String, String)>,
+}
+
+impl Report {
+    /// Empty; `command` is what repeats the run.
+    pub fn new(command: &'static str) -> Self {
+        Self { command, machine: machine(), rows: Vec::new(), skipped: Vec::new() }
+    }
+
+    /// Says more about where it is measured.
+    #[must_use]
+    pub fn on(self, more: &str) -> Self {
+        Self { machine: format!("{}, {more}", self.machine), ..self }
+    }
+
+    /// Takes a row.
+    pub fn add(&mut self, row: Row) {
+        self.rows.push(row);
+    }
+
+    /// Takes a row and shows it at once: more are to come, later.
+    pub fn announce(&mut self, row: Row) {
+        eprintln!("{row}");
+        self.add(row);
+    }
+
+    /// Notes that a row could not be had.
+    pub fn skip(&mut self, row: &str, why: &str) {
+        self.skipped.push((row.into(), why.into()));
+    }
+
+    /// Keeps it as a file.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn write(&self, to: &Path) -> Result<()> {
+        let rows: Vec<_> = self.rows.iter().map(|row| row.json(self.command)).collect();
+        report::write(to, &json!({"machine": self.machine, "rows": rows, "skipped": self.skipped}))
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.machine)?;
+        writeln!(
+            f,
+            "{:<36} {:>10} {:>10} {:>10} {:<9} {:<14} peer",
+            "row", "value", "min", "max", "unit", "target"
+        )?;
+        self.rows.iter().try_for_each(|row| writeln!(f, "{row}"))?;
+        self.skipped.iter().try_for_each(|(row, why)| writeln!(f, "{row:<36} not measured: {why}"))
+    }
 }
 
 fn machine() -> String {
@@ -90,6 +142,13 @@ fn machine() -> String {
     let count = cpus.lines().filter(|line| line.starts_with("processor")).count();
     let kernel = read("/proc/sys/kernel/osrelease");
     format!("{count} x {}, Linux {}", model.trim_start_matches([' ', '\t', ':']), kernel.trim())
+}
+
+/// The middle one of figures in any order; NaN where there are none.
+pub fn median(figures: &[f64]) -> f64 {
+    let mut sorted = figures.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    percentile(&sorted, 0.5)
 }
 
 /// The figure that this share (0 to 1) of the sorted ones does not exceed; NaN where there are none.

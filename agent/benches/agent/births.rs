@@ -6,11 +6,9 @@ use std::{fs, path::Path, thread, time::Duration};
 use anyhow::Result;
 use swarmguard_common::clock;
 
-use crate::{
-    groups::Groups,
-    process::Agent,
-    report::{Report, Row, Spread},
-};
+use swarmguard_tests::figures::{Report, Row};
+
+use crate::{groups::Groups, process::Agent};
 
 /// A thousand a minute.
 const APART: Duration = Duration::from_millis(60);
@@ -26,7 +24,7 @@ pub fn measure(trials: usize, root: &Path, report: &mut Report) -> Result<()> {
     let groups = Groups::make(root, 1)?;
     let agent = Agent::start(root, &["--adaptive=true"])?;
     agent.wait_for(1)?;
-    let (mut took, mut missed) = (Spread::default(), 0.0);
+    let (mut took, mut missed) = (Vec::new(), 0.0);
     for trial in 0..trials {
         let dir = groups.dir().join(format!("{:064x}", 0xb000 + trial));
         let before = agent.metric(SEEN)?;
@@ -43,16 +41,13 @@ pub fn measure(trials: usize, root: &Path, report: &mut Report) -> Result<()> {
             }
         };
         match seen {
-            Some(after) => took.add(after.as_secs_f64() * 1_000.0),
+            Some(after) => took.push(after.as_secs_f64() * 1_000.0),
             None => missed += 1.0,
         }
         thread::sleep(APART.saturating_sub(clock::now() - began));
         fs::remove_dir(&dir)?;
     }
-    let mut none = Spread::default();
-    none.add(missed);
-    report.add(Row::new("agent.birth_ms.p50", "ms", &took));
-    report.add(Row::new("agent.birth_ms.p99", "ms", &took).of(took.at(0.99)));
-    report.add(Row::new("agent.births_missed", "", &none));
+    Row::percentiles("agent.birth_ms", "ms", "<= 50", took).into_iter().for_each(|row| report.announce(row));
+    report.announce(Row::of("agent.births_missed", "", "0", &[missed]));
     Ok(())
 }

@@ -19,11 +19,9 @@ use swarmguard_common::{
     wire::connect::{ConnectReplica, ConnectRoutes, Front, ReplicaState},
 };
 
-use crate::{
-    groups::Groups,
-    kernel, programs,
-    report::{Report, Row, Spread},
-};
+use swarmguard_tests::figures::{Report, Row};
+
+use crate::{groups::Groups, kernel, programs};
 
 const ROW: &str = "agent.connect_overhead";
 const VIP: Ipv4Addr = Ipv4Addr::new(127, 99, 0, 1);
@@ -95,7 +93,7 @@ pub fn measure(rounds: usize, root: &Path, report: &mut Report) -> Result<()> {
         return Ok(());
     }
     let (mut direct, mut through, mut ratio, mut accounted) =
-        (Spread::default(), Spread::default(), Spread::default(), Spread::default());
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 0..rounds.max(9) {
         // Whoever is first differs, for the second finds warmer caches.
         let (straight, directed) = if round % 2 == 0 {
@@ -105,9 +103,9 @@ pub fn measure(rounds: usize, root: &Path, report: &mut Report) -> Result<()> {
             let directed = asked(&balanced, port, false)?;
             (asked(&bare, port, true)?, directed)
         };
-        direct.add(straight / 1e3);
-        through.add(directed / 1e3);
-        ratio.add(directed / straight);
+        direct.push(straight / 1e3);
+        through.push(directed / 1e3);
+        ratio.push(directed / straight);
     }
     let figures = programs.balanced().context("loaded a moment ago")?;
     let all = u64::from(REQUESTS) * rounds.max(9) as u64;
@@ -117,12 +115,12 @@ pub fn measure(rounds: usize, root: &Path, report: &mut Report) -> Result<()> {
         let measuring = programs.measure()?;
         let before = total_ns(&programs);
         asked(&balanced, port, false)?;
-        accounted.add((total_ns(&programs) - before) as f64 / f64::from(REQUESTS));
+        accounted.push((total_ns(&programs) - before) as f64 / f64::from(REQUESTS));
         drop(measuring);
     }
-    report.add(Row::new("agent.connect_request_us", "us", &through).beside("direct", &direct));
-    report.add(Row::new(ROW, "x direct", &ratio));
-    report.add(Row::new("agent.connect_accounted_ns", "ns", &accounted));
+    report.announce(Row::of("agent.connect_request_us", "us", "", &through).beside("direct", &direct));
+    report.announce(Row::of(ROW, "x direct", "<= 1.05", &ratio));
+    report.announce(Row::of("agent.connect_accounted_ns", "ns", "", &accounted));
     Ok(())
 }
 

@@ -29,11 +29,15 @@ use tokio::{
     time::timeout,
 };
 
+use swarmguard_tests::figures::{Report, Row};
+
 use crate::{
     groups::Groups,
     process::{Agent, Running},
-    report::{Report, Row, Spread},
 };
+
+/// The hold of 300 ms and two sampling intervals.
+const DETECTED: &str = "<= 500";
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -108,7 +112,7 @@ async fn detect(trials: usize, adaptive: bool, root: &Path, report: &mut Report)
     let _agent = Agent::start(root, &more)?;
     let mut coordinator = Coordinator::greet(inputs.events).await?;
 
-    let mut took = Spread::default();
+    let mut took = Vec::new();
     for trial in 0..trials {
         // Trials fall on every point of the sampling interval.
         let pause = 700 + (trial as u64 * 37) % 100;
@@ -116,13 +120,13 @@ async fn detect(trials: usize, adaptive: bool, root: &Path, report: &mut Report)
         let began = clock::now();
         burner.turn("on")?;
         coordinator.wait_for(Edge::Raise).await?;
-        took.add((clock::now() - began).as_secs_f64() * 1_000.0);
+        took.push((clock::now() - began).as_secs_f64() * 1_000.0);
         burner.turn("off")?;
         coordinator.wait_for(Edge::Clear).await?;
     }
     let rate = if adaptive { "" } else { ".fixed_rate" };
-    report.add(Row::new(format!("detect.ms.p50{rate}"), "ms", &took));
-    report.add(Row::new(format!("detect.ms.p99{rate}"), "ms", &took).of(took.at(0.99)));
+    let rows = Row::percentiles(&format!("detect.ms{rate}"), "ms", DETECTED, took);
+    rows.into_iter().for_each(|row| report.announce(row));
     Ok(())
 }
 

@@ -14,10 +14,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use swarmguard_common::clock;
 
-use crate::{
-    process::{Agent, cpu},
-    report::{Report, Row, Spread},
-};
+use swarmguard_tests::figures::{Report, Row};
+
+use crate::process::{Agent, cpu};
 
 /// Names of the engine's processes, as far as the kernel keeps them.
 const ENGINE: [&str; 3] = ["dockerd", "containerd", "containerd-shim"];
@@ -41,11 +40,11 @@ pub fn measure(
     ensure!(!engine.is_empty(), "the engine's processes are not to be found on this machine");
     let window = Duration::from_secs(seconds.max(5));
     let samples = window.as_secs_f64() * ids.len() as f64;
-    let (mut ours, mut theirs) = (Spread::default(), Spread::default());
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         let agent = Agent::start(root, &["--interval=1s"])?;
         agent.wait_for(ids.len())?;
-        ours.add(agent.measure(window)?.us_per_sample());
+        ours.push(agent.measure(window)?.us_per_sample());
         drop(agent);
 
         let idle = used(&engine, window)?;
@@ -56,10 +55,10 @@ pub fn measure(
             // Ends the thread that reads it, and the engine's work for it.
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }
-        theirs.add((busy.as_secs_f64() - idle.as_secs_f64()).max(0.0) * 1e6 / samples);
+        theirs.push((busy.as_secs_f64() - idle.as_secs_f64()).max(0.0) * 1e6 / samples);
     }
     let name = format!("agent.vs_engine_stats.{}x1hz", ids.len());
-    report.add(Row::new(name, "us", &ours).beside("engine stats", &theirs));
+    report.announce(Row::of(&name, "us", "<= peer / 100", &ours).beside("engine stats", &theirs));
     Ok(())
 }
 

@@ -17,7 +17,6 @@ mod kernel;
 mod monitor;
 mod packets;
 mod process;
-mod report;
 
 use std::{
     path::{Path, PathBuf},
@@ -29,8 +28,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use groups::Groups;
 use process::Agent;
-use report::{Report, Row, Spread};
 use swarmguard_agent::bpf::{KernelFacts, Options, Programs};
+use swarmguard_tests::figures::{Report, Row};
 
 #[derive(Parser)]
 struct Cli {
@@ -127,7 +126,7 @@ fn measure(cli: &Cli) -> Result<()> {
     if let Some(agent) = &cli.agent {
         process::use_agent(agent.clone());
     }
-    let mut report = Report::new(&root);
+    let mut report = Report::new("cargo xtask bench agent").on(&hierarchy(&root));
     for part in &cli.only {
         match part {
             Part::Overhead => {
@@ -168,6 +167,13 @@ fn measure(cli: &Cli) -> Result<()> {
     Ok(())
 }
 
+/// Where cgroup v2 is, and what it does there.
+fn hierarchy(root: &Path) -> String {
+    let controllers = std::fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+    let controllers = if controllers.trim().is_empty() { "no controllers" } else { controllers.trim() };
+    format!("cgroup v2 at {} with {controllers}", root.display())
+}
+
 /// The BPF programs, loaded; `None` where they cannot be, which is told under `row`.
 fn programs(root: &Path, row: &str, report: &mut Report) -> Option<Programs> {
     let loaded = Programs::load(root, &KernelFacts::probe(root), Options::default());
@@ -177,22 +183,29 @@ fn programs(root: &Path, row: &str, report: &mut Report) -> Option<Programs> {
 /// The agent and the floor in turns.
 fn overhead(cli: &Cli, report: &mut Report, groups: &Groups, hz: u32) -> Result<()> {
     let window = Duration::from_secs(cli.seconds);
-    let (mut sample, mut core, mut rss, mut floor) =
-        (Spread::default(), Spread::default(), Spread::default(), Spread::default());
+    let (mut sample, mut core, mut rss, mut floor) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..cli.rounds {
         let agent = Agent::start(groups.root(), &[&format!("--interval={}ms", 1_000 / hz)])?;
         agent.wait_for(groups.len())?;
         let used = agent.measure(window)?;
-        sample.add(used.us_per_sample());
-        core.add(used.core_percent());
-        rss.add(used.rss_mib);
+        sample.push(used.us_per_sample());
+        core.push(used.core_percent());
+        rss.push(used.rss_mib);
         drop(agent);
-        floor.add(floor::measure(groups.dir(), hz, window)?);
+        floor.push(floor::measure(groups.dir(), hz, window)?);
     }
     let count = groups.len();
     let name = |row: &str| format!("{row}.{count}x{hz}hz");
-    report.add(Row::new(name("agent.us_per_sample"), "us", &sample).beside("pread loop", &floor));
-    report.add(Row::new(name("agent.core_percent"), "% of a core", &core));
-    report.add(Row::new(name("agent.rss_mib"), "MiB", &rss));
+    report.announce(
+        Row::of(&name("agent.us_per_sample"), "us", if hz == 10 { "<= 3" } else { "" }, &sample)
+            .beside("pread loop", &floor),
+    );
+    report.announce(Row::of(
+        &name("agent.core_percent"),
+        "% of a core",
+        if count == 100 { "< 1" } else { "" },
+        &core,
+    ));
+    report.announce(Row::of(&name("agent.rss_mib"), "MiB", "< 15", &rss));
     Ok(())
 }

@@ -13,10 +13,11 @@ use std::{
 use anyhow::{Context as _, Result};
 use swarmguard_common::clock;
 
+use swarmguard_tests::figures::{Report, Row};
+
 use crate::{
     groups::Groups,
     process::{Agent, Running, cpu},
-    report::{Report, Row, Spread},
 };
 
 const CONTAINERS: usize = 100;
@@ -28,14 +29,14 @@ const FINDS_AFTER: Duration = Duration::from_secs(15);
 pub fn measure(seconds: u64, rounds: usize, program: &Path, root: &Path, report: &mut Report) -> Result<()> {
     let _groups = Groups::make(root, CONTAINERS)?;
     let window = Duration::from_secs(seconds.max(5));
-    let (mut fast, mut slow, mut theirs) = (Spread::default(), Spread::default(), Spread::default());
+    let (mut fast, mut slow, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
     let dir = tempfile::tempdir()?;
     let http = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     for _ in 0..rounds {
         for (interval, ours) in [("--interval=100ms", &mut fast), ("--interval=1s", &mut slow)] {
             let agent = Agent::start(root, &[interval])?;
             agent.wait_for(CONTAINERS)?;
-            ours.add(agent.measure(window)?.us_per_sample());
+            ours.push(agent.measure(window)?.us_per_sample());
         }
         let netdata = start(program, root, dir.path(), http)?;
         thread::sleep(FINDS_AFTER);
@@ -51,11 +52,11 @@ pub fn measure(seconds: u64, rounds: usize, program: &Path, root: &Path, report:
         let (before, began) = (cpu(pid)?, clock::now());
         thread::sleep(window);
         let (used, elapsed) = (cpu(pid)? - before, clock::now() - began);
-        theirs.add(used.as_secs_f64() * 1e6 / (elapsed.as_secs_f64() * CONTAINERS as f64));
+        theirs.push(used.as_secs_f64() * 1e6 / (elapsed.as_secs_f64() * CONTAINERS as f64));
     }
     for (hz, ours) in [(10, &fast), (1, &slow)] {
-        let row = Row::new(format!("agent.vs_monitor.{CONTAINERS}x{hz}hz"), "us", ours);
-        report.add(row.beside("netdata at 1 Hz", &theirs));
+        let row = Row::of(&format!("agent.vs_monitor.{CONTAINERS}x{hz}hz"), "us", "<= peer / 10", ours);
+        report.announce(row.beside("netdata at 1 Hz", &theirs));
     }
     Ok(())
 }

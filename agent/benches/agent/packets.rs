@@ -14,14 +14,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use swarmguard_agent::bpf::Programs;
 
-use crate::{
-    empty::Empty,
-    groups::Groups,
-    kernel,
-    process::cpu,
-    programs,
-    report::{Report, Row, Spread},
-};
+use swarmguard_tests::figures::{Report, Row, median};
+
+use crate::{empty::Empty, groups::Groups, kernel, process::cpu, programs};
 
 const ROW: &str = "agent.net_ns_per_packet";
 /// Packets in a row from one socket.
@@ -48,7 +43,7 @@ pub fn send(counted: &Path, bare: &Path, namespace: &str) -> Result<()> {
         Ok(UdpSocket::bind("0.0.0.0:0")?)
     });
     let (other, socket) = (other?, socket?);
-    let (mut with, mut without, mut added) = (Spread::default(), Spread::default(), Spread::default());
+    let (mut with, mut without, mut added) = (Vec::new(), Vec::new(), Vec::new());
     for turn in 0..TURNS {
         // Whoever is first differs, for the second finds warmer caches.
         let (theirs, ours) = if turn % 2 == 0 {
@@ -58,11 +53,11 @@ pub fn send(counted: &Path, bare: &Path, namespace: &str) -> Result<()> {
             let ours = turn_of(&socket)?;
             (turn_of(&other)?, ours)
         };
-        with.add(ours);
-        without.add(theirs);
-        added.add(ours - theirs);
+        with.push(ours);
+        without.push(theirs);
+        added.push(ours - theirs);
     }
-    println!("{} {} {}", with.median(), without.median(), added.median());
+    println!("{} {} {}", median(&with), median(&without), median(&added));
     Ok(())
 }
 
@@ -100,12 +95,12 @@ pub fn measure(rounds: usize, root: &Path, report: &mut Report) -> Result<()> {
     let (dir, bare) = (groups.path(0), groups.path(1));
     let id = kernel::id(&dir);
     let wire = kernel::Wire::new();
-    let (mut with, mut without, mut added) = (Spread::default(), Spread::default(), Spread::default());
-    let (mut nothing, mut empty, mut accounted) = (Spread::default(), Spread::default(), Spread::default());
+    let (mut with, mut without, mut added) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut nothing, mut empty, mut accounted) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds.max(5) {
-        nothing.add(sent(&wire.a, &dir, &bare)?.added);
+        nothing.push(sent(&wire.a, &dir, &bare)?.added);
         let attached = Empty::attach(&dir)?;
-        empty.add(sent(&wire.a, &dir, &bare)?.added);
+        empty.push(sent(&wire.a, &dir, &bare)?.added);
         drop(attached);
         programs.watch(id, &dir)?;
         let figures = sent(&wire.a, &dir, &bare)?;
@@ -118,15 +113,15 @@ pub fn measure(rounds: usize, root: &Path, report: &mut Report) -> Result<()> {
         let after = runs(&programs);
         drop(measuring);
         programs.forget(id);
-        with.add(figures.counted);
-        without.add(figures.bare);
-        added.add(figures.added);
-        accounted.add((after.1 - before.1) as f64 / (after.0 - before.0).max(1) as f64);
+        with.push(figures.counted);
+        without.push(figures.bare);
+        added.push(figures.added);
+        accounted.push((after.1 - before.1) as f64 / (after.0 - before.0).max(1) as f64);
     }
-    report.add(Row::new("agent.net_sent_ns", "ns", &with).beside("not counted", &without));
-    report.add(Row::new(ROW, "ns", &added).beside("an empty program", &empty));
-    report.add(Row::new("agent.net_control_ns", "ns", &nothing));
-    report.add(Row::new("agent.net_accounted_ns", "ns", &accounted));
+    report.announce(Row::of("agent.net_sent_ns", "ns", "", &with).beside("not counted", &without));
+    report.announce(Row::of(ROW, "ns", "<= 100", &added).beside("an empty program", &empty));
+    report.announce(Row::of("agent.net_control_ns", "ns", "", &nothing));
+    report.announce(Row::of("agent.net_accounted_ns", "ns", "", &accounted));
     Ok(())
 }
 

@@ -13,15 +13,13 @@ mod latency;
 mod load;
 mod peers;
 mod picks;
-mod report;
 mod throughput;
 
 use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::Result;
 use clap::Parser;
-
-use report::Report;
+use swarmguard_tests::figures::Report;
 
 /// Measures the balancer; run it with `cargo xtask bench balancer`
 #[derive(Parser)]
@@ -57,7 +55,7 @@ fn main() -> Result<()> {
     if let (Some(kind), Some(address)) = (args.backend, args.address) {
         return backend::serve(kind, address, args.rounds_a_ms);
     }
-    let mut report = Report::default();
+    let mut report = Report::new("cargo xtask bench balancer");
     let wanted = |part: &str| args.parts.iter().any(|it| it == part);
     if wanted("picks") {
         picks::measure(args.rounds, &mut report)?;
@@ -68,7 +66,7 @@ fn main() -> Result<()> {
     if wanted("latency") {
         latency::measure(args.rounds, args.seconds, &mut report)?;
     }
-    println!("{}", report.table());
+    print!("{report}");
     if let Some(path) = &args.json {
         report.write(path)?;
     }

@@ -9,8 +9,7 @@ use swarmguard_balancer::{
     replica::{Load, Outcome},
 };
 use swarmguard_common::{clock, labels::Algorithm};
-
-use crate::report::Report;
+use swarmguard_tests::figures::{Report, Row, median};
 
 /// Picks timed together.
 const TOGETHER: u32 = 5_000;
@@ -21,16 +20,14 @@ pub fn measure(rounds: u32, report: &mut Report) -> Result<()> {
     for (word, algorithm) in Algorithm::ALL {
         for count in [3, 100, 1_000] {
             let values = (0..rounds).map(|_| one(algorithm, count)).collect::<Result<Vec<f64>>>()?;
-            report.add(format!("lb.pick_ns.{word}.{count}"), "ns", &values);
-            let slower = worst
-                .as_ref()
-                .is_none_or(|worst| crate::report::median(&values) > crate::report::median(worst));
+            report.add(Row::of(&format!("lb.pick_ns.{word}.{count}"), "ns", "", &values));
+            let slower = worst.as_ref().is_none_or(|worst| median(&values) > median(worst));
             if count == 100 && slower {
                 worst = Some(values);
             }
         }
     }
-    report.add("lb.pick_ns", "ns", &worst.context("no algorithm")?);
+    report.add(Row::of("lb.pick_ns", "ns", "<= 1000", &worst.context("no algorithm")?));
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use swarmguard_common::{
     wire::{agent::ToCoordinator, codec},
 };
 
-use swarmguard_tests::figures::{self, Row, float};
+use swarmguard_tests::figures::{Report, Row, float};
 
 use crate::measure::Coordinator;
 
@@ -58,8 +58,10 @@ fn main() -> ExitCode {
     let program = named.unwrap_or(env!("CARGO_BIN_EXE_swarmguard-coordinator"));
     let json = arguments.iter().find_map(|argument| argument.strip_prefix("--json="));
     let measured = run(scale, Path::new(program)).and_then(|rows| {
-        figures::print(&rows);
-        json.map_or(Ok(()), |path| figures::write(&rows, "cargo xtask bench coordinator", Path::new(path)))
+        let mut report = Report::new("cargo xtask bench coordinator");
+        rows.into_iter().for_each(|row| report.add(row));
+        print!("{report}");
+        json.map_or(Ok(()), |path| report.write(Path::new(path)))
     });
     match measured {
         Ok(()) => ExitCode::SUCCESS,

@@ -19,7 +19,7 @@ use self::moves::Move;
 use self::rig::Rig;
 use super::report;
 use super::stage::Stage;
-use crate::figures::{self, Row, float};
+use crate::figures::{Report, Row, float};
 use crate::load::Stats;
 
 /// How to repeat it.
@@ -87,13 +87,14 @@ impl Migrate<'_> {
             let measured = scale::measure(self, stage, &mut runs.scales).await;
             runs.problems.extend(measured.err().map(|error| format!("scale-out: {error:#}")));
         }
-        let rows = runs.rows();
-        figures::print(&rows);
+        let mut figures = Report::new(COMMAND);
+        runs.rows().into_iter().for_each(|row| figures.add(row));
+        print!("{figures}");
         for line in runs.first_failures.iter().chain(&runs.problems) {
             println!("{line}");
         }
         if let Some(path) = self.json {
-            figures::write(&rows, COMMAND, path)?;
+            figures.write(path)?;
             report::write(&path.with_file_name("migrate-runs.json"), &runs)?;
         }
         Ok(runs.failed == 0 && runs.problems.is_empty())
