@@ -4,7 +4,7 @@ use std::{fs, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ED25519,
 };
 
 use super::{IdentityError, OU_MANAGER, OU_OPERATOR, OU_WORKER, Unit};
@@ -12,8 +12,29 @@ use super::{IdentityError, OU_MANAGER, OU_OPERATOR, OU_WORKER, Unit};
 /// Days that a leaf certificate is valid, as Swarm's are by default.
 const VALID_DAYS: i64 = 90;
 
+/// The kind of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyKind {
+    /// As Swarm's own.
+    EcdsaP256,
+    /// Its signatures are all of one length, so that a handshake takes the same datagrams each time: what a simulation
+    /// needs that is to repeat itself. Browsers do not take it.
+    Ed25519,
+}
+
+impl KeyKind {
+    fn generate(self) -> Result<KeyPair, IdentityError> {
+        let algorithm = match self {
+            Self::EcdsaP256 => &PKCS_ECDSA_P256_SHA256,
+            Self::Ed25519 => &PKCS_ED25519,
+        };
+        KeyPair::generate_for(algorithm).map_err(refused)
+    }
+}
+
 /// A certificate authority for one cluster.
 pub struct Authority {
+    keys: KeyKind,
     cluster: String,
     pem: String,
     issuer: Issuer<'static, KeyPair>,
@@ -25,13 +46,22 @@ impl Authority {
     /// # Errors
     /// When the name cannot stand in a certificate.
     pub fn create(cluster: &str) -> Result<Self, IdentityError> {
-        let key = KeyPair::generate().map_err(refused)?;
+        Self::with_keys(KeyKind::EcdsaP256, cluster)
+    }
+
+    /// The same with keys of one kind, the root's and all others.
+    ///
+    /// # Errors
+    /// When the name cannot stand in a certificate.
+    pub fn with_keys(keys: KeyKind, cluster: &str) -> Result<Self, IdentityError> {
+        let key = keys.generate()?;
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.distinguished_name = subject("swarm-ca", None, cluster);
         let certificate = params.self_signed(&key).map_err(refused)?;
-        Ok(Self { cluster: cluster.into(), pem: certificate.pem(), issuer: Issuer::new(params, key) })
+        let pem = certificate.pem();
+        Ok(Self { keys, cluster: cluster.into(), pem, issuer: Issuer::new(params, key) })
     }
 
     /// The root certificate as PEM.
@@ -49,7 +79,7 @@ impl Authority {
             Unit::Worker => OU_WORKER,
             Unit::Operator => OU_OPERATOR,
         };
-        let key = KeyPair::generate().map_err(refused)?;
+        let key = self.keys.generate()?;
         let mut params = CertificateParams::new([role.to_owned(), name.to_owned()]).map_err(refused)?;
         params.distinguished_name = subject(name, Some(role), &self.cluster);
         params.extended_key_usages =

@@ -67,7 +67,7 @@ impl SwarmModel {
     }
 
     fn next_state(&self, task: &ModelTask, workload: Workload) -> Option<TaskState> {
-        // One that was never assigned stays pending, also when it is no longer wanted, until it is reaped.
+        // One that was never assigned is the scheduler's.
         let node = task.node.as_ref()?;
         if !self.nodes.get(node).is_some_and(|node| node.up) {
             return None;

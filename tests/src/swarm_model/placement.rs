@@ -1,7 +1,9 @@
 //! Where tasks may be: constraints, the scheduler's filters and ranking, and the constraint enforcer.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
-use swarmguard_common::domain::{NodeId, TaskId};
+use swarmguard_common::domain::{NodeId, ServiceId, TaskId};
 use swarmguard_core::swarm::{Availability, TaskState};
 
 use super::{ModelNode, ModelTask, SwarmModel};
@@ -34,24 +36,45 @@ pub(super) fn hostname(node: &ModelNode) -> String {
 }
 
 impl SwarmModel {
-    /// Gives pending tasks a node, or leaves them pending.
+    /// Gives pending tasks a node, or leaves them pending. Those of one spec are placed together, in any order, as are
+    /// the groups (`scheduler/scheduler.go`, which walks over maps).
     pub(super) fn schedule(&mut self) {
-        let mut pending: Vec<(u64, TaskId)> = self
-            .tasks
-            .values()
-            .filter(|task| task.node.is_none() && task.is_wanted() && task.state <= TaskState::Pending)
-            .map(|task| (task.number, task.id.clone()))
-            .collect();
-        pending.sort();
-        for (_, id) in pending {
-            let Some(task) = self.tasks.get(&id).cloned() else { continue };
-            let node = self.best_node(&task);
-            let now = self.now;
-            let Some(task) = self.tasks.get_mut(&id) else { continue };
-            task.state = if node.is_some() { TaskState::Assigned } else { TaskState::Pending };
-            task.node = node;
-            task.changed = now;
+        let mut groups: BTreeMap<(ServiceId, u64), Vec<TaskId>> = BTreeMap::new();
+        for task in self.tasks.values() {
+            let waits = task.node.is_none() && task.state <= TaskState::Pending;
+            if waits && (task.is_wanted() || self.is_given_up(task)) {
+                groups.entry((task.service.clone(), task.spec_version)).or_default().push(task.id.clone());
+            }
         }
+        let mut groups: Vec<Vec<TaskId>> = groups.into_values().collect();
+        self.rng.shuffle(&mut groups);
+        for mut group in groups {
+            self.rng.shuffle(&mut group);
+            for id in group {
+                self.place(&id);
+            }
+        }
+    }
+
+    /// Waits for a node in vain, is to be shut down, and was made from an earlier spec: the scheduler looks at it once
+    /// more, and ends it itself where it still finds none (`noSuitableNode`).
+    fn is_given_up(&self, task: &ModelTask) -> bool {
+        let newer =
+            self.services.get(&task.service).is_some_and(|service| service.spec_version > task.spec_version);
+        task.state == TaskState::Pending && task.desired == TaskState::Shutdown && newer
+    }
+
+    fn place(&mut self, id: &TaskId) {
+        let Some(task) = self.tasks.get(id).cloned() else { return };
+        let node = self.best_node(&task);
+        let state = match node {
+            Some(_) => TaskState::Assigned,
+            None if self.is_given_up(&task) => TaskState::Shutdown,
+            None => TaskState::Pending,
+        };
+        let now = self.now;
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        (task.state, task.node, task.changed) = (state, node, now);
     }
 
     /// Fewest tasks of this service, then fewest tasks at all, among the nodes that pass every filter.

@@ -74,7 +74,7 @@ impl fmt::Display for Move {
 
 /// Orders one migration to the next node, waits until it is done, and takes it apart.
 pub async fn one(rig: &Rig<'_>, number: u32) -> Result<Move> {
-    let (_, replica) = rig.replica()?;
+    let (_, replica) = rig.replica().await?;
     let nodes = &rig.stage.cluster.nodes;
     let here = nodes.iter().position(|node| node.id == replica.node).context("an unknown node")?;
     // One step on the ring forwards and one back, by turns of three, so that every pair of nodes is met both ways.

@@ -56,8 +56,10 @@ impl<'a> Rig<'a> {
         Ok(Rig { order, stage, service, watcher, journal, load })
     }
 
-    /// The replica that serves, with its task; there is one.
-    pub fn replica(&self) -> Result<(String, Seen)> {
+    /// The replica that serves, with its task. Waits until there is one: a reading that began before the last move ended
+    /// still has the one that was moved.
+    pub async fn replica(&self) -> Result<(String, Seen)> {
+        until("one replica serves", ACTION, || async { Ok(self.watcher.serving().len() == 1) }).await?;
         self.watcher.serving().into_iter().next().context("no replica serves")
     }
 

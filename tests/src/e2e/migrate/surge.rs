@@ -34,7 +34,7 @@ impl fmt::Display for Surge {
 /// Moves the replica off its node.
 pub async fn one(rig: &Rig<'_>) -> Result<Surge> {
     let swarm = rig.stage.cluster.swarm();
-    let (old, replica) = rig.replica()?;
+    let (old, replica) = rig.replica().await?;
     let source = replica.node;
     let before = swarm.service_spec(&rig.service).await?;
     let start = now();

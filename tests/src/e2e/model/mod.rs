@@ -21,7 +21,7 @@ use real::Real;
 use script::{Answer, Call, Cast, Pick, Script, Step, Then, Until};
 
 /// Models in a crowd: enough that each of a few dozen outcomes of chance is there.
-const CROWD: usize = 300;
+const CROWD: usize = 1_000;
 /// Outcomes of the model that are shown beside what the engine did.
 const SHOWN: usize = 3;
 

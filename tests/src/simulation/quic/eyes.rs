@@ -97,6 +97,8 @@ pub(super) struct Eyes {
     /// Since when agent and coordinator live and nothing is between them.
     clear_since: BTreeMap<(NodeId, NodeId), Time>,
     lapsed: BTreeSet<(NodeId, NodeId)>,
+    /// Since when a coordinator does not know of a condition that stands, by agent and coordinator.
+    missing: BTreeMap<(NodeId, NodeId, ContainerId, u8), Time>,
     pub seen: Seen,
     /// What is wrong.
     pub found: Vec<String>,
@@ -234,6 +236,10 @@ impl Eyes {
 
     /// What must hold for every way that has been clear for long enough. `epochs`: of the agents now.
     pub fn compare(&mut self, now: Time, epochs: &BTreeMap<NodeId, u64>) {
+        let standing = &self.standing;
+        self.missing.retain(|(agent, _, container, condition), _| {
+            standing.get(agent).is_some_and(|it| it.contains_key(&(container.clone(), *condition)))
+        });
         let clear = self.clear_since.iter().filter(|(_, since)| now.since(**since) >= CLEAR_FOR);
         for ((agent, coordinator), _) in clear {
             let probe = self.lives.get(coordinator).and_then(|life| life.probe.as_ref());
@@ -245,15 +251,18 @@ impl Eyes {
                 lease => wrong(format!("nothing is in the way of {agent}, but its lease is {lease:?}")),
             }
             let of_agent = |alert: &&AlertStatus| alert.node == *agent;
-            for ((container, condition), stands) in
-                standing.iter().filter(|(_, stands)| **stands > SAID_WITHIN)
-            {
-                let known = probe
-                    .alerts
-                    .iter()
-                    .filter(of_agent)
-                    .any(|alert| alert.container == *container && alert.condition as u8 == *condition);
-                if !known {
+            let known: BTreeSet<(&ContainerId, u8)> =
+                probe.alerts.iter().filter(of_agent).map(|it| (&it.container, it.condition as u8)).collect();
+            for ((container, condition), stands) in standing {
+                let key = (agent.clone(), coordinator.clone(), container.clone(), *condition);
+                if known.contains(&(container, *condition)) {
+                    self.missing.remove(&key);
+                    continue;
+                }
+                // What is told of the agent may be a moment older than what the coordinator has heard: an end that
+                // has just been told is no loss.
+                let since = *self.missing.entry(key).or_insert(now);
+                if now.since(since) > SAID_WITHIN {
                     wrong(format!(
                         "condition {condition} of {container} on {agent} has stood for {stands:?}, and is lost"
                     ));

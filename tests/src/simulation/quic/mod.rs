@@ -25,7 +25,10 @@ use std::{
 use swarmguard_common::{
     clock::Time,
     domain::NodeId,
-    identity::{IdentityError, Unit, issue::Authority},
+    identity::{
+        IdentityError, Unit,
+        issue::{Authority, KeyKind},
+    },
     journal::Kind,
 };
 use turmoil::Sim;
@@ -176,7 +179,7 @@ impl Cluster {
 
     /// Makes certificates and hosts for everybody. `nodes`: which there are, and whether each is a manager.
     fn populate(&mut self, nodes: &[(NodeId, bool)]) -> Result<(), IdentityError> {
-        let authority = Authority::create(CLUSTER)?;
+        let authority = Authority::with_keys(KeyKind::Ed25519, CLUSTER)?;
         let root = self.certificates.path().to_owned();
         let issue = |name: &str, unit| {
             let at = root.join(name);
