@@ -245,8 +245,10 @@ pub async fn clean(cluster: &Cluster) -> Result<()> {
     stage::until("every node is ready and nothing of ours runs", LIMIT, || async {
         let nodes = swarm.get("/nodes").await?;
         let ready = nodes.as_array().into_iter().flatten().all(|node| node["Status"]["State"] == "ready");
-        // Tasks of other services would sway the scheduler.
-        Ok(ready && swarm.get("/tasks").await?.as_array().is_some_and(Vec::is_empty))
+        // Tasks of other services would sway the scheduler. Those that ended do not, and an engine keeps a removed job's.
+        let tasks = swarm.get("/tasks").await?;
+        let over = |task: &Value| state(&task["Status"]["State"]).is_ok_and(|it| it > TaskState::Running);
+        Ok(ready && tasks.as_array().is_some_and(|tasks| tasks.iter().all(over)))
     })
     .await
 }
