@@ -399,7 +399,10 @@ impl Checks {
         }
         let (least, most) = self.bounds[service];
         let scales = least != most;
-        if (scales && !(least..=most).contains(&replicas)) || (!scales && replicas != asked) {
+        // The one more of a surge stays as long as its undo may not write.
+        let surge = u64::from(waits_for_others(swarm, service));
+        let (least, most) = if scales { (least, most) } else { (asked, asked) };
+        if !(least..=most + surge).contains(&replicas) {
             self.fail(
                 now,
                 format!(

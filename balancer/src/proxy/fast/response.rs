@@ -52,7 +52,8 @@ pub fn translate(bytes: &[u8], to_head: bool, out: &mut Vec<u8>) -> Result<Optio
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(_) => return Err(Malformed("no valid head")),
     };
-    let status = response.code.ok_or(Malformed("no status"))?;
+    // Three digits are all that the parser asks for; a client would take what begins with 0 for no answer at all.
+    let status = response.code.filter(|status| *status >= 100).ok_or(Malformed("no status"))?;
     let persistent = response.version == Some(1);
     let named = named_by_connection(response.headers);
     let mut facts = Facts { keep_alive: persistent, ..Facts::default() };
@@ -305,6 +306,14 @@ mod tests {
         ] {
             let text = format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n");
             assert!(read(&text, false).is_err(), "{head}");
+        }
+    }
+
+    #[test]
+    fn a_status_that_clients_do_not_take_is_refused() {
+        for status in ["000", "099", "20", "2000"] {
+            let text = format!("HTTP/1.1 {status} OK\r\nContent-Length: 0\r\n\r\n");
+            assert!(read(&text, false).is_err(), "{status}");
         }
     }
 

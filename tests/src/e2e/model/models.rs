@@ -68,6 +68,9 @@ impl Models {
     pub fn play(&mut self, call: &Call, cast: &Cast, until: Until) -> Played {
         let mut played = Played { answers: Vec::new(), outcomes: BTreeMap::new(), restless: None };
         for one in &mut self.all {
+            // Before the call: what it changes at once is a change, too.
+            one.painter.begin();
+            one.paint();
             let answer = one.call(call, cast);
             if !played.answers.contains(&answer) {
                 played.answers.push(answer);
@@ -171,7 +174,6 @@ impl One {
 
     fn settle(&mut self, until: Until) -> Option<Picture> {
         let quiet = if until == Until::LongRest { LONG_QUIET } else { QUIET };
-        self.painter.begin();
         let end = self.model.now + LIMIT;
         while self.model.now < end {
             self.paint();

@@ -13,6 +13,7 @@ use super::picture::{Painter, Picture, Raw};
 use super::script::{Answer, Call, Cast, Fields, Until, fill, set};
 use crate::cluster::Cluster;
 use crate::e2e::stage;
+use crate::engine::Engine;
 
 /// How often an engine is asked.
 const EVERY: Duration = Duration::from_millis(40);
@@ -224,15 +225,7 @@ impl<'a> Real<'a> {
 /// Where the engine does not do it in two minutes.
 pub async fn clean(cluster: &Cluster) -> Result<()> {
     let swarm = cluster.swarm();
-    for (kind, name) in [("services", "/Spec/Name"), ("configs", "/Spec/Name")] {
-        let all = swarm.get(&format!("/{kind}")).await?;
-        for object in all.as_array().into_iter().flatten() {
-            let ours = object.pointer(name).and_then(Value::as_str).is_some_and(|n| n.starts_with(PREFIX));
-            if let Some(id) = object["ID"].as_str().filter(|_| ours) {
-                swarm.delete(&format!("/{kind}/{id}")).await?;
-            }
-        }
-    }
+    remove(swarm).await?;
     for node in &cluster.nodes {
         let mut read = swarm.get(&format!("/nodes/{}", node.id)).await?;
         let version = version(&read)?;
@@ -251,6 +244,23 @@ pub async fn clean(cluster: &Cluster) -> Result<()> {
         Ok(ready && tasks.as_array().is_some_and(|tasks| tasks.iter().all(over)))
     })
     .await
+}
+
+/// Removes what scripts made.
+///
+/// # Errors
+/// Where the engine does not.
+pub async fn remove(swarm: &Engine) -> Result<()> {
+    for (kind, name) in [("services", "/Spec/Name"), ("configs", "/Spec/Name")] {
+        let all = swarm.get(&format!("/{kind}")).await?;
+        for object in all.as_array().into_iter().flatten() {
+            let ours = object.pointer(name).and_then(Value::as_str).is_some_and(|n| n.starts_with(PREFIX));
+            if let Some(id) = object["ID"].as_str().filter(|_| ours) {
+                swarm.delete(&format!("/{kind}/{id}")).await?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn version(object: &Value) -> Result<u64> {
