@@ -33,7 +33,8 @@ pub fn kernel_files(data: &[u8]) {
     let _ = (memory::inactive_file(data), pressure::pressure(data), network::total(data));
     let _ = (node::cpu_ticks(data), node::memory(data), own::resident_pages(data));
     if let Some(name) = node::default_route(data) {
-        assert!(!name.is_empty() && !name.contains(char::is_whitespace), "{name:?}");
+        assert!(!name.is_empty() && !name.contains(['/', ':']), "{name:?}");
+        assert!(!name.contains(char::is_whitespace), "{name:?}");
     }
 }
 

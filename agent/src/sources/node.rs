@@ -141,7 +141,13 @@ pub fn default_route(text: &[u8]) -> Option<String> {
         (destination == b"00000000").then_some((metric, name))
     });
     let (_, name) = routes.min()?;
-    String::from_utf8(name.to_vec()).ok()
+    String::from_utf8(name.to_vec()).ok().filter(|name| is_interface(name))
+}
+
+/// Whether a device may have this name (`dev_valid_name` in the kernel): it becomes part of a path.
+fn is_interface(name: &str) -> bool {
+    let valid = |letter: char| !letter.is_whitespace() && letter != '/' && letter != ':';
+    !name.is_empty() && name.len() < 16 && name != "." && name != ".." && name.chars().all(valid)
 }
 
 /// What the driver of the interface that carries the default route says of its speed, in Mbit/s; virtual ones say
@@ -189,6 +195,8 @@ mod tests {
             eth2\t0000000A\t00000000\t0001\t0\t0\t0\t00FFFFFF\n";
         assert_eq!(default_route(text), Some("eth0".into()));
         assert_eq!(default_route(b"Iface\n"), None);
+        let odd = b"Iface\n../eth0\t00000000\t0100000A\t0003\t0\t0\t100\t00000000\n";
+        assert_eq!(default_route(odd), None, "no name of a device, but a path");
     }
 
     #[test]
