@@ -44,7 +44,7 @@ impl FromStr for Wanted {
 
 fn host_and_port(text: &str) -> Option<(String, u16)> {
     if let Ok(address) = text.parse::<SocketAddr>() {
-        return Some((address.ip().to_string(), address.port()));
+        return Some((address.ip().to_string(), address.port())).filter(|(_, port)| *port > 0);
     }
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Some((ip.to_string(), DEFAULT_PORT));
@@ -130,7 +130,7 @@ mod tests {
             ("fd00::2".into(), 7_443),
         ]);
         assert_eq!("10.0.0.1, manager-1.local:99,[::1]:5,fd00::2".parse(), Ok(list));
-        for bad in ["", "a,,b", "host:0", "host:99999", "ho st", "host:port", "/x"] {
+        for bad in ["", "a,,b", "host:0", "10.0.0.1:0", "[::1]:0", "host:99999", "ho st", "host:port", "/x"] {
             assert!(bad.parse::<Wanted>().is_err(), "{bad:?}");
         }
     }
