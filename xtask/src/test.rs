@@ -93,7 +93,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if !args.quick {
         let real = real::Tiers::new(args.install.allowed(), args.scenarios.clone());
         for (name, what) in real::TIERS {
-            // Not among all of them before it was seen to pass on both engines.
+            // By its name only: it tells of changes of the model and of engines, not of the programs, in twelve minutes.
             let asked = name != "model" || !args.only.is_empty();
             if asked && wanted(name) {
                 all += tier(name, what, |log| real.play(name, log));

@@ -184,9 +184,8 @@ impl Tiers {
 const ALL: &str = "all";
 
 /// Scenarios of the first engine, of those that there are: each takes minutes where nodes are emulated. The coordinator is
-/// killed in most phases of a migration on one of the two engines, and in all of them with `--scenario all`.
-const FIRST_ENGINE: &[&str] =
-    &["migration", "no-healthcheck", "killed-leased", "killed-marking", "killed-closing"];
+/// killed in four phases of a migration on one of the two engines, and in all of them with `--scenario all`.
+const FIRST_ENGINE: &[&str] = &["migration", "no-healthcheck", "killed-leased", "killed-closing"];
 
 /// Scenarios of the second engine: what leans on the engine and not on the judgement alone.
 const SECOND_ENGINE: &[&str] = &["migration", "scale", "drain", "killed-settling", "killed-removing"];
