@@ -434,6 +434,8 @@ impl Report {
             format!("  {name:13} {what}; {took_ms} ms, {requests} requests, {failed} failed")
         };
         let dead = &self.every_replica_killed;
+        let after = |ms: Option<i64>| ms.map_or("never seen".to_owned(), |ms| format!("after {ms} ms"));
+        let first_503 = after(dead.first_503_ms.and_then(|ms| ms.try_into().ok()));
         let mut lines = vec![
             format!("  engine        {} on {} nodes", self.engine_version, self.nodes),
             format!("  balancers     on {}", self.balancers.join(", ")),
@@ -441,12 +443,12 @@ impl Report {
             format!("  spread        {:.1} % {:?}", self.spread_percent, self.spread),
             phase("moved", &self.moved),
             phase("scaled out", &self.scaled_out),
-            format!("  new replica   first answer after {:?} ms", self.new_replica_first_answer_ms),
+            format!("  new replica   first answer {}", after(self.new_replica_first_answer_ms)),
             phase("scaled in", &self.scaled_in),
             phase("coordinators", &self.coordinators_dead),
             format!(
-                "  all killed    answers by status {:?}, first 503 after {:?} ms, recovery {:?} ms",
-                dead.statuses, dead.first_503_ms, dead.recovery_ms
+                "  all killed    answers by status {:?}, first 503 {first_503}, recovery {:?} ms",
+                dead.statuses, dead.recovery_ms
             ),
         ];
         lines.extend(self.first_failures.iter().map(|failure| format!("  failed        {failure}")));
