@@ -42,7 +42,10 @@ pub fn request_heads(data: &[u8]) {
     {
         assert_eq!(count(judge.headers, framing), 0, "{framing} reached the replica");
     }
-    let Parsed::Plain(again) = request::parse(&out, &settings) else { panic!("it would not be taken again") };
+    let Parsed::Plain(again) = request::parse(&out, &settings) else {
+        // With what was added there may be more headers than it has room for.
+        return assert!(judge.headers.len() > request::MAX_HEADERS, "it would not be taken again");
+    };
     let mut second = Vec::new();
     again.write(&mut second, &client, &settings);
     assert_eq!(out, second, "written anew once more it is the same");

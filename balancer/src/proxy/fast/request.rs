@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Headers of one head; more are left to the slow path.
-const MAX_HEADERS: usize = 64;
+pub const MAX_HEADERS: usize = 64;
 
 /// A request that the fast path takes, borrowed from the bytes that it was read from.
 #[derive(Debug)]
