@@ -184,7 +184,7 @@ fn on_the_wire(skb: *mut __sk_buff) -> (u64, u64) {
 /// Length of network and transport header, bytes; of the network header alone where the transport is none
 /// that is ever split.
 #[inline(always)]
-pub fn header_len(skb: *mut __sk_buff) -> u32 {
+fn header_len(skb: *mut __sk_buff) -> u32 {
     const UDP: u8 = 17;
     let (network, transport) = network_header(skb);
     match transport {

@@ -15,7 +15,7 @@ static KERNEL_OFFSETS: [u32; OFFSETS] = [offset::ABSENT; OFFSETS];
 
 /// An entry of the table; `None` where this kernel has no such field.
 #[inline(always)]
-pub fn offset_of(index: usize) -> Option<usize> {
+fn offset_of(index: usize) -> Option<usize> {
     // SAFETY: within the table, checked below. Volatile, because the compiler sees only the values from above.
     let at = unsafe { core::ptr::read_volatile((&raw const KERNEL_OFFSETS).cast::<u32>().add(index)) };
     if at == offset::ABSENT { None } else { Some(at as usize) }

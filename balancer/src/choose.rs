@@ -171,14 +171,15 @@ impl Chooser {
         if let Some(place) = wish.sticky.and_then(|key| sticky(service, key, wish.tried, now)) {
             return Ok((place, Reason::Sticky, false, 1));
         }
-        let mut found = scratch.gather(service, wish, Level::Normal, Span::of(service), now);
+        let span = Span::of(service);
+        let mut found = scratch.gather(service, wish, Level::Normal, span, now);
         if wish.repeatable
             && let Some(place) = found.trial
             && service.replicas[place].breaker.claim_trial(now)
         {
             return Ok((place, Reason::Exploration, false, 1));
         }
-        if found.ejected * 2 > found.well {
+        if span == Span::Sample && found.ejected * 2 > found.well {
             // A sample may happen to hold most of the ejected ones.
             found = scratch.gather(service, wish, Level::Normal, Span::Whole, now);
         }

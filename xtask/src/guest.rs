@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use swarmguard_guest::protocol;
@@ -21,8 +20,7 @@ pub fn program() -> Result<PathBuf> {
     let root = root();
     // A directory of its own: other flags in the usual one would rebuild everything at every turn.
     let directory = root.join("target/guest");
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .current_dir(&root)
+    let output = crate::image::cargo()
         .args(["build", "--quiet", "--release", "--locked", "--package", "swarmguard-guest", "--bin"])
         .args(["swarmguard-guest", "--target", TARGET, "--target-dir"])
         .arg(&directory)

@@ -220,6 +220,13 @@ pub fn root() -> PathBuf {
     here.parent().unwrap_or(here).to_path_buf()
 }
 
+/// The cargo that runs this program, for the workspace.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root());
+    cargo
+}
+
 /// False for a crate that is only a place held for later.
 fn written(root: &Path, recipe: &Recipe) -> bool {
     let dir = recipe.package.trim_start_matches("swarmguard-");
@@ -253,7 +260,7 @@ pub fn static_cargo(verb: &str) -> Command {
 
 fn static_cargo_for(verb: &str, target: &str) -> Command {
     let root = root();
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = cargo();
     // A directory of its own: other flags in the usual one would rebuild everything at every turn.
     let dir = root.join("target/static");
     // Not `--release`, which `cargo bench` does not know.
@@ -268,7 +275,7 @@ fn static_cargo_for(verb: &str, target: &str) -> Command {
         format!("--remap-path-prefix={}=/swarmguard", root.display()),
         format!("--remap-path-prefix={home}=/cargo"),
     ];
-    cargo.current_dir(root).env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}")).env_remove("RUSTFLAGS");
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}")).env_remove("RUSTFLAGS");
     cargo
 }
 

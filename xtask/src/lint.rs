@@ -60,8 +60,8 @@ fn cargo(arguments: &[&str]) -> Result<Vec<String>> {
 }
 
 fn cargo_command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root()).args(arguments).stdin(Stdio::null());
+    let mut command = crate::image::cargo();
+    command.args(arguments).stdin(Stdio::null());
     command
 }
 

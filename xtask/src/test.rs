@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::clock::Stopwatch;
 use crate::host::{self, Package};
-use crate::image::root;
+use crate::image::{cargo, root};
 use crate::interrupt;
 
 /// `cargo xtask test`.
@@ -67,7 +67,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         |name: &str| args.only.is_empty() || args.only.iter().any(|only| name.starts_with(only.as_str()));
     for (name, what, arguments) in CARGO_TIERS {
         if wanted(name) {
-            all += tier(name, what, |log| cargo_test(&mut cargo(), arguments, log));
+            all += tier(name, what, |log| cargo_test(cargo(), arguments, log));
         }
     }
     if wanted("simulation") {
@@ -80,14 +80,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         let seeds = args.simulate_quic.unwrap_or(20);
         all += tier("simulation-quic", "agents and coordinators over QUIC on a simulated network", |log| {
             let mut counts = simulate(seeded(), seeds, &["--features", "quic"], &["--quic"], log)?;
-            counts += cargo_test(&mut seeded(), QUIC_CHECKERS, log)?;
+            counts += cargo_test(seeded(), QUIC_CHECKERS, log)?;
             Ok(counts)
         });
     }
     if !args.quick && wanted("clients") {
         all += tier("clients", "the balancer under clients that other people wrote", |log| {
             host::ensure(CLIENTS, args.install.allowed())?;
-            cargo_test(&mut cargo(), CLIENT_TESTS, log)
+            cargo_test(cargo(), CLIENT_TESTS, log)
         });
     }
     if !args.quick {
@@ -238,12 +238,6 @@ impl Log {
     }
 }
 
-fn cargo() -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(root());
-    cargo
-}
-
 /// As `cargo`, for a tokio whose own chance (whom it wakes first) can be seeded.
 fn seeded() -> Command {
     let mut cargo = cargo();
@@ -252,13 +246,13 @@ fn seeded() -> Command {
     cargo
 }
 
-fn cargo_test(cargo: &mut Command, arguments: &[&str], log: &mut Log) -> Result<Counts> {
+fn cargo_test(mut cargo: Command, arguments: &[&str], log: &mut Log) -> Result<Counts> {
     let mut counts = Counts::default();
     // What stands behind `--` is the harness's.
     let own = arguments.iter().position(|argument| *argument == "--").unwrap_or(arguments.len());
     let (own, harnesses) = arguments.split_at(own);
     cargo.args(own).arg("--no-fail-fast").args(harnesses);
-    let success = log.command(cargo, |line| counts += harness(line).unwrap_or_default())?;
+    let success = log.command(&mut cargo, |line| counts += harness(line).unwrap_or_default())?;
     // Without a count it did not compile; with failures cargo says no as well.
     ensure!(success || counts.failed > 0, "cargo {} failed, see above", arguments.join(" "));
     Ok(counts)

@@ -69,8 +69,8 @@ impl SwarmModel {
         let node = self.best_node(&task);
         let state = match node {
             Some(_) => TaskState::Assigned,
-            None if self.is_given_up(&task) => TaskState::Shutdown,
-            None => TaskState::Pending,
+            None if task.is_wanted() => TaskState::Pending,
+            None => TaskState::Shutdown,
         };
         let now = self.now;
         let Some(task) = self.tasks.get_mut(id) else { return };

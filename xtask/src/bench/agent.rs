@@ -2,7 +2,7 @@
 //! the statistics of an engine that this starts for the purpose.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -70,8 +70,8 @@ pub fn run(args: &Args, root: &Path) -> Result<ExitCode> {
         _ => None,
     };
     let json = root.join("target/bench/agent.json");
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root).args(["bench", "--package", "swarmguard-agent", "--bench", "agent", "--"]);
+    let mut command = image::cargo();
+    command.args(["bench", "--package", "swarmguard-agent", "--bench", "agent", "--"]);
     command.arg(format!("--only={}", args.only)).arg(format!("--containers={}", args.containers));
     if let Some(netdata) = netdata {
         command.arg("--netdata").arg(netdata);

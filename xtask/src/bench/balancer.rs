@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -59,15 +59,8 @@ pub struct Args {
 pub fn run(args: &Args, root: &Path) -> Result<ExitCode> {
     let peers = root.join("target/bench/peers");
     let unpacked = provide(&peers, args.install.allowed())?;
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root).args([
-        "bench",
-        "--package",
-        "swarmguard-balancer",
-        "--bench",
-        "balancer",
-        "--",
-    ]);
+    let mut command = crate::image::cargo();
+    command.args(["bench", "--package", "swarmguard-balancer", "--bench", "balancer", "--"]);
     command.arg(format!("--rounds={}", args.rounds)).arg(format!("--seconds={}", args.seconds));
     command.arg(format!("--parts={}", args.parts));
     command.env("PATH", path(&peers, unpacked)?);

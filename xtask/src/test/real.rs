@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::{Counts, Log, harness, summary};
 use crate::cluster;
 use crate::demo;
-use crate::image::{self, Image, root};
+use crate::image::{self, Image};
 use crate::progress::Progress;
 use crate::rootfs::Engine;
 use crate::vm;
@@ -229,7 +229,7 @@ fn scenarios(cluster: &cluster::Cluster, images: &[Image], chosen: &[&str], log:
 /// Builds the agent's tests that need a kernel, as the other tiers build them, and says where they are. Not static ones:
 /// nearly everything would be compiled once more for that.
 fn kernel_tests(log: &mut Log) -> Result<Vec<PathBuf>> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = image::cargo();
     cargo.args(["test", "--test", "*", "--no-run", "--message-format=json"]);
     log.doing("building the kernel tests")?;
     cargo.stdin(Stdio::null());
@@ -272,12 +272,8 @@ fn library(line: &str) -> Option<(&str, &str)> {
 
 /// The test programs that a cargo command names in its JSON messages.
 fn executables(cargo: &mut Command) -> Result<Vec<PathBuf>> {
-    let output = cargo
-        .current_dir(root())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot start cargo")?;
+    let output =
+        cargo.stdout(Stdio::piped()).stderr(Stdio::inherit()).output().context("cannot start cargo")?;
     ensure!(output.status.success(), "{cargo:?} failed ({})", output.status);
     let lines = String::from_utf8_lossy(&output.stdout);
     let messages = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
