@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// CPU time of all threads of a process that live, in seconds.
 ///
@@ -13,9 +13,16 @@ pub fn cpu_seconds(pid: u32) -> Result<f64> {
     let tasks = format!("/proc/{pid}/task");
     let mut ns = 0.0;
     for task in fs::read_dir(&tasks).with_context(|| format!("cannot list {tasks}"))? {
+        let task = task?.path();
         // Time on a CPU, time waiting for one, and how often it came to run.
-        ns += number(&task?.path().join("schedstat"), |text| text.split_whitespace().next())?;
+        match number(&task.join("schedstat"), |text| text.split_whitespace().next()) {
+            Ok(used) => ns += used,
+            // It ended since the threads were listed.
+            Err(_) if !task.exists() => {}
+            Err(error) => return Err(error),
+        }
     }
+    ensure!(Path::new(&tasks).exists(), "process {pid} is gone");
     Ok(ns / 1e9)
 }
 
