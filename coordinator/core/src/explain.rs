@@ -1,14 +1,11 @@
-//! Why a service was or was not touched: what the API answers to `explain`.
+//! Why a service was or was not touched: judgements and findings.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
-use swarmguard_common::{
-    domain::{NodeId, ServiceId, TaskId},
-    labels::ServicePolicy,
-};
+use swarmguard_common::domain::{NodeId, TaskId};
 
-use crate::brain::{ActionStatus, AlertStatus};
+use crate::rule::Rule;
 
 /// What a judgement came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -27,14 +24,17 @@ pub enum Conclusion {
 pub struct Judgement {
     /// What it came to.
     pub conclusion: Conclusion,
-    /// The rule that applied: a stable word.
-    pub rule: &'static str,
+    /// The rule that applied.
+    pub rule: Rule,
     /// One sentence.
     pub text: String,
     /// What would have changed it.
     pub otherwise: String,
     /// The figures it rests on, by name with their unit last.
     pub signals: BTreeMap<&'static str, f64>,
+    /// How long what it is about has been hot; `None` where nothing is.
+    #[serde(skip)]
+    pub hot_for: Option<Duration>,
     /// The replica it is about.
     pub task: Option<TaskId>,
     /// The node it is about; in a migration the source.
@@ -43,44 +43,11 @@ pub struct Judgement {
     pub target: Option<NodeId>,
 }
 
-/// Everything that bears on one service now.
-#[derive(Clone, Debug, Serialize)]
-pub struct Explanation {
-    /// Swarm's ID.
-    pub service: ServiceId,
-    /// Swarm's name.
-    pub name: String,
-    /// The last judgement; `None` before the first snapshot of it, or on a coordinator that has none yet.
-    pub verdict: Option<Judgement>,
-    /// How old that is.
-    pub verdict_age_ms: Option<u64>,
-    /// Whether this coordinator is the one to act.
-    pub acting: bool,
-    /// Decides and explains only.
-    pub observe: bool,
-    /// Automation is paused for it, or for all.
-    pub paused: bool,
-    /// Its labels as understood, thresholds included; absent where they make no sense.
-    pub policy: Option<ServicePolicy>,
-    /// What is wrong with its labels.
-    pub label_errors: Vec<String>,
-    /// Cooldowns that still run, by kind of action, in milliseconds left.
-    pub cooldowns_ms: BTreeMap<&'static str, u64>,
-    /// How long all of it has been spare, where it is.
-    pub spare_ms: Option<u64>,
-    /// Standing alerts of its tasks.
-    pub alerts: Vec<AlertStatus>,
-    /// The action under way, or its tombstone.
-    pub action: Option<ActionStatus>,
-    /// What stands against a migration whatever the load: codes and sentences.
-    pub preflight: Vec<Finding>,
-}
-
 /// Something about a service that stands against moving it, or weakens the promise.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// A stable word, for instance `no_healthcheck`.
-    pub code: &'static str,
+    /// Which, for instance `no_healthcheck`.
+    pub code: Rule,
     /// Refuses a migration; else only a warning.
     pub refuses: bool,
     /// One sentence.

@@ -9,11 +9,11 @@ use swarmguard_common::{
 };
 
 use super::{
-    ActionStatus, AlertStatus, Brain, ContainerStatus, LeaseStatus, NodeStatus, ServiceStatus, Statistics,
+    ActionStatus, AlertStatus, Brain, ContainerStatus, Explanation, LeaseStatus, NodeStatus, ServiceStatus,
+    Statistics,
 };
 use crate::{
     action::{Kind, Record, action_name},
-    explain::Explanation,
     policy::preflight,
     swarm::{Mode, RecordObject, Service},
     view::agent::{Agent, Container},
@@ -149,7 +149,7 @@ impl Brain {
                 .actions_under_way()
                 .find(|record| record.kind != Kind::Node && record.service.as_ref() == Some(&service.id))
                 .map(|record| record.token.clone()),
-            rule: self.verdicts.get(&service.id).map(|known| known.judgement.rule.into()),
+            rule: self.verdicts.get(&service.id).map(|known| known.judgement.rule),
             preflight: service.policy.as_ref().ok().filter(|policy| policy.enabled).map_or_else(
                 Vec::new,
                 |policy| {

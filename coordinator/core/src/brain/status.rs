@@ -1,12 +1,20 @@
 //! What the API shows of the cluster as the brain sees it. Ages instead of times, because they mean the same everywhere.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use swarmguard_common::{
     domain::{Condition, ContainerId, NodeId, ServiceId, TaskId},
+    labels::ServicePolicy,
     wire::agent::{NodeLoad, TaskLoad},
 };
 
-use crate::{lease::LeaseState, swarm::Availability};
+use crate::{
+    explain::{Finding, Judgement},
+    lease::LeaseState,
+    rule::Rule,
+    swarm::Availability,
+};
 
 /// A node.
 #[derive(Clone, Debug, Serialize)]
@@ -91,10 +99,10 @@ pub struct ServiceStatus {
     /// The action on it that is under way, by its token.
     pub action: Option<String>,
     /// Rule of the last verdict.
-    pub rule: Option<String>,
+    pub rule: Option<Rule>,
     /// Of a protected service: codes of what stands against moving it or weakens the promise; `explain` has the
     /// sentences.
-    pub preflight: Vec<&'static str>,
+    pub preflight: Vec<Rule>,
 }
 
 /// A standing alert.
@@ -147,29 +155,35 @@ pub struct ActionStatus {
     pub undone: Option<String>,
 }
 
-/// What was dropped or refused, and how much there is. Counters only grow.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Statistics {
-    /// Alert edges taken in.
-    pub alerts: u64,
-    /// Alert edges seen before.
-    pub duplicate_alerts: u64,
-    /// Alert edges of an unknown handle, condition or epoch.
-    pub unknown_alerts: u64,
-    /// Reports taken in.
-    pub reports: u64,
-    /// Reports older than the newest, of another epoch, or over a superseded connection.
-    pub stale_reports: u64,
-    /// Messages dropped because something was full.
-    pub dropped: u64,
-    /// Decisions to act.
-    pub decisions: u64,
-    /// Refusals journalled.
-    pub refusals: u64,
-    /// Commands given out.
-    pub commands: u64,
-    /// Commands that failed.
-    pub failed_commands: u64,
-    /// Journal entries dropped because nobody took them.
-    pub dropped_entries: u64,
+/// Everything that bears on one service now.
+#[derive(Clone, Debug, Serialize)]
+pub struct Explanation {
+    /// Swarm's ID.
+    pub service: ServiceId,
+    /// Swarm's name.
+    pub name: String,
+    /// The last judgement; `None` before the first snapshot of it, or on a coordinator that has none yet.
+    pub verdict: Option<Judgement>,
+    /// How old that is.
+    pub verdict_age_ms: Option<u64>,
+    /// Whether this coordinator is the one to act.
+    pub acting: bool,
+    /// Decides and explains only.
+    pub observe: bool,
+    /// Automation is paused for it, or for all.
+    pub paused: bool,
+    /// Its labels as understood, thresholds included; absent where they make no sense.
+    pub policy: Option<ServicePolicy>,
+    /// What is wrong with its labels.
+    pub label_errors: Vec<String>,
+    /// Cooldowns that still run, by kind of action, in milliseconds left.
+    pub cooldowns_ms: BTreeMap<&'static str, u64>,
+    /// How long all of it has been spare, where it is.
+    pub spare_ms: Option<u64>,
+    /// Standing alerts of its tasks.
+    pub alerts: Vec<AlertStatus>,
+    /// The action under way, or its tombstone.
+    pub action: Option<ActionStatus>,
+    /// What stands against a migration whatever the load: codes and sentences.
+    pub preflight: Vec<Finding>,
 }

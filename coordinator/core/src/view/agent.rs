@@ -16,7 +16,7 @@ use super::{
     smooth::Smooth,
 };
 use crate::{
-    brain::{ConnectionId, Statistics},
+    agents::{ConnectionId, Statistics},
     lease::{Lease, LeaseState},
 };
 
@@ -110,7 +110,8 @@ pub struct Agent {
     report_seq: Option<u64>,
     seen: Seen,
     acknowledged: Option<u64>,
-    pub(super) thresholds_sent: Option<ToAgent>,
+    /// The thresholds that it was sent over its present connection.
+    pub(crate) thresholds_sent: Option<ToAgent>,
 }
 
 impl Agent {

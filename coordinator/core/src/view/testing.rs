@@ -12,7 +12,7 @@ use swarmguard_common::{
 
 use super::View;
 use crate::{
-    brain::{AgentEvent, AgentInput, AgentOutput, ConnectionId, Statistics},
+    agents::{AgentEvent, AgentInput, AgentOutput, ConnectionId, Statistics},
     swarm::{Availability, Mode, Node, RecordObject, Service, Snapshot, Task, TaskState},
 };
 
