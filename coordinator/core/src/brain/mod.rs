@@ -20,9 +20,9 @@ use std::{
 };
 
 use swarmguard_common::{
-    clock::Time,
     domain::{Edge, NodeId, ServiceId},
     journal::Entry,
+    time::Time,
 };
 
 pub use input::{Accepted, Input, NotTaken, OperatorCommand, Settings, Wish};
