@@ -12,11 +12,9 @@ use swarmguard_common::{
     journal::{Entry, Kind},
     time::Time,
 };
-use swarmguard_core::{
-    brain::{
-        ActionStatus, AlertStatus, Brain, ContainerStatus, LeaseStatus, NodeStatus, ServiceStatus, Statistics,
-    },
-    explain::Explanation,
+use swarmguard_core::brain::{
+    ActionStatus, AlertStatus, Brain, ContainerStatus, Explanation, LeaseStatus, NodeStatus, ServiceStatus,
+    Statistics,
 };
 
 use super::{Api, problem::Problem};
