@@ -6,6 +6,8 @@
 pub mod kernel;
 
 #[cfg(feature = "std")]
+pub mod api;
+#[cfg(feature = "std")]
 pub mod clock;
 #[cfg(feature = "std")]
 pub mod config;
