@@ -11,9 +11,9 @@ use std::{
 use serde_json::Value;
 pub use swarmguard_common::api::Availability;
 use swarmguard_common::{
-    clock::Time,
     domain::{ContainerId, NetworkId, NodeId, ServiceId, TaskId},
     labels::{LabelError, ServicePolicy},
+    time::Time,
 };
 
 /// Everything that was read from Swarm at one moment.

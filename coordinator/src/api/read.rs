@@ -9,9 +9,9 @@ use axum::{
 use serde::{Deserialize, de::DeserializeOwned};
 use swarmguard_common::{
     api::{Explanation, Status, StatusWord},
-    clock::Time,
     domain::ServiceId,
     journal::{Entry, Kind},
+    time::Time,
 };
 use swarmguard_core::brain::{
     ActionStatus, AlertStatus, Brain, ContainerStatus, LeaseStatus, NodeStatus, ServiceStatus,

@@ -4,8 +4,8 @@ use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use swarmguard_common::{
     api::{Explanation, Policy},
-    clock::Time,
     domain::{BasisPoints, NodeId, ServiceId, TaskId},
+    time::Time,
     wire::routes::ReplicaLoad,
 };
 
