@@ -1,9 +1,7 @@
 //! The rules by name: one spelling each, in verdicts, findings and refusals alike. `docs/rules.md` explains every one of
 //! them; a test holds the two together.
 
-use std::fmt;
-
-use serde::{Serialize, Serializer};
+use std::{borrow::Cow, fmt};
 
 macro_rules! rules {
     ($($(#[$doc:meta])* $variant:ident = $word:literal,)*) => {
@@ -171,9 +169,9 @@ impl fmt::Display for Rule {
     }
 }
 
-impl Serialize for Rule {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(self.word())
+impl From<Rule> for Cow<'static, str> {
+    fn from(rule: Rule) -> Self {
+        Cow::Borrowed(rule.word())
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use swarmguard_common::{
+    api::Statistics,
     domain::{Condition, ContainerId, Edge, TaskId},
     time::Time,
     wire::agent::{
@@ -16,7 +17,7 @@ use super::{
     smooth::Smooth,
 };
 use crate::{
-    agents::{ConnectionId, Statistics},
+    agents::ConnectionId,
     lease::{Lease, LeaseState},
 };
 

@@ -19,6 +19,7 @@ use std::{
 };
 
 use swarmguard_common::{
+    api::Statistics,
     domain::{Condition, ContainerId, NodeId, ServiceId, TaskId},
     labels::ACT_AFTER,
     time::Time,
@@ -33,7 +34,7 @@ pub use recent::{Recent, SPAN};
 pub use smooth::Smooth;
 
 use crate::{
-    agents::{AgentEvent, AgentInput, AgentOrder, AgentOutput, ConnectionId, Statistics},
+    agents::{AgentEvent, AgentInput, AgentOrder, AgentOutput, ConnectionId},
     lease::LeaseState,
     swarm::{Node, Service, Snapshot, Task},
 };
