@@ -76,7 +76,7 @@ fn an_observer_judges_jobs_and_does_nothing_about_them() {
     assert_eq!(stage.commands, []);
     assert_eq!(stage.codes(Kind::Decision), ["job_again"], "{:?}", stage.entries);
     let explanation = stage.brain.explain(at(stage.ms), &service_id("s1")).expect("there");
-    assert_eq!(explanation.verdict.expect("judged").rule.word(), "job_again");
+    assert_eq!(explanation.verdict.expect("judged").rule, "job_again");
 }
 
 /// An action being undone that waits: somebody rolls out another image on top of its surge.
