@@ -1,6 +1,5 @@
-//! What comes from agents' connections and goes to them, and what of it is counted.
+//! What comes from agents' connections and goes to them.
 
-use serde::Serialize;
 use swarmguard_common::{
     domain::NodeId,
     wire::agent::{Hello, Report, ToAgent, ToCoordinator},
@@ -53,31 +52,4 @@ pub enum AgentOrder {
         /// Why, for the peer and the log.
         reason: String,
     },
-}
-
-/// What was dropped or refused, and how much there is. Counters only grow.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Statistics {
-    /// Alert edges taken in.
-    pub alerts: u64,
-    /// Alert edges seen before.
-    pub duplicate_alerts: u64,
-    /// Alert edges of an unknown handle, condition or epoch.
-    pub unknown_alerts: u64,
-    /// Reports taken in.
-    pub reports: u64,
-    /// Reports older than the newest, of another epoch, or over a superseded connection.
-    pub stale_reports: u64,
-    /// Messages dropped because something was full.
-    pub dropped: u64,
-    /// Decisions to act.
-    pub decisions: u64,
-    /// Refusals journalled.
-    pub refusals: u64,
-    /// Commands given out.
-    pub commands: u64,
-    /// Commands that failed.
-    pub failed_commands: u64,
-    /// Journal entries dropped because nobody took them.
-    pub dropped_entries: u64,
 }

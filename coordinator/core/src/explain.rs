@@ -1,26 +1,16 @@
-//! Why a service was or was not touched: judgements and findings.
+//! Why a service was or was not touched: the judgement's own words, and how the API tells them.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use serde::Serialize;
-use swarmguard_common::domain::{NodeId, TaskId};
-
 use crate::rule::Rule;
-
-/// What a judgement came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Conclusion {
-    /// Something is to be done.
-    Act,
-    /// Something would have been done, were it not for the rule.
-    Refuse,
-    /// Nothing is the matter.
-    Calm,
-}
+pub use swarmguard_common::api::Conclusion;
+use swarmguard_common::{
+    api,
+    domain::{NodeId, TaskId},
+};
 
 /// A judgement with its reasons.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Judgement {
     /// What it came to.
     pub conclusion: Conclusion,
@@ -33,7 +23,6 @@ pub struct Judgement {
     /// The figures it rests on, by name with their unit last.
     pub signals: BTreeMap<&'static str, f64>,
     /// How long what it is about has been hot; `None` where nothing is.
-    #[serde(skip)]
     pub hot_for: Option<Duration>,
     /// The replica it is about.
     pub task: Option<TaskId>,
@@ -44,7 +33,7 @@ pub struct Judgement {
 }
 
 /// Something about a service that stands against moving it, or weakens the promise.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// Which, for instance `no_healthcheck`.
     pub code: Rule,
@@ -54,4 +43,30 @@ pub struct Finding {
     pub text: String,
     /// What would change it.
     pub otherwise: String,
+}
+
+impl From<&Judgement> for api::Judgement {
+    fn from(judgement: &Judgement) -> Self {
+        Self {
+            conclusion: judgement.conclusion,
+            rule: judgement.rule.into(),
+            text: judgement.text.clone(),
+            otherwise: judgement.otherwise.clone(),
+            signals: judgement.signals.iter().map(|(name, value)| ((*name).into(), *value)).collect(),
+            task: judgement.task.clone(),
+            node: judgement.node.clone(),
+            target: judgement.target.clone(),
+        }
+    }
+}
+
+impl From<Finding> for api::Finding {
+    fn from(finding: Finding) -> Self {
+        Self {
+            code: finding.code.into(),
+            refuses: finding.refuses,
+            text: finding.text,
+            otherwise: finding.otherwise,
+        }
+    }
 }

@@ -1,9 +1,7 @@
 //! The rules by name: one spelling each, in verdicts, findings and refusals alike. `docs/rules.md` explains every one of
 //! them; a test holds the two together.
 
-use std::fmt;
-
-use serde::{Serialize, Serializer};
+use std::{borrow::Cow, fmt};
 
 macro_rules! rules {
     ($($(#[$doc:meta])* $variant:ident = $word:literal,)*) => {
@@ -31,6 +29,10 @@ rules! {
     // Actions.
     /// One replica moves off a short node.
     Migrate = "migrate",
+    /// A node is short, and one of its replicas moves that is not hot itself.
+    Relief = "relief",
+    /// A replica whose memory grows towards its limit is replaced.
+    Leak = "leak",
     /// Replicas are added.
     ScaleOut = "scale_out",
     /// A replica goes that the others can do without.
@@ -49,6 +51,10 @@ rules! {
     Calm = "calm",
     /// Hot, but not for long enough.
     Holding = "holding",
+    /// Hot, but it has just started: that tells of its start, not of load.
+    WarmingUp = "warming_up",
+    /// Hot, but its replicas are enough for what is asked of them.
+    Enough = "enough",
     /// Not known to be hot or spare.
     Unknown = "unknown",
     /// A replica is spare, but not for long enough.
@@ -101,6 +107,10 @@ rules! {
     Victim = "victim",
     /// At its own limit on a node that has room.
     LimitBound = "limit_bound",
+    /// One replica uses far more than the others: demand is not the reason.
+    Outlier = "outlier",
+    /// Its last attempts failed.
+    BackOff = "back_off",
     /// No node is better.
     NowhereBetter = "nowhere_better",
     /// More replicas are needed, and it may not scale.
@@ -171,9 +181,9 @@ impl fmt::Display for Rule {
     }
 }
 
-impl Serialize for Rule {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(self.word())
+impl From<Rule> for Cow<'static, str> {
+    fn from(rule: Rule) -> Self {
+        Cow::Borrowed(rule.word())
     }
 }
 

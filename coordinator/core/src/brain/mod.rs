@@ -9,7 +9,6 @@ mod jobs;
 mod journal;
 mod operator;
 mod report;
-mod status;
 mod tell;
 mod think;
 mod wishes;
@@ -26,11 +25,11 @@ use swarmguard_common::{
 };
 
 pub use input::{Accepted, Input, NotTaken, OperatorCommand, Settings, Wish};
-pub use status::{
-    ActionStatus, AlertStatus, ContainerStatus, Explanation, LeaseStatus, NodeStatus, ServiceStatus,
+pub use swarmguard_common::api::{
+    ActionStatus, AlertStatus, ContainerStatus, LeaseStatus, NodeStatus, ServiceStatus, Statistics,
 };
 
-pub use crate::agents::{AgentEvent, AgentInput, AgentOrder, AgentOutput, ConnectionId, Statistics};
+pub use crate::agents::{AgentEvent, AgentInput, AgentOrder, AgentOutput, ConnectionId};
 
 use crate::{
     action::Record,
