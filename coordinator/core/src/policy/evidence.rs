@@ -137,6 +137,11 @@ impl<'a> Evidence<'a> {
         self.witnesses.iter().any(|witness| witness.maturity == Maturity::Immature)
     }
 
+    /// Demand asks for more than there are.
+    pub fn asks(&self, demand: &Demand) -> bool {
+        demand.wanted > self.serving
+    }
+
     /// Another mature replica uses less than half of what this one does.
     pub fn is_outlier(&self, millis: f64) -> bool {
         let others: Vec<f64> = self

@@ -101,7 +101,7 @@ impl Certain<'_> {
 
     /// Others use more of the node than it does.
     pub fn is_lesser_part(&self) -> bool {
-        self.node_load.cpu.is_some_and(|cpu| self.cpu_of_node() < cpu.ratio() * 0.5)
+        self.node_load.cpu.is_some_and(|cpu| self.cpu_of_node() < cpu.ratio() * constant::MAIN_PART)
     }
 
     /// Its CPU as a share of the node's, where 1.0 is all.

@@ -15,7 +15,7 @@ use super::{
     evidence::{Demand, Evidence, demand},
     hot::{Certain, Doubt, Hot},
     ms, name, preflight,
-    target::{Target, Use, best_target, gain, has_room},
+    target::{Target, Use, best_target, gain, has_room, memory_fits},
 };
 use crate::{
     action::{Intent, Kind},
@@ -238,8 +238,13 @@ impl Round<'_> {
             cpu_millis: f64::from(certain.load.cpu_millis),
             memory_bytes: f64::from(certain.load.memory_kib) * 1_024.0,
         };
-        let fits =
-            |target: &Target| self.is_better(service, policy, &source.id, (now, own), target, by_memory);
+        let may_try = !by_memory && (policy.scale_max.is_none() || !evidence.asks(demand));
+        let fits = |target: &Target| {
+            let better = self.is_better(service, policy, &source.id, (now, own), target, by_memory);
+            better.or_else(|why| {
+                if may_try && is_worth_a_try(policy, now, own, target) { Ok(()) } else { Err(why) }
+            })
+        };
         match best_target(self, service, burden, fits) {
             Ok(target) => {
                 let (what, of) = if by_memory { ("memory", now.memory) } else { ("CPU", now.cpu) };
@@ -495,6 +500,15 @@ impl Round<'_> {
             service.map_or_else(|| container.intro.container.to_string(), |service| service.name.clone());
         format!(" ({who} uses {:.2} cores)", f64::from(millis) / 1_000.0)
     }
+}
+
+/// An idle node passes for a replica that fills its own: a fresh replica may leave behind what made it hot, a leak or a
+/// runaway request. If it is hot again there, see `moved_in_vain`.
+fn is_worth_a_try(policy: &ServicePolicy, now: Use, own: Use, target: &Target) -> bool {
+    let idle = now.cpu - target.cpu >= constant::IDLE
+        && target.cpu <= (now.cpu - own.cpu).max(0.0) + constant::NOISE;
+    let fills = own.cpu >= now.cpu * constant::MAIN_PART;
+    fills && idle && target.predicted_cpu <= constant::FULL && memory_fits(policy, target).is_ok()
 }
 
 /// A cooldown that still runs.

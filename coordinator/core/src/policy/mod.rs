@@ -149,6 +149,14 @@ mod constant {
     pub const CPU_ROOM: f64 = 0.75;
     /// A node may come to this share of its memory with one more replica, or to `memory.high` where that is more.
     pub const MEMORY_ROOM: f64 = 0.90;
+    /// So much less busy than the source a node is idle.
+    pub const IDLE: f64 = 0.20;
+    /// Figures are noisy: this much is forgiven when loads are compared.
+    pub const NOISE: f64 = 0.15;
+    /// Who uses this much of what is used of a node is what makes it short.
+    pub const MAIN_PART: f64 = 0.5;
+    /// All of a node, and what a rounded or noisy figure may add to it.
+    pub const FULL: f64 = 1.02;
     /// So much more than the replicas are to carry is no reason to add one.
     pub const TOLERANCE: f64 = 1.1;
     /// A replica that uses this much of what it may have is at its limit.

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     rule::Rule,
-    swarm::{Mode, Node, Service},
+    swarm::{Mode, Node, Service, Task},
     view::{Replica, SPAN, agent::Agent, lives::Maturity},
 };
 use swarmguard_common::labels::{ACT_AFTER, ServicePolicy};
@@ -20,7 +20,7 @@ use swarmguard_common::labels::{ACT_AFTER, ServicePolicy};
 /// What tasks that want a CPU and wait for one are taken to ask for at most, of what they get.
 const MOST_ASKED: f64 = 2.0;
 
-impl Round<'_> {
+impl<'a> Round<'a> {
     /// One move for each short node that none leaves yet, in the place of the service's own verdict.
     pub(super) fn relieve(&self, verdicts: &mut [Verdict]) {
         for node in self.snapshot.nodes.values() {
@@ -45,7 +45,7 @@ impl Round<'_> {
     }
 
     /// The agent of a node that has been short for as long as a hot replica must be hot; and whether of memory alone.
-    fn is_short(&self, node: &NodeId) -> Option<(&Agent, bool)> {
+    fn is_short(&self, node: &NodeId) -> Option<(&'a Agent, bool)> {
         super::placement::unbelievable(self.view, node, self.now).is_none().then_some(())?;
         let agent = self.view.agents.get(node)?;
         // A shortage shows when it has lasted for half of what is looked at.
@@ -58,16 +58,18 @@ impl Round<'_> {
     fn candidate(
         &self,
         verdicts: &[Verdict],
-        node: &Node,
-        agent: &Agent,
-        task: &crate::swarm::Task,
+        node: &'a Node,
+        agent: &'a Agent,
+        task: &'a Task,
         by_memory: bool,
     ) -> Option<(f64, Verdict)> {
         let service = self.snapshot.services.get(&task.service)?;
         let policy = service.policy.as_ref().ok().filter(|policy| policy.enabled)?;
         let Mode::Replicated(replicas) = service.mode else { return None };
         let now = verdicts.iter().find(|verdict| verdict.service == service.id)?;
+        // What is hot itself has a time of its own, which operators may have set.
         let is_free = now.intent.is_none()
+            && !matches!(now.judgement.rule, Rule::Holding | Rule::WarmingUp)
             && self.may_be_touched(service, replicas)
             && self.view.lives.maturity(&task.id, service, policy.warm_up, self.now) == Maturity::Mature
             && self.why_it_stays(service, policy, &node.id).is_none();

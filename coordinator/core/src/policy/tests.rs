@@ -68,6 +68,37 @@ fn all_hot(service: Service, heat: Heat) -> World {
     world
 }
 
+#[test]
+fn a_replica_that_fills_its_node_may_try_an_idle_one_once() {
+    // It uses nine tenths of its node by itself, and its load may come along: or a fresh replica leaves it behind.
+    let judged = |other: u16, service: Service| {
+        let mut world = World::new(["n1", "n2", "n3"]);
+        world.service(service).task("t1", "s1", 1, "n2").task("t2", "s1", 2, "n3").read(0);
+        world.alert(1_000, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
+        for ms in (0..=6_000).step_by(250) {
+            refresh(&mut world, ms);
+            world.report(ms, "n1", other, &[]);
+            world.report(ms, "n3", 30, &[("t2", 5, 5, 1)]);
+            let handle = world.handle("t1");
+            world.report_with(ms, "n2", |report| {
+                report.node = NodeLoad { cpu: percent(95), memory: percent(20), ..NodeLoad::default() };
+                report.tasks = vec![TaskLoad {
+                    handle,
+                    cpu: percent(90),
+                    memory: percent(10),
+                    network: percent(1),
+                    cpu_millis: 3_600,
+                    ..TaskLoad::default()
+                }];
+            });
+        }
+        world.read(6_000);
+        judge_at(&world, 6_100, &situation()).judgement.rule.word()
+    };
+    assert_eq!(judged(5, replicated("s1", 2)), "migrate");
+    assert_eq!(judged(14, replicated("s1", 2)), "nowhere_better", "there it would be at 104 %");
+}
+
 /// A node's figures for three seconds, as long as they take to count; the other nodes are idle. Answers when it is over.
 fn hold(world: &mut World, from: u64, node: &str, change: impl Fn(&mut Report)) -> u64 {
     let to = from + 3_000;
@@ -355,6 +386,7 @@ fn a_burst_neither_turns_a_migration_into_scaling_nor_a_node_short() {
     let mut world = hot_world(replicated("s1", 2), Heat { node: 30, ..HOT });
     for ms in [6_250, 6_500, 6_750, 7_000] {
         world.report(ms, "n1", 10, &[]);
+        world.report(ms, "n3", 10, &[("t2", 5, 5, 1)]);
         world.report(ms, "n2", 95, &[("t1", 90, 10, 5)]);
         assert_eq!(judge_at(&world, ms, &situation()).judgement.rule.word(), "outlier", "{ms} ms");
     }
@@ -656,7 +688,8 @@ fn the_victim_stays_and_the_culprit_is_named() {
 #[test]
 fn of_two_hot_services_on_a_node_the_heavier_moves_and_the_other_waits() {
     let mut world = hot_world(replicated("s1", 2), HOT);
-    world.service(replicated("s2", 2)).task("t8", "s2", 1, "n2").task("t9", "s2", 2, "n3").read(6_000);
+    let s2 = with_label(replicated("s2", 2), "warm-up", "0s");
+    world.service(s2).task("t8", "s2", 1, "n2").task("t9", "s2", 2, "n3").read(6_000);
     // A new service is left alone at first.
     run(&mut world, 6_250, 12_000, HOT);
     world.alert(8_000, "n2", "t8", Condition::CpuHigh, Edge::Raise, 300);
