@@ -144,12 +144,12 @@ impl Brain {
                 .actions_under_way()
                 .find(|record| record.kind != Kind::Node && record.service.as_ref() == Some(&service.id))
                 .map(|record| record.token.clone()),
-            rule: self.verdicts.get(&service.id).map(|known| known.judgement.rule.into()),
+            rule: self.verdicts.get(&service.id).map(|known| known.judgement.rule.word().into()),
             preflight: service.policy.as_ref().ok().filter(|policy| policy.enabled).map_or_else(
                 Vec::new,
                 |policy| {
                     let found = preflight::all(&self.view, service, policy, now);
-                    found.iter().map(|finding| finding.code.into()).collect()
+                    found.iter().map(|finding| finding.code.word().into()).collect()
                 },
             ),
         });
