@@ -2,12 +2,14 @@
 //! next deadline come out. No IO, no clock, no panic; every queue is bounded.
 
 mod act;
+mod budget;
 mod cancel;
 mod failing;
 mod input;
 mod jobs;
 mod journal;
 mod operator;
+mod outcomes;
 mod report;
 mod tell;
 mod think;
@@ -38,7 +40,9 @@ use crate::{
     view::{Heard, View},
 };
 use act::Actions;
+use budget::Budget;
 use journal::Said;
+use outcomes::Outcomes;
 use think::Known;
 use wishes::Wishes;
 
@@ -79,6 +83,10 @@ pub struct Brain {
     verdicts: BTreeMap<ServiceId, Known>,
     /// What the journal was told lately.
     said: Said,
+    /// What may be done unasked.
+    budget: Budget,
+    /// Whether what was done helps.
+    outcomes: Outcomes,
     leases: BTreeMap<NodeId, LeaseState>,
     next_round: Option<Time>,
     /// When something was last done or heard whose effect Swarm may show only a moment later.
@@ -100,6 +108,8 @@ impl Brain {
             wishes: Wishes::default(),
             verdicts: BTreeMap::new(),
             said: Said::default(),
+            budget: Budget::default(),
+            outcomes: Outcomes::default(),
             leases: BTreeMap::new(),
             next_round: None,
             happened: None,

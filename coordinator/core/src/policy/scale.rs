@@ -125,6 +125,9 @@ impl Round<'_> {
         demand: &Demand,
         evidence: &Evidence<'_>,
     ) -> Option<Reason> {
+        if let Some(reason) = self.rests(service, Kind::ScaleOut, "step up") {
+            return Some(reason);
+        }
         let past = self.view.history.past(&service.id, Kind::ScaleOut).filter(|past| !past.target_lost)?;
         let since = self.now - past.ended;
         let failed = self.view.history.failures(&service.id, Kind::ScaleOut);

@@ -4,6 +4,7 @@ mod absence;
 mod relief;
 mod rounds;
 mod scaling;
+mod words;
 
 use serde_json::json;
 use swarmguard_common::{
