@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use swarmguard_common::logging;
 use swarmguard_coordinator::{
     config::{Certs, Cli, Command},
-    errands, start,
+    bridge, errands, start,
 };
 
 fn main() -> ExitCode {
@@ -31,6 +31,10 @@ fn begin() -> anyhow::Result<()> {
             println!("{}", errands::token()?);
             Ok(())
         }
+        Some(Command::Stdio) => match cli.settings.api_socket.0 {
+            Some(socket) => bridge::stdio(&socket),
+            None => anyhow::bail!("the coordinator serves no socket: it was started with --api-socket=none"),
+        },
         Some(Command::Run) | None => {
             logging::to_stderr(&cli.settings.log, cli.settings.log_json)?;
             let mut builder = tokio::runtime::Builder::new_multi_thread();

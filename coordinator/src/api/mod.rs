@@ -9,6 +9,7 @@ mod events;
 mod problem;
 mod read;
 pub mod server;
+pub mod socket;
 #[cfg(test)]
 mod tests;
 

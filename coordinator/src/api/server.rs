@@ -107,7 +107,7 @@ async fn connection(
     requests(stream, Via { peer, tls: true, operator }, router, stop).await
 }
 
-async fn requests<S>(
+pub(super) async fn requests<S>(
     stream: S,
     via: Via,
     router: Router,
