@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use swarmguard_common::clock::Time;
+use swarmguard_common::time::Time;
 
 /// Silence from which a lease is suspect.
 pub const SUSPECT_AFTER: Duration = Duration::from_secs(1);

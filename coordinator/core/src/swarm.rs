@@ -10,9 +10,9 @@ use std::{
 
 use serde_json::Value;
 use swarmguard_common::{
-    clock::Time,
     domain::{ContainerId, NetworkId, NodeId, ServiceId, TaskId},
     labels::{LabelError, ServicePolicy},
+    time::Time,
 };
 
 /// Everything that was read from Swarm at one moment.

@@ -8,9 +8,9 @@ use axum::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use swarmguard_common::{
-    clock::Time,
     domain::ServiceId,
     journal::{Entry, Kind},
+    time::Time,
 };
 use swarmguard_core::{
     brain::{

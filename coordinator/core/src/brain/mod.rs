@@ -19,9 +19,9 @@ use std::{
 };
 
 use swarmguard_common::{
-    clock::Time,
     domain::{Edge, NodeId, ServiceId},
     journal::Entry,
+    time::Time,
 };
 
 pub use input::{
