@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use swarmguard_coordinator::{
+    bridge,
     config::{Certs, Cli, Command},
-    bridge, errands, start,
+    errands, start,
 };
 use swarmguard_runtime::logging;
 

@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::{
     api::{self, Api, Plain, server},
-    config::{Settings, NamedFile},
+    config::{NamedFile, Settings},
     ingest::{self, Ingest, hub::Hub, token::Token},
     journal::{self, Journal},
     metrics::Metrics,
@@ -126,7 +126,9 @@ impl<S: SwarmApi> Assembly<S> {
                     tokio::spawn(api::socket::serve(listener, path, router.clone(), stopped.clone()));
                 }
                 // The command line then needs the port; protection goes on without it.
-                Err(error) => tracing::warn!(path = %path.display(), %error, "no socket for the command line"),
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "no socket for the command line")
+                }
             }
         }
         Ok(Running {
@@ -138,13 +140,7 @@ impl<S: SwarmApi> Assembly<S> {
             tls,
             stop,
             serving: tokio::spawn(ingest.serve(endpoint.clone())),
-            answering: tokio::spawn(server::serve(
-                listener,
-                router,
-                cluster,
-                tls_now,
-                stopped.clone(),
-            )),
+            answering: tokio::spawn(server::serve(listener, router, cluster, tls_now, stopped.clone())),
             running: tokio::spawn(runner.run(stopped)),
             endpoint,
         })

@@ -91,7 +91,8 @@ fn local(name: String) -> Via {
 async fn name_operator(mut request: Request, next: Next) -> Response {
     let said = request.headers().get(OPERATOR).and_then(|value| value.to_str().ok()).map(str::trim);
     if let Some(name) = said.filter(|name| !name.is_empty()) {
-        let name: String = name.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').take(MAX_NAME).collect();
+        let name: String =
+            name.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').take(MAX_NAME).collect();
         request.extensions_mut().insert(local(name));
     }
     next.run(request).await
