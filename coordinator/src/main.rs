@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use swarmguard_coordinator::{
+    bridge,
     config::{Certs, Cli, Command},
     errands, start,
 };
@@ -31,6 +32,10 @@ fn begin() -> anyhow::Result<()> {
             println!("{}", errands::token()?);
             Ok(())
         }
+        Some(Command::Stdio) => match cli.settings.api_socket.0 {
+            Some(socket) => bridge::stdio(&socket),
+            None => anyhow::bail!("the coordinator serves no socket: it was started with --api-socket=none"),
+        },
         Some(Command::Run) | None => {
             logging::to_stderr(&cli.settings.log, cli.settings.log_json)?;
             let mut builder = tokio::runtime::Builder::new_multi_thread();

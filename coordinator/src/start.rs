@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::{
     api::{self, Api, Plain, server},
-    config::{Settings, TokenFile},
+    config::{NamedFile, Settings},
     ingest::{self, Ingest, hub::Hub, token::Token},
     journal::{self, Journal},
     metrics::Metrics,
@@ -59,6 +59,8 @@ pub struct Assembly<S> {
     pub quic: SocketAddr,
     /// Address of the API.
     pub api: SocketAddr,
+    /// Unix socket of the API.
+    pub socket: Option<PathBuf>,
 }
 
 /// A coordinator at work.
@@ -116,7 +118,19 @@ impl<S: SwarmApi> Assembly<S> {
         });
         let api =
             Api::new(handle.clone(), journal.clone(), Arc::clone(&metrics), self.operator_token, self.plain);
+        let router = api::router(api);
         let (stop, stopped) = watch::channel(false);
+        if let Some(path) = self.socket {
+            match api::socket::bind(&path) {
+                Ok(listener) => {
+                    tokio::spawn(api::socket::serve(listener, path, router.clone(), stopped.clone()));
+                }
+                // The command line then needs the port; protection goes on without it.
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "no socket for the command line")
+                }
+            }
+        }
         Ok(Running {
             quic,
             api: api_addr,
@@ -126,13 +140,7 @@ impl<S: SwarmApi> Assembly<S> {
             tls,
             stop,
             serving: tokio::spawn(ingest.serve(endpoint.clone())),
-            answering: tokio::spawn(server::serve(
-                listener,
-                api::router(api),
-                cluster,
-                tls_now,
-                stopped.clone(),
-            )),
+            answering: tokio::spawn(server::serve(listener, router, cluster, tls_now, stopped.clone())),
             running: tokio::spawn(runner.run(stopped)),
             endpoint,
         })
@@ -191,6 +199,7 @@ pub async fn coordinate(settings: Settings) -> anyhow::Result<()> {
         plain: settings.api_plain,
         quic: settings.quic_addr,
         api: settings.api_addr,
+        socket: settings.api_socket.0,
         identity,
     };
     let (node, observe) = (assembly.identity.own.name.clone(), settings.observe);
@@ -220,7 +229,7 @@ fn brain_settings(settings: &Settings, node: &str) -> brain::Settings {
     brain
 }
 
-fn token_of(file: Option<&TokenFile>) -> anyhow::Result<Option<Token>> {
+fn token_of(file: Option<&NamedFile>) -> anyhow::Result<Option<Token>> {
     let path: Option<&PathBuf> = file.and_then(|file| file.0.as_ref());
     Ok(path.map(|path| Token::from_file(path)).transpose()?)
 }

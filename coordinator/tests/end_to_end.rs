@@ -40,7 +40,7 @@ use swarmguard_runtime::{
 use swarmguard_tests::swarm_model::{SwarmModel, Workload};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpStream, UnixStream},
     sync::watch,
 };
 
@@ -122,6 +122,7 @@ async fn world(own: u64) -> World {
         plain: Plain::Reads,
         quic: loopback(),
         api: loopback(),
+        socket: Some(dir.path().join("api.sock")),
     };
     World { running: assembly.start().await.expect("started"), dir, swarm, service }
 }
@@ -411,6 +412,16 @@ async fn commands_are_taken_with_the_token_and_only_where_the_leader_is() {
     leading.until_code("pause").await;
     let (status, _) = leading.http("POST", path, Some("not-the-token-at-all"), "{}").await;
     assert_eq!(status, 401);
+
+    // Who may use the engine reaches the socket, and needs no token.
+    let mut stream = UnixStream::connect(leading.dir.path().join("api.sock")).await.expect("connected");
+    let request = "POST /api/v1/commands/resume HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+                   Swarmguard-Operator: anna@desk\r\nContent-Type: application/json\r\nContent-Length: 17\r\n\r\n\
+                   {\"service\":\"web\"}";
+    stream.write_all(request.as_bytes()).await.expect("written");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("text");
+    assert!(answer.starts_with("HTTP/1.1 202") && answer.contains("anna@desk"), "{answer}");
 
     let following = world(2).await;
     let ready = async {

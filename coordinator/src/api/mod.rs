@@ -11,6 +11,7 @@ mod overview;
 mod problem;
 mod read;
 pub mod server;
+pub mod socket;
 #[cfg(test)]
 mod tests;
 

@@ -108,7 +108,7 @@ async fn connection(
     requests(stream, Via { peer, tls: true, operator, manager }, router, stop).await
 }
 
-async fn requests<S>(
+pub(super) async fn requests<S>(
     stream: S,
     via: Via,
     router: Router,
