@@ -75,15 +75,8 @@ impl Entry {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
-        Self::Alert,
-        Self::Decision,
-        Self::Refusal,
-        Self::Action,
-        Self::Lease,
-        Self::Operator,
-        Self::Notice,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Alert, Self::Decision, Self::Refusal, Self::Action, Self::Lease, Self::Operator, Self::Notice];
 }
 
 /// What sort of journal entry.

@@ -72,7 +72,8 @@ impl Glance {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         // Seconds that the loop missed are unknown, not the same as those beside them.
         let missed = overview.at_ms.saturating_sub(kept.until_ms + STEP_MS / 2) / STEP_MS;
-        let missed = if kept.until_ms == 0 { 0 } else { usize::try_from(missed).unwrap_or(POINTS).min(POINTS) };
+        let missed =
+            if kept.until_ms == 0 { 0 } else { usize::try_from(missed).unwrap_or(POINTS).min(POINTS) };
         kept.until_ms = overview.at_ms;
         let Kept { nodes, services, .. } = &mut *kept;
         let of_nodes = overview.nodes.iter().map(|row| {
@@ -111,7 +112,8 @@ impl Glance {
                 (row.name.clone(), kept.services.get(service)?)
             }
         };
-        let share = |of: fn(&Point) -> Option<u8>| points.iter().map(|point| of(point).map(f32::from)).collect();
+        let share =
+            |of: fn(&Point) -> Option<u8>| points.iter().map(|point| of(point).map(f32::from)).collect();
         Some(Series {
             of,
             name,

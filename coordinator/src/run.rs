@@ -21,8 +21,8 @@ use swarmguard_common::{
 };
 use swarmguard_core::{
     brain::{
-        Accepted, AgentEvent, AgentInput, AgentOrder, Beside, Brain, ConnectionId, Input, NotTaken, OperatorCommand,
-        Wish,
+        Accepted, AgentEvent, AgentInput, AgentOrder, Beside, Brain, ConnectionId, Input, NotTaken,
+        OperatorCommand, Wish,
     },
     command::{Command, CommandError, CommandId, CommandResult},
     lease::LeaseState,

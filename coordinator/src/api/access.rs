@@ -7,7 +7,7 @@ use std::{net::IpAddr, time::Duration};
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, StatusCode, Uri, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -23,7 +23,8 @@ pub(super) const OPERATOR: &str = "swarmguard-operator";
 /// Longest name of an operator, in characters.
 const MAX_NAME: usize = 64;
 /// Answered to anybody.
-const OPEN: [&str; 6] = ["/", "/page.css", "/healthz", "/favicon.svg", "/favicon.ico", "/api/v1/openapi.json"];
+const OPEN: [&str; 6] =
+    ["/", "/page.css", "/healthz", "/favicon.svg", "/favicon.ico", "/api/v1/openapi.json"];
 /// The page's modules: likewise.
 const MODULES: &str = "/page/";
 /// Checked by themselves, and more strictly.
@@ -76,8 +77,9 @@ impl Reason {
 
 /// Everything that is checked before a request is looked at. A request without a [`Via`] comes from afar, in plain.
 pub(super) async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response {
-    match api.admit(&request).await {
-        Ok(()) => next.run(request).await,
+    let (head, body) = request.into_parts();
+    match api.admit(head.extensions.get::<Via>(), &head.uri, &head.headers).await {
+        Ok(()) => next.run(Request::from_parts(head, body)).await,
         Err(problem) => problem.into_response(),
     }
 }
@@ -89,26 +91,29 @@ impl Via {
 }
 
 impl Api {
-    async fn admit(&self, request: &Request) -> Result<(), Problem> {
-        let via = request.extensions().get::<Via>();
+    async fn admit(&self, via: Option<&Via>, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         let safe = via.is_some_and(|via| via.tls || via.is_local());
         if self.0.access.plain == Plain::None && !safe {
             let detail =
                 "plain HTTP is switched off here (--api-plain): use https, with the swarm's root certificate";
-            return Err(self.refused(via, Reason::Plain, Problem::new(StatusCode::FORBIDDEN, "tls_needed", detail)));
+            return Err(self.refused(
+                via,
+                Reason::Plain,
+                Problem::new(StatusCode::FORBIDDEN, "tls_needed", detail),
+            ));
         }
-        self.called_rightly(via, request)?;
-        let path = request.uri().path();
+        self.called_rightly(via, uri, headers)?;
+        let path = uri.path();
         if OPEN.contains(&path) || path.starts_with(MODULES) || path.starts_with(COMMANDS) {
             return Ok(());
         }
-        self.reader(via, request.headers()).await
+        self.reader(via, headers).await
     }
 
     /// A page of somebody else's that makes a browser call us by its own name (DNS rebinding) is answered nothing.
-    fn called_rightly(&self, via: Option<&Via>, request: &Request) -> Result<(), Problem> {
-        let said = request.headers().get(header::HOST).map(|value| value.to_str().unwrap_or("?"));
-        let said = said.or_else(|| request.uri().authority().map(|authority| authority.as_str()));
+    fn called_rightly(&self, via: Option<&Via>, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+        let said = headers.get(header::HOST).map(|value| value.to_str().unwrap_or("?"));
+        let said = said.or_else(|| uri.authority().map(|authority| authority.as_str()));
         // HTTP/1.0 knows no such header, and no browser speaks it.
         let Some(said) = said else { return Ok(()) };
         let name = host_of(said);
@@ -139,9 +144,11 @@ impl Api {
         let Some(offered) = bearer(headers) else {
             let detail = "reading needs a token (Authorization: Bearer <token>), an operator's certificate, or to be \
                           on this machine; --open-reads opens it to everybody";
-            return Err(
-                self.refused(via, Reason::NoToken, Problem::new(StatusCode::UNAUTHORIZED, "token_needed", detail))
-            );
+            return Err(self.refused(
+                via,
+                Reason::NoToken,
+                Problem::new(StatusCode::UNAUTHORIZED, "token_needed", detail),
+            ));
         };
         if access.reader_token.as_ref().is_some_and(|token| token.matches(offered)) {
             return Ok(());
@@ -182,9 +189,11 @@ impl Api {
         };
         let Some(offered) = bearer(headers) else {
             let detail = "commands need the operator's token: Authorization: Bearer <token>";
-            return Err(
-                self.refused(via, Reason::NoToken, Problem::new(StatusCode::UNAUTHORIZED, "token_needed", detail))
-            );
+            return Err(self.refused(
+                via,
+                Reason::NoToken,
+                Problem::new(StatusCode::UNAUTHORIZED, "token_needed", detail),
+            ));
         };
         if !token.matches(offered) {
             return Err(self.wrong_token(via).await);
@@ -242,9 +251,13 @@ mod tests {
 
     #[test]
     fn hosts_are_read_without_ports_and_brackets() {
-        for (said, host) in
-            [("m1:7480", "m1"), ("10.0.0.1", "10.0.0.1"), ("[::1]:7480", "::1"), ("[fe80::1", "fe80::1"), ("", "")]
-        {
+        for (said, host) in [
+            ("m1:7480", "m1"),
+            ("10.0.0.1", "10.0.0.1"),
+            ("[::1]:7480", "::1"),
+            ("[fe80::1", "fe80::1"),
+            ("", ""),
+        ] {
             assert_eq!(host_of(said), host);
         }
     }

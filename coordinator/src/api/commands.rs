@@ -93,7 +93,8 @@ fn asked(by: &str, via: Option<&Via>, name: &str, command: &OperatorCommand) -> 
         .map(|(key, value)| format!("{key}={}", value.as_str().map_or_else(|| value.to_string(), Into::into)))
         .collect();
     let from = via.map_or_else(|| "elsewhere".into(), |via| via.peer.ip().to_string());
-    let mut entry = Entry::new(Kind::Operator, name, format!("{by} asked from {from}: {name} {}", said.join(" ")));
+    let mut entry =
+        Entry::new(Kind::Operator, name, format!("{by} asked from {from}: {name} {}", said.join(" ")));
     entry.text.truncate(entry.text.trim_end().len());
     entry.at_ms = clock::wall_ms();
     entry.service = id("service").and_then(|id| id.parse().ok());

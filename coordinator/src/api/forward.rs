@@ -70,7 +70,8 @@ async fn exchange(forward: &Forward, address: SocketAddr, order: Order<'_>) -> R
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let stream = TcpStream::connect(address).await.map_err(|error| text(&error))?;
     let tls = Arc::clone(&forward.tls.borrow());
-    let name = "swarm-manager".try_into().map_err(|error: rustls::pki_types::InvalidDnsNameError| text(&error))?;
+    let name =
+        "swarm-manager".try_into().map_err(|error: rustls::pki_types::InvalidDnsNameError| text(&error))?;
     let stream = TlsConnector::from(tls).connect(name, stream).await.map_err(|error| text(&error))?;
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| text(&error))?;

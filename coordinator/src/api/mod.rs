@@ -24,9 +24,7 @@ use axum::{
 use clap::ValueEnum;
 use tokio::sync::Semaphore;
 
-use crate::{
-    crowd::Crowd, glance::Glance, journal::Journal, metrics::Metrics, quiet::Quiet, run::Handle,
-};
+use crate::{crowd::Crowd, glance::Glance, journal::Journal, metrics::Metrics, quiet::Quiet, run::Handle};
 pub use access::Access;
 pub use forward::Forward;
 use problem::Problem;

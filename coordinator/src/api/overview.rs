@@ -64,7 +64,8 @@ impl Tagged {
             let tags = value.to_str().unwrap_or_default().split(',');
             tags.map(str::trim).any(|tag| tag == "*" || tag.as_bytes() == self.tag.as_bytes())
         });
-        let headers = [(header::ETAG, self.tag), (header::CACHE_CONTROL, HeaderValue::from_static("no-cache"))];
+        let headers =
+            [(header::ETAG, self.tag), (header::CACHE_CONTROL, HeaderValue::from_static("no-cache"))];
         if has_it {
             return (StatusCode::NOT_MODIFIED, headers).into_response();
         }
@@ -88,7 +89,11 @@ impl Api {
     }
 }
 
-pub(super) async fn overview(State(api): State<Api>, headers: HeaderMap, uri: Uri) -> Result<Response, Problem> {
+pub(super) async fn overview(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Result<Response, Problem> {
     let Nothing {} = query(&uri)?;
     let newest = api.newest()?;
     let mut made = api.0.made.overview.lock().unwrap_or_else(PoisonError::into_inner);
@@ -104,7 +109,11 @@ pub(super) async fn overview(State(api): State<Api>, headers: HeaderMap, uri: Ur
     Ok(tagged.answer(&headers))
 }
 
-pub(super) async fn placement(State(api): State<Api>, headers: HeaderMap, uri: Uri) -> Result<Response, Problem> {
+pub(super) async fn placement(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Result<Response, Problem> {
     let Nothing {} = query(&uri)?;
     let made = || api.0.made.placement.lock().unwrap_or_else(PoisonError::into_inner);
     let kept = made().clone();
@@ -173,7 +182,11 @@ impl Api {
         let shown: String = wanted.chars().take(80).collect();
         let found = self.ask(move |_, facts| find_node(facts, &wanted)).await??;
         found.and_then(|id| id.parse().ok()).ok_or_else(|| {
-            Problem::new(StatusCode::NOT_FOUND, "unknown_node", format!("no node has the ID or host name {shown:?}"))
+            Problem::new(
+                StatusCode::NOT_FOUND,
+                "unknown_node",
+                format!("no node has the ID or host name {shown:?}"),
+            )
         })
     }
 }

@@ -71,7 +71,11 @@ impl History {
             mttrs.extend(row.mttr_ms.filter(|_| row.outcome == "done"));
         }
         mttrs.sort_by(f64::total_cmp);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "milliseconds of an action")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "milliseconds of an action"
+        )]
         let whole = |ms: &f64| ms.round() as u64;
         day.mttr_p90_ms = mttrs.get((mttrs.len() * 9).div_ceil(10).saturating_sub(1)).map(whole);
         (day, running)

@@ -77,9 +77,10 @@ impl Query {
         self.since.is_none_or(|since| entry.id > since)
             && (self.kinds.is_empty() || self.kinds.contains(&entry.kind))
             && self.service.as_ref().is_none_or(|service| entry.service.as_ref() == Some(service))
-            && self.node.as_ref().is_none_or(|node| {
-                entry.node.as_ref() == Some(node) || entry.target.as_ref() == Some(node)
-            })
+            && self
+                .node
+                .as_ref()
+                .is_none_or(|node| entry.node.as_ref() == Some(node) || entry.target.as_ref() == Some(node))
             && self.action.as_ref().is_none_or(|action| entry.action.as_ref() == Some(action))
     }
 

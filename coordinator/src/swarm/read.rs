@@ -144,7 +144,7 @@ struct ManagerStatus {
 }
 
 /// Where a node is reached. Old engines say 0.0.0.0 of a leader itself; what they say of its raft port is right then.
-fn address(status: &Status, manager: Option<&ManagerStatus>) -> Option<IpAddr> {
+fn reached_at(status: &Status, manager: Option<&ManagerStatus>) -> Option<IpAddr> {
     let of_raft = manager.and_then(|manager| manager.addr.parse::<SocketAddr>().ok()).map(|addr| addr.ip());
     let usable = |address: &IpAddr| !address.is_unspecified();
     of_raft.filter(usable).or_else(|| status.addr.parse().ok().filter(usable))
@@ -156,7 +156,7 @@ pub(super) fn node(raw: RawNode) -> Option<Node> {
         id: raw.id.parse().ok()?,
         version: raw.version.index,
         hostname: raw.description.hostname,
-        address: address(&raw.status, raw.manager_status.as_ref()),
+        address: reached_at(&raw.status, raw.manager_status.as_ref()),
         manager: raw.spec.get("Role").and_then(Value::as_str) == Some("manager")
             || raw.manager_status.is_some(),
         leader: raw.manager_status.is_some_and(|status| status.leader),

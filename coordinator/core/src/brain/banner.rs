@@ -12,7 +12,8 @@ pub(super) fn of(overview: &Overview, beside: &Beside) -> Vec<Banner> {
         let text = format!("Swarm cannot be read, so nothing is decided: {trouble}");
         add(Severity::Critical, BannerCode::SwarmUnreadable, text);
     } else if overview.coordination.leader.is_none() {
-        let text = "no manager holds the raft leadership, so nobody acts: look at docker node ls on the managers";
+        let text =
+            "no manager holds the raft leadership, so nobody acts: look at docker node ls on the managers";
         add(Severity::Critical, BannerCode::NoLeader, text.into());
     }
     let with = |words: &[NodeWord]| -> Vec<String> {

@@ -115,7 +115,8 @@ fn nodes(rows: &[NodeRow], found: &mut Vec<Deduction>) {
         (&[NodeWord::Silent, NodeWord::NoAgent, NodeWord::Blind][..], "without a live lease of its agent", 1),
     ] {
         let concerned = |row: &&NodeRow| row.state.iter().any(|word| words.contains(word));
-        let down = |row: &&NodeRow| row.state.iter().any(|word| matches!(word, NodeWord::Down | NodeWord::Unknown));
+        let down =
+            |row: &&NodeRow| row.state.iter().any(|word| matches!(word, NodeWord::Down | NodeWord::Unknown));
         // A node that is down has no lease either: that is told once.
         let concerned: Vec<&NodeRow> =
             rows.iter().filter(concerned).filter(|row| times == 2 || !down(row)).collect();
@@ -132,13 +133,17 @@ fn nodes(rows: &[NodeRow], found: &mut Vec<Deduction>) {
 fn services(rows: &[ServiceRow], found: &mut Vec<Deduction>) {
     let weight = HealthPart::Services.weight();
     let counted: Vec<&ServiceRow> = rows.iter().filter(|row| row.mode != ServiceMode::Job).collect();
-    let down: Vec<&&ServiceRow> =
-        counted.iter().filter(|row| row.running == 0 && row.wanted.is_some_and(|wanted| wanted > 0)).collect();
+    let down: Vec<&&ServiceRow> = counted
+        .iter()
+        .filter(|row| row.running == 0 && row.wanted.is_some_and(|wanted| wanted > 0))
+        .collect();
     let short: Vec<&&ServiceRow> = counted
         .iter()
         .filter(|row| row.running > 0 && row.wanted.is_some_and(|wanted| row.running < wanted))
         .collect();
-    for (concerned, what, least) in [(down, "no replica runs of", 10), (short, "fewer replicas than wanted of", 2)] {
+    for (concerned, what, least) in
+        [(down, "no replica runs of", 10), (short, "fewer replicas than wanted of", 2)]
+    {
         if concerned.is_empty() {
             continue;
         }

@@ -95,9 +95,9 @@ impl Brain {
             let standing = replica.container.map_or(0, |container| container.standing.len());
             cell.3 += place(standing);
         }
-        let cells = cells
-            .into_iter()
-            .map(|((row, column), (wanted, running, cpu, alerts))| (row, column, wanted, running, cpu, alerts));
+        let cells = cells.into_iter().map(|((row, column), (wanted, running, cpu, alerts))| {
+            (row, column, wanted, running, cpu, alerts)
+        });
         Placement { cells: cells.collect(), nodes, services }
     }
 
@@ -266,10 +266,16 @@ impl Brain {
         });
         let mut rows: Vec<ActionNow> = under_way
             .map(|action| ActionNow {
-                service: action.service.as_ref().map(|id| self.service_name(id).unwrap_or_else(|| id.to_string())),
+                service: action
+                    .service
+                    .as_ref()
+                    .map(|id| self.service_name(id).unwrap_or_else(|| id.to_string())),
                 source: action.source.as_ref().map(|node| self.hostname(node)),
                 target: action.target.as_ref().map(|node| self.hostname(node)),
-                total_ms: beside.began_ms.get(&action.action).map(|began| beside.at_ms.saturating_sub(*began)),
+                total_ms: beside
+                    .began_ms
+                    .get(&action.action)
+                    .map(|began| beside.at_ms.saturating_sub(*began)),
                 action: action.action,
                 kind: action.kind,
                 step: action.state,
