@@ -248,7 +248,7 @@ impl Brain {
             in_flight: use_of.in_flight,
             latency_ms: use_of.latency_ms(),
             conclusion: known.map(|judgement| judgement.conclusion),
-            rule: known.map(|judgement| judgement.rule.into()),
+            rule: known.map(|judgement| judgement.rule.word().into()),
             observe: self.observes(service),
             paused: self.wishes.is_paused(&service.id),
             labels_invalid: service.policy.is_err(),
@@ -318,7 +318,7 @@ impl Brain {
         let protected = self.view.snapshot.as_ref()?.services.get(service)?.policy.as_ref().ok()?.enabled;
         let known = self.verdicts.get(service)?;
         let refused = known.judgement.conclusion == Conclusion::Refuse;
-        (protected && refused && !self.is_busy(service)).then(|| known.judgement.rule.into())
+        (protected && refused && !self.is_busy(service)).then(|| known.judgement.rule.word().into())
     }
 }
 
