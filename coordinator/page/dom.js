@@ -27,8 +27,8 @@ export function bar(percent, high) {
 
 // A table whose rows are kept by key: a second later only cells that say something else are touched.
 // A column: { name, num, less, value: row -> sortable, key: row -> text that decides whether it changed, cell: row -> node or text }
-export function table(caption, columns, keyOf, sort) {
-  let by = sort ?? 0, down = false, rows = [];
+export function table(caption, columns, keyOf, newestFirst) {
+  let by = 0, down = Boolean(newestFirst), rows = [];
   const kept = new Map();
   const heads = columns.map((column, index) => h('th', { scope: 'col', class: css(column) },
     column.value ? h('button', { type: 'button', onclick: () => order(index) }, column.name) : column.name));

@@ -8,7 +8,7 @@ const words = (code) => code.replaceAll('_', ' ');
 
 // The steps as bars on one axis, one below the other.
 function chart(row) {
-  const steps = row.steps, wide = 1000, left = 190, line = 22;
+  const steps = row.steps, wide = 820, left = 170, line = 22;
   const end = Math.max(1, ...steps.map((step) => step.after_ms), row.ended_at_ms ? row.ended_at_ms - row.started_at_ms : Date.now() - state.at + (state.overview?.at_ms || 0) - row.started_at_ms);
   const x = (after) => left + (wide - left - 96) * after / end;
   const serves = steps.find((step) => /healthy|settled|successor_healthy/.test(step.code))?.after_ms;
@@ -37,7 +37,7 @@ function chart(row) {
 export function open(root, { rest }) {
   const list = h('div'), detail = h('div');
   let rows = [], chosen = rest?.[0] || null, timer = 0, closed = false, said = '';
-  fill(root, h('h1', null, 'Actions'), h('div', { class: 'two' }, h('section', { class: 'card' }, h('h2', null, 'Newest first'), list), h('section', { class: 'card' }, detail)));
+  fill(root, h('h1', null, 'Actions'), h('div', { class: 'two aside' }, h('section', { class: 'card' }, h('h2', null, 'Newest first'), list), h('section', { class: 'card' }, detail)));
   async function load() {
     clearTimeout(timer);
     try { rows = await get('history?limit=40'); if (!closed) draw(); } catch { /* the head of the page says it */ }

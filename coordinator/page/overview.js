@@ -18,7 +18,7 @@ export function score(health) {
       s('circle', { class: 'track', cx: 42, cy: 42, r: 34, 'stroke-width': 8, fill: 'none' }),
       s('circle', { class: 'arc', cx: 42, cy: 42, r: 34, 'stroke-width': 8, fill: 'none', 'stroke-linecap': 'round',
         'stroke-dasharray': round, 'stroke-dashoffset': round * (1 - health.score / 100), transform: 'rotate(-90 42 42)' }),
-      s('text', { x: 42, y: 50, 'text-anchor': 'middle', 'font-size': 24, class: 'n' }, String(health.score))),
+      s('text', { x: 42, y: 51, 'text-anchor': 'middle' }, String(health.score))),
     h('ul', { class: 'plain' }, health.deductions.length
       ? health.deductions.slice(0, 6).map((one) => h('li', null, h('b', null, '−' + one.points), ' ', one.text))
       : h('li', { class: 'soft' }, 'Nothing takes points away.')));
@@ -78,7 +78,7 @@ export function open(root) {
     fill(now, h('h2', null, 'Now'), h('ul', { class: 'plain' },
       h('li', null, who.leader ? ['Acting: ', link('node', who.leader)] : 'Nobody acts', who.observe ? [' ', tag('observe', 'note')] : null, who.paused ? [' ', tag('paused', 'warn')] : null),
       seen.actions.map((one) => h('li', null, h('a', { href: '#/actions' }, one.kind), ' ', h('b', null, one.service || one.source || ''),
-        one.source && one.service ? ' ' + one.source + ' → ' + (one.target || '…') : '', ' ', tag(one.step, one.undone ? 'warn' : 'note'), ' ', ms(one.step_ms + since()))),
+        one.source && one.service ? ' ' + one.source + ' → ' + (one.target || '…') : '', ' ', h('span', { class: 'still' }, tag(one.step.replaceAll('_', ' '), one.undone ? 'warn' : 'note'), ' ' + ms(one.step_ms + since())))),
       seen.actions.length ? null : h('li', { class: 'soft' }, 'No action under way.'),
       seen.alerts.filter((one) => !one.stale).slice(0, 5).map((one) => h('li', null, one.service ? link('service', one.service) : 'a container', ' on ', one.node, ': ',
         one.condition.replaceAll('_', ' ') + ' ' + one.percent + '% for ' + ago(one.stands_ms + since()), one.unhelped ? [' ', tag(one.unhelped, 'warn')] : null))));

@@ -14,7 +14,7 @@ export function entryTable(caption) {
     { name: 'Service', less: 1, value: (row) => row.service_name || '', key: (row) => row.service_name, cell: (row) => row.service_name ? link('service', row.service_name) : '' },
     { name: 'Node', less: 1, value: (row) => row.node || '', key: (row) => row.node + row.target, cell: (row) => row.node ? host(row.node) + (row.target ? ' → ' + host(row.target) : '') : '' },
     { name: 'What', wrap: 1, value: (row) => row.code, key: (row) => row.text, cell: (row) => h('span', null, row.text, row.otherwise ? h('span', { class: 'soft' }, ' Otherwise: ' + row.otherwise) : null) },
-  ], (row) => row.id);
+  ], (row) => row.id, true);
 }
 
 export function open(root) {
