@@ -10,7 +10,7 @@ use swarmguard_common::{
 };
 use swarmguard_core::{
     brain::{AgentEvent, AgentInput, Brain, ConnectionId, Input, NotTaken, OperatorCommand, Settings, Wish},
-    swarm::Availability,
+    swarm::{Availability, UpdateState},
 };
 use swarmguard_tests::swarm_model::{SwarmModel, TICK_MS, Workload};
 
@@ -301,7 +301,7 @@ fn a_drain_that_a_service_does_not_let_end_is_given_up() {
     let node = stage.nodes_of(0)[0].clone();
     let stuck = stage.services[0].clone();
     // A rollout of somebody else that stands half done.
-    stage.model.services.get_mut(&stuck).expect("there").update_state = Some("paused".into());
+    stage.model.services.get_mut(&stuck).expect("there").update_state = Some(UpdateState::Paused);
     stage.order(OperatorCommand::Drain { node: node.clone() }).expect("nothing stands against it yet");
     stage.until("paused", |stage| stage.model.nodes[&node].availability() == Availability::Pause);
     stage.until("given up", Stage::is_idle);
