@@ -7,6 +7,8 @@
 pub mod kernel;
 
 #[cfg(feature = "std")]
+pub mod api;
+#[cfg(feature = "std")]
 pub mod domain;
 #[cfg(feature = "std")]
 pub mod journal;

@@ -9,7 +9,6 @@ mod jobs;
 mod journal;
 mod operator;
 mod report;
-mod status;
 mod think;
 mod wishes;
 
@@ -28,7 +27,7 @@ pub use input::{
     Accepted, AgentEvent, AgentInput, AgentOrder, AgentOutput, ConnectionId, Input, NotTaken,
     OperatorCommand, Settings, Wish,
 };
-pub use status::{
+pub use swarmguard_common::api::{
     ActionStatus, AlertStatus, ContainerStatus, LeaseStatus, NodeStatus, ServiceStatus, Statistics,
 };
 

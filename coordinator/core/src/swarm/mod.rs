@@ -11,6 +11,7 @@ use std::{
 };
 
 use serde_json::Value;
+pub use swarmguard_common::api::Availability;
 use swarmguard_common::{
     domain::{ContainerId, NetworkId, NodeId, ServiceId, TaskId},
     labels::{LabelError, ServicePolicy},
@@ -49,18 +50,6 @@ impl Snapshot {
     pub fn tasks_of(&self, service: &ServiceId) -> impl Iterator<Item = &Task> {
         self.tasks.values().filter(move |task| task.service == *service)
     }
-}
-
-/// Whether new tasks may be placed on a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Availability {
-    /// Takes tasks.
-    Active,
-    /// Keeps its tasks, takes none.
-    Pause,
-    /// Loses its tasks, stop first.
-    Drain,
 }
 
 /// A node of the swarm.
