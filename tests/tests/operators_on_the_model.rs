@@ -339,3 +339,45 @@ fn scaling_by_hand_goes_up_at_once_and_down_one_by_one() {
     stage.pass(Duration::from_secs(30));
     assert_eq!(stage.nodes_of(0).len(), 2, "and no further\n{}", stage.journal.join("\n"));
 }
+
+/// Takes the word that automation rests, to be checked with `holds`, through ten minutes, a restart and a new leader.
+fn stands(order: OperatorCommand, holds: impl Fn(&Stage) -> bool) {
+    let mut stage = Stage::new(3, &[("a", 2, SURGE)]);
+    assert!(!holds(&stage), "not before it was said");
+    stage.order(order).expect("nothing stands against it");
+    let still = |stage: &mut Stage, moment: &str| {
+        for _ in 0..600 {
+            stage.pass(Duration::from_secs(1));
+            assert!(holds(stage), "{moment}\n{}", stage.journal.join("\n"));
+        }
+    };
+    still(&mut stage, "ten minutes");
+    stage.replace_brain();
+    stage.until("read", &holds);
+    still(&mut stage, "a restart");
+    let next = SwarmModel::node_id(2);
+    stage.model.elect(&next);
+    stage.own = next;
+    stage.replace_brain();
+    stage.until("read", &holds);
+    still(&mut stage, "a new leader");
+}
+
+#[test]
+fn a_pause_stands_until_an_operator_takes_it_back() {
+    let paused = |stage: &Stage| {
+        let services = stage.brain.services(stage.model.now);
+        !services.is_empty() && services.iter().all(|service| service.paused)
+    };
+    stands(OperatorCommand::Pause { service: None }, paused);
+    let id = SwarmModel::new(7, 1, 3).create_service("a", 2, SURGE, WORKLOAD);
+    stands(OperatorCommand::Pause { service: Some(id) }, paused);
+}
+
+#[test]
+fn observing_stands_until_an_operator_takes_it_back() {
+    stands(OperatorCommand::Observe { on: true }, |stage| {
+        let explained = stage.brain.explain(stage.model.now, &stage.services[0]);
+        explained.is_some_and(|explained| explained.observe)
+    });
+}

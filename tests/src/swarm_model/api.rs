@@ -33,6 +33,17 @@ impl SwarmModel {
         }
     }
 
+    /// All objects of a kind (`nodes`, `services`, `tasks`, `configs`) as the engine lists them.
+    pub fn engine_json(&self, kind: &str) -> Option<Vec<Value>> {
+        Some(match kind {
+            "nodes" => self.nodes.values().map(|node| self.node_json(node)).collect(),
+            "services" => self.services.values().map(service_json).collect(),
+            "tasks" => self.tasks.values().map(task_json).collect(),
+            "configs" => self.configs.values().map(config_json).collect(),
+            _ => return None,
+        })
+    }
+
     /// Carries out what a coordinator asks of Swarm. Balancer commands are not Swarm's and answer `Ok`.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 //! knows nothing of SwarmGuard but the snapshot and command types.
 
 mod api;
+pub mod http;
 mod node;
 mod orchestrator;
 mod placement;
