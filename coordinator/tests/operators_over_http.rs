@@ -1,6 +1,9 @@
 //! Every command of an operator through the real client, against an engine over HTTP: what was said stands in Swarm, and
 //! a coordinator that starts anew reads it there.
 
+#[path = "support/agents.rs"]
+mod agents;
+
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
@@ -23,6 +26,9 @@ use tokio::{
     net::TcpStream,
 };
 
+/// One manager, the others workers.
+const NODES: u64 = 4;
+
 const OPERATOR: &str = "a-token-long-enough";
 
 /// Most looks for something to become true, one in [`LOOK`].
@@ -31,7 +37,7 @@ const LOOK: Duration = Duration::from_millis(100);
 
 struct Stage {
     dir: tempfile::TempDir,
-    engine: ModelEngine,
+    engine: Arc<ModelEngine>,
     service: ServiceId,
 }
 
@@ -39,14 +45,19 @@ struct Stage {
 fn stage() -> Stage {
     let dir = tempfile::tempdir().expect("a directory");
     let authority = Authority::create("cluster1").expect("made");
-    authority.issue(SwarmModel::node_id(1).as_str(), Unit::Manager, dir.path()).expect("issued");
-    let mut model = SwarmModel::new(7, 1, 3);
+    for number in 1..=NODES {
+        let at = dir.path().join(number.to_string());
+        std::fs::create_dir(&at).expect("made");
+        let unit = if number == 1 { Unit::Manager } else { Unit::Worker };
+        authority.issue(SwarmModel::node_id(number).as_str(), unit, &at).expect("issued");
+    }
+    let mut model = SwarmModel::new(7, 1, NODES - 1);
     let labels = [("swarmguard.enable", "true"), ("swarmguard.migrate", "surge")];
     let service = model.create_service("web", 2, &labels, Workload::default());
     model.advance(clock::now());
     assert_eq!(model.serving(&service).count(), 2, "the model has settled");
     let engine = ModelEngine::serve(model, SwarmModel::node_id(1), &dir.path().join("docker.sock"));
-    Stage { dir, engine, service }
+    Stage { dir, engine: Arc::new(engine), service }
 }
 
 fn loopback() -> SocketAddr {
@@ -60,7 +71,7 @@ impl Stage {
         let client = Client::new(&socket).expect("an address");
         client.watch();
         let assembly = Assembly {
-            identity: identity(self.dir.path()),
+            identity: identity(&self.dir.path().join("1")),
             swarm: Arc::new(client),
             brain: brain::Settings::new(format!("life.{life}")),
             journal: journal::Settings::default(),
@@ -72,7 +83,17 @@ impl Stage {
             api: loopback(),
         };
         let coordinator = Coordinator(assembly.start().await.expect("started"));
+        for number in 1..=NODES {
+            let identity = identity(&self.dir.path().join(number.to_string()));
+            let engine = Arc::clone(&self.engine);
+            let look = move |look: &dyn Fn(&SwarmModel) -> _| engine.with(|model| look(model));
+            agents::play(coordinator.0.quic, &identity, number, false, look).await;
+        }
         coordinator.until("it acts", "status", |status| status["acting"] == true).await;
+        let all_known = |nodes: &Value| {
+            nodes.as_array().is_some_and(|nodes| nodes.iter().all(|node| node["load"].is_object()))
+        };
+        coordinator.until("all nodes are known", "nodes", all_known).await;
         coordinator
     }
 
