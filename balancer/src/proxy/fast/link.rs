@@ -92,11 +92,10 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
     }
 
     /// Reads until there is a whole head, which is parsed only then: a head that drips in costs no more than another.
-    pub async fn hear(&mut self) -> Heard {
+    /// `closing` is ready once the balancer is told to stop.
+    pub async fn hear<F: Future>(&mut self, closing: &mut Pin<&mut F>) -> Heard {
         let settings = &self.worker.global.settings;
         let most = settings.max_head_bytes as usize;
-        let mut closing = self.worker.global.closing.clone();
-        let mut closing = pin!(closing.wait_for(|closing| *closing));
         loop {
             self.skip_empty_lines();
             if self.read.first().is_some_and(|first| !first.is_ascii_graphic()) {
