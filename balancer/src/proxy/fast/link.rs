@@ -204,10 +204,11 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
         let needed = self.read.len() + bytes.len();
         if needed > FREE_BYTES {
             // A vector may take up to twice of what it needs.
+            let memory = &self.worker.global.memory;
             let paid = match &mut self.charge {
-                Some(charge) => charge.bytes() >= needed || charge.set(needed * 2),
+                Some(charge) => charge.bytes() >= needed || (!memory.is_tight() && charge.set(needed * 2)),
                 None => {
-                    self.charge = self.worker.global.memory.charge(needed * 2);
+                    self.charge = if memory.is_tight() { None } else { memory.charge(needed * 2) };
                     self.charge.is_some()
                 }
             };
