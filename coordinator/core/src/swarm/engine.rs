@@ -149,6 +149,8 @@ struct Resources {
     nano_cpus: i64,
     #[serde(rename = "MemoryBytes")]
     memory_bytes: i64,
+    #[serde(rename = "GenericResources")]
+    generic: Value,
 }
 
 #[derive(Default, Deserialize)]
@@ -156,6 +158,15 @@ struct Resources {
 struct EngineDescription {
     engine_version: String,
     labels: Option<BTreeMap<String, String>>,
+    plugins: Option<Vec<Plugin>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Plugin {
+    #[serde(rename = "Type")]
+    kind: String,
+    name: String,
 }
 
 #[derive(Default, Deserialize)]
@@ -185,6 +196,7 @@ impl FromEngine for Node {
     type Raw = RawNode;
 
     fn from_raw(raw: RawNode) -> Option<Self> {
+        let plugins = raw.description.engine.plugins;
         let labels = raw.spec.get("Labels").and_then(|labels| serde_json::from_value(labels.clone()).ok());
         Some(Node {
             id: raw.id.parse().ok()?,
@@ -208,6 +220,9 @@ impl FromEngine for Node {
             architecture: raw.description.platform.architecture,
             nano_cpus: raw.description.resources.nano_cpus,
             memory_bytes: raw.description.resources.memory_bytes,
+            address: raw.status.addr,
+            plugins: plugins.into_iter().flatten().map(|plugin| (plugin.kind, plugin.name)).collect(),
+            generic: super::generic_resources(&raw.description.resources.generic),
             spec: raw.spec,
         })
     }

@@ -6,7 +6,7 @@
 pub mod engine;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
 };
 
@@ -88,6 +88,12 @@ pub struct Node {
     pub nano_cpus: i64,
     /// Memory that Swarm schedules by, in bytes.
     pub memory_bytes: i64,
+    /// Its address (`Status.Addr`), which constraints on `node.ip` are about.
+    pub address: String,
+    /// Plugins that its engine has, by type (`Log`, `Volume`, `Network`) and name.
+    pub plugins: BTreeSet<(String, String)>,
+    /// Generic resources that it has, such as GPUs, by kind.
+    pub generic: BTreeMap<String, i64>,
     /// The whole `Spec`, to be written back.
     pub spec: Value,
 }
@@ -97,6 +103,20 @@ impl Node {
     pub fn is_down(&self) -> bool {
         !self.ready && !self.unknown
     }
+}
+
+/// Generic resources by kind, of a node or of what a service reserves: counted ones as they are, named ones each as one.
+pub fn generic_resources(list: &Value) -> BTreeMap<String, i64> {
+    let mut found: BTreeMap<String, i64> = BTreeMap::new();
+    for resource in list.as_array().into_iter().flatten() {
+        let spec = resource.get("DiscreteResourceSpec").or_else(|| resource.get("NamedResourceSpec"));
+        let kind = spec.and_then(|spec| spec.get("Kind")?.as_str());
+        let (Some(spec), Some(kind)) = (spec, kind) else { continue };
+        let number = spec.get("Value").and_then(Value::as_i64).unwrap_or(1);
+        let sum = found.entry(kind.to_owned()).or_default();
+        *sum = sum.saturating_add(number);
+    }
+    found
 }
 
 /// How many tasks a service has.
