@@ -162,7 +162,6 @@ mod tests {
             architecture: "x86_64".into(),
             nano_cpus: 0,
             memory_bytes: 0,
-            address: String::new(),
             plugins: Default::default(),
             generic: BTreeMap::new(),
             spec: serde_json::Value::Null,

@@ -31,7 +31,7 @@ impl Bucket {
 }
 
 /// What is left for everything that something was done about lately.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Budget {
     services: BTreeMap<ServiceId, Bucket>,
     nodes: BTreeMap<NodeId, Bucket>,

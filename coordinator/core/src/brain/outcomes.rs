@@ -27,7 +27,7 @@ const MATTERS: f64 = 0.6;
 /// So many in vain in a row pause automation.
 const IN_A_ROW: u32 = 3;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Remedy {
     intent: Intent,
     token: String,
@@ -36,7 +36,7 @@ struct Remedy {
 }
 
 /// Remedies under way or just over, one for each service at most.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Outcomes {
     remedies: BTreeMap<ServiceId, Remedy>,
     in_vain: u32,

@@ -21,14 +21,14 @@ fn holds(node: &Node, constraint: &str) -> bool {
     };
     let (key, wanted) = (key.trim(), wanted.trim());
     if key.eq_ignore_ascii_case("node.ip") {
-        return address_in(&node.address, wanted).is_some_and(|is| is == equal);
+        return address_in(node.address, wanted).is_some_and(|is| is == equal);
     }
     fact(node, key).is_some_and(|is| is.eq_ignore_ascii_case(wanted) == equal)
 }
 
 /// Whether an address is another, or lies in a subnet (`10.0.0.0/24`); `None` where either makes no sense.
-fn address_in(address: &str, wanted: &str) -> Option<bool> {
-    let address: IpAddr = address.parse().ok()?;
+fn address_in(address: Option<IpAddr>, wanted: &str) -> Option<bool> {
+    let address = address?;
     let Some((net, bits)) = wanted.split_once('/') else {
         return Some(address == wanted.parse::<IpAddr>().ok()?);
     };

@@ -220,7 +220,6 @@ impl FromEngine for Node {
             architecture: raw.description.platform.architecture,
             nano_cpus: raw.description.resources.nano_cpus,
             memory_bytes: raw.description.resources.memory_bytes,
-            address: raw.status.addr,
             plugins: plugins.into_iter().flatten().map(|plugin| (plugin.kind, plugin.name)).collect(),
             generic: super::generic_resources(&raw.description.resources.generic),
             spec: raw.spec,

@@ -88,8 +88,6 @@ pub struct Node {
     pub nano_cpus: i64,
     /// Memory that Swarm schedules by, in bytes.
     pub memory_bytes: i64,
-    /// Its address (`Status.Addr`), which constraints on `node.ip` are about.
-    pub address: String,
     /// Plugins that its engine has, by type (`Log`, `Volume`, `Network`) and name.
     pub plugins: BTreeSet<(String, String)>,
     /// Generic resources that it has, such as GPUs, by kind.
