@@ -7,9 +7,9 @@ use std::{
 };
 
 use clap::{ArgAction, Args, Parser, Subcommand, builder::RangedU64ValueParser};
-use swarmguard_common::{
+use swarmguard_common::{domain::BasisPoints, time};
+use swarmguard_runtime::{
     config::{self, ConfigError},
-    domain::BasisPoints,
     identity::Source,
 };
 
@@ -187,7 +187,7 @@ fn node_cpus(text: &str) -> Result<NodeCpus, String> {
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
-    config::duration(text, Duration::from_millis(20)..=Duration::from_secs(10))
+    time::duration(text, Duration::from_millis(20)..=Duration::from_secs(10))
 }
 
 fn percent(text: &str) -> Result<BasisPoints, String> {

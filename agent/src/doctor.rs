@@ -3,7 +3,7 @@
 use std::{io::Write as _, path::Path, process::ExitCode};
 
 use serde::Serialize;
-use swarmguard_common::{clock::now, identity::Identity};
+use swarmguard_runtime::{clock::now, identity::Identity};
 
 use crate::{
     bpf::KernelFacts,

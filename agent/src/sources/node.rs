@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path};
 
-use swarmguard_common::clock::Time;
+use swarmguard_common::time::Time;
 
 use super::{
     BUFFER_BYTES, KeptFile,

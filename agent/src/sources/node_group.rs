@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use swarmguard_common::clock::Time;
+use swarmguard_common::time::Time;
 
 use super::{
     group::{FastReading, Group, SlowReading},
