@@ -59,7 +59,7 @@ pub struct Args {
 pub fn run(args: &Args, root: &Path) -> Result<ExitCode> {
     let peers = root.join("target/bench/peers");
     let unpacked = provide(&peers, args.install.allowed())?;
-    let mut command = crate::image::cargo();
+    let mut command = crate::workspace::cargo();
     command.args(["bench", "--package", "swarmguard-balancer", "--bench", "balancer", "--"]);
     command.arg(format!("--rounds={}", args.rounds)).arg(format!("--seconds={}", args.seconds));
     command.arg(format!("--parts={}", args.parts));
