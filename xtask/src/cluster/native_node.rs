@@ -32,6 +32,10 @@ pub fn prepare(engine: rootfs::Engine, install: bool) -> Result<Base> {
 /// stalled: of the usual 100 ms an engine with half a CPU could be held up for 50.
 const PERIOD_USEC: u32 = 20_000;
 
+/// A node's weight against everything else on this machine, as a multiple of the usual one: a machine that is busy with
+/// other things must not take from a node what its quota grants, as it could not take it from a real machine.
+const WEIGHT: u32 = 20;
+
 /// The CPUs that each native node gets where nobody says, in thousandths: at most one, and together at most three quarters
 /// of the machine, so that a node that runs hot leaves the others what they need.
 pub fn default_cpu_millis(nodes: usize) -> u32 {
@@ -81,8 +85,12 @@ impl Groups {
             Some(dir) => {
                 set(dir.join("cpu.cfs_period_us"), PERIOD_USEC.to_string())?;
                 set(dir.join("cpu.cfs_quota_us"), quota.to_string())?;
+                set(dir.join("cpu.shares"), (WEIGHT * 1_024).to_string())?;
             }
-            None => set(self.node.join("cpu.max"), format!("{quota} {PERIOD_USEC}"))?,
+            None => {
+                set(self.node.join("cpu.max"), format!("{quota} {PERIOD_USEC}"))?;
+                set(self.node.join("cpu.weight"), (WEIGHT * 100).to_string())?;
+            }
         }
         let memory = self.node.join("memory.max");
         // In cgroup v1 its agent could not see it.
