@@ -124,7 +124,8 @@ fn place(
     root: Option<&Path>,
     add: &mut impl FnMut(&str, bool, String, &str),
 ) -> Option<NodeGroup> {
-    let kind = container_kind(&settings.proc_root).map(|kind| format!(", container={kind}")).unwrap_or_default();
+    let kind =
+        container_kind(&settings.proc_root).map(|kind| format!(", container={kind}")).unwrap_or_default();
     match node_group(settings, root) {
         Ok(Some(group)) => {
             let found = format!("the cgroup {}, CPUs from {}{kind}", group.dir().display(), group.origin());
@@ -150,7 +151,8 @@ fn place(
 fn container_kind(proc_root: &Path) -> Option<String> {
     let environment = std::fs::read(proc_root.join("1/environ")).ok()?;
     let kind = environment.split(|byte| *byte == 0).find_map(|word| word.strip_prefix(b"container="))?;
-    let kind: String = String::from_utf8_lossy(kind).chars().filter(char::is_ascii_graphic).take(32).collect();
+    let kind: String =
+        String::from_utf8_lossy(kind).chars().filter(char::is_ascii_graphic).take(32).collect();
     (!kind.is_empty()).then_some(kind)
 }
 

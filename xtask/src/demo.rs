@@ -124,7 +124,9 @@ fn native(args: &Args, progress: &Progress) -> bool {
     if args.native || args.vms || args.scenario == Scenario::Balance || !cluster::native_fits() {
         return args.native;
     }
-    progress.done("nodes are namespaces on this machine's kernel, each with a CPU quota (--vms: virtual machines)");
+    progress.done(
+        "nodes are namespaces on this machine's kernel, each with a CPU quota (--vms: virtual machines)",
+    );
     true
 }
 

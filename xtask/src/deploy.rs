@@ -117,9 +117,29 @@ pub fn balancers(cluster: &Cluster, images: &[Image], network: &str, progress: &
     if !has_cpu_limits(cluster)? {
         variables.push("BALANCER_CPUS=0".to_owned());
     }
-    together(cluster, &["deploy/balancer.yml"], "balancer", images, &variables)?;
+    let mut files = vec!["deploy/balancer.yml"];
+    if let Some(last) = spare_node(cluster) {
+        let text = format!(
+            "version: \"3.8\"\nservices:\n  balancer:\n    deploy:\n      placement:\n        constraints: [node.hostname != {last}]\n"
+        );
+        fs::create_dir_all(root().join("target/deploy")).context("cannot create target/deploy")?;
+        fs::write(root().join(PLACES), text).with_context(|| format!("cannot write {PLACES}"))?;
+        files.push(PLACES);
+    }
+    together(cluster, &files, "balancer", images, &variables)?;
     progress.done("balancers deployed: docker stack deploy -c balancer.yml balancer");
     Ok(())
+}
+
+/// Where balancers may run, in addition to the stack's own file.
+const PLACES: &str = "target/deploy/balancer-places.yml";
+
+/// The node that stays without a balancer, where there are enough others: one that can be drained or lost while every
+/// request that clients send still has a door.
+fn spare_node(cluster: &Cluster) -> Option<&str> {
+    let nodes = &cluster.state().nodes;
+    let enough = nodes.len() > usize::try_from(BALANCERS).unwrap_or(usize::MAX);
+    nodes.last().filter(|_| enough).map(|node| node.name.as_str())
 }
 
 /// Deploys stack files that make one stack inside a manager node, with more variables (`NAME=value`).

@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result, bail};
 use swarmguard_guest::protocol;
 
 use crate::cpio::Archive;
-use crate::workspace::root;
 use crate::rootfs::{Kernel, boot_modules};
+use crate::workspace::root;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 

@@ -183,7 +183,9 @@ fn build(which: &[Which], how: Build, target: &str, out: &Path, install: bool) -
         if how == Build::Release {
             crate::ebpf::build(install, false)?;
         } else if !crate::ebpf::is_current() {
-            eprintln!("images: without BPF programs, network figures come from /proc (cargo xtask build-ebpf adds them)");
+            eprintln!(
+                "images: without BPF programs, network figures come from /proc (cargo xtask build-ebpf adds them)"
+            );
         }
     }
     let mut wanted = Vec::new();

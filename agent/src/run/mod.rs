@@ -122,7 +122,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             Ok(())
         });
     }
-    let looping = Loop::start(&settings, root, group, engine, shared, served).context("cannot have a timer")?;
+    let looping =
+        Loop::start(&settings, root, group, engine, shared, served).context("cannot have a timer")?;
     tokio::select! {
         ended = looping.run() => ended.context("the timer broke"),
         Some(ended) = tasks.join_next() => ended.context("a part of the agent failed")?,

@@ -20,7 +20,9 @@ use super::{
 #[derive(Debug, thiserror::Error)]
 pub enum NodeGroupError {
     /// It is not there.
-    #[error("--node-cgroup: cannot open {dir}: {source}; it is a path below --cgroup-root, as in /proc/1/cgroup")]
+    #[error(
+        "--node-cgroup: cannot open {dir}: {source}; it is a path below --cgroup-root, as in /proc/1/cgroup"
+    )]
     Open {
         /// The directory.
         dir: PathBuf,
@@ -101,8 +103,7 @@ impl NodeGroup {
         if let Some(limit) = self.memory_limit {
             reading.memory = available(limit, &fast, &slow);
         }
-        (reading.psi_cpu, reading.psi_memory, reading.psi_io) =
-            (slow.psi_cpu, slow.psi_memory, slow.psi_io);
+        (reading.psi_cpu, reading.psi_memory, reading.psi_io) = (slow.psi_cpu, slow.psi_memory, slow.psi_io);
     }
 
     /// CPU time that the node could have used since the clock's origin, in microseconds.

@@ -21,7 +21,10 @@ pub async fn tell(doors: &[Endpoint], host: &str, path: &str) -> Result<()> {
     let path = format!("{path}{separator}host={host}");
     let mut last = String::new();
     for attempt in 0..TRIES {
-        match doors[attempt % doors.len()].call(Method::POST, &path, Bytes::new(), Duration::from_secs(10)).await {
+        match doors[attempt % doors.len()]
+            .call(Method::POST, &path, Bytes::new(), Duration::from_secs(10))
+            .await
+        {
             Ok((StatusCode::OK, _)) => return Ok(()),
             Ok((StatusCode::MISDIRECTED_REQUEST, body)) => last = text(&body),
             Ok((status, body)) => bail!("{host} refused {path}: {status}: {}", text(&body)),

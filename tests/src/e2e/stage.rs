@@ -122,9 +122,7 @@ impl Stage {
         let Front::Balancers { network, .. } = &self.front else { return web.spec() };
         web = web.label("swarmguard.lb.port", "8080");
         // A node with half a CPU: what its engine takes for health checks is missing to the replica.
-        if web.labels.get("swarmguard.cpu.high").is_some_and(|high| high == "60") {
-            web = web.label("swarmguard.cpu.high", "50");
-        }
+        web = web.label("swarmguard.cpu.high", "50");
         let host = web.name.clone();
         let mut spec = web.label("swarmguard.lb.host", &host).spec();
         spec["TaskTemplate"]["Networks"] = json!([{"Target": network}]);
@@ -200,7 +198,8 @@ impl Stage {
         let what = format!("{count} replicas serve");
         until(&what, limit, || async { Ok(watcher.serving().len() == count) }).await?;
         for door in self.doors(name, port) {
-            until(&format!("{door} answers"), limit, || async { Ok(door.get_json("/").await.is_ok()) }).await?;
+            until(&format!("{door} answers"), limit, || async { Ok(door.get_json("/").await.is_ok()) })
+                .await?;
         }
         Ok(watcher.serving())
     }
@@ -214,14 +213,21 @@ impl Stage {
         placement
     }
 
-    /// A replica to make hot: one off the managers where there is one, so that the coordinator's own node stays calm.
+    /// A replica to make hot: one off the managers where there is one, so that the coordinator's own node stays calm, and
+    /// best off the balancers, so that its node can go without taking a door along.
     ///
     /// # Errors
     /// Where none serves.
     pub fn victim(&self, tasks: &Tasks) -> Result<(String, Seen)> {
         let on_manager = |task: &Seen| self.cluster.node(&task.node).is_some_and(|node| node.manager);
         let serving = tasks.iter().filter(|(_, task)| task.serves());
-        let chosen = serving.min_by_key(|(_, task)| on_manager(task));
+        let has_balancer = |task: &Seen| match (&self.front, self.cluster.node(&task.node)) {
+            (Front::Balancers { targets, .. }, Some(node)) => {
+                targets.iter().any(|target| target.ip() == node.ip)
+            }
+            _ => false,
+        };
+        let chosen = serving.min_by_key(|(_, task)| (on_manager(task), has_balancer(task)));
         chosen.map(|(id, task)| (id.clone(), task.clone())).context("no replica serves")
     }
 }

@@ -62,8 +62,11 @@ pub struct Args {
 /// When the cluster cannot be had, or the measurement fails.
 pub fn run(args: &Args, root: &Path) -> Result<ExitCode> {
     let progress = Progress::start("migrate");
-    let images =
-        if args.no_build { image::built(Build::Release)? } else { image::build_default(&[], Build::Release, args.install.allowed())? };
+    let images = if args.no_build {
+        image::built(Build::Release)?
+    } else {
+        image::build_default(&[], Build::Release, args.install.allowed())?
+    };
     let options = cluster::Options {
         name: args.name.clone(),
         nodes: 3,

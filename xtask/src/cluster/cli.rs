@@ -10,11 +10,11 @@ use clap::Subcommand;
 
 use super::{Cluster, Options, docker, forward, net, remote, vm_node};
 use crate::cache;
+use crate::clock::Stopwatch;
 use crate::deploy;
+use crate::host::InstallArgs;
 use crate::image;
 use crate::programs::Build;
-use crate::clock::Stopwatch;
-use crate::host::InstallArgs;
 use crate::progress::Progress;
 use crate::rootfs::{self, Engine};
 
@@ -345,7 +345,10 @@ fn deploy_all(args: &DeployArgs) -> Result<()> {
     drop(progress);
     let manager = cluster.state().nodes.first().map(|node| node.ip.to_string()).unwrap_or_default();
     println!("operator's token: {}", operator.display());
-    println!("API: cargo xtask cluster netns --name {} -- curl -s http://{manager}:7480/api/v1/nodes", args.name.name);
+    println!(
+        "API: cargo xtask cluster netns --name {} -- curl -s http://{manager}:7480/api/v1/nodes",
+        args.name.name
+    );
     println!("overlay network for balanced services: {}", deploy::NETWORK);
     println!("balancers: port 8081 of the nodes that `docker service ps balancer_balancer` names");
     Ok(())

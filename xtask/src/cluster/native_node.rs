@@ -253,11 +253,17 @@ mod tests {
         let read = |name: &str| fs::read_to_string(at(name)).expect("written");
         let groups = Groups { node: at("v2/node"), cpu: Some(at("v1/node")) };
         groups.make(400, 512).expect("made");
-        assert_eq!((read("v1/node/cpu.cfs_quota_us"), read("v1/node/cpu.cfs_period_us")), ("8000".into(), "20000".into()));
+        assert_eq!(
+            (read("v1/node/cpu.cfs_quota_us"), read("v1/node/cpu.cfs_period_us")),
+            ("8000".into(), "20000".into())
+        );
         assert!(!at("v2/node/cpu.max").exists() && !at("v2/node/memory.max").exists());
         fs::write(at("v2/node/memory.max"), "max").expect("written");
         Groups { node: at("v2/node"), cpu: None }.make(1_500, 512).expect("made");
-        assert_eq!((read("v2/node/cpu.max"), read("v2/node/memory.max")), ("30000 20000".into(), "536870912".into()));
+        assert_eq!(
+            (read("v2/node/cpu.max"), read("v2/node/memory.max")),
+            ("30000 20000".into(), "536870912".into())
+        );
     }
 
     #[test]
