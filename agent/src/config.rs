@@ -256,7 +256,7 @@ mod tests {
             ("--node-cgroup", "lxc/1", "begins with /"),
             ("--node-cgroup", "/a/../b", "no .."),
             ("--node-cpus", "0", "0.01 to 4096"),
-            ("--node-cpus", "-1", "0.01 to 4096"),
+            ("--node-cpus", "5000", "0.01 to 4096"),
             ("--node-cpus", "NaN", "0.01 to 4096"),
         ] {
             let error = parse(&[flag, value]).expect_err(flag).to_string();
