@@ -111,7 +111,7 @@ impl Endpoint {
         };
         let host = match self {
             Endpoint::Host(_, host) => host,
-            _ => "swarmguard-test",
+            _ => "localhost",
         };
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, host);
         for (name, value) in headers {
