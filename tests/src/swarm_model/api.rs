@@ -193,13 +193,13 @@ impl SwarmModel {
             ready: found.ready && !found.is_unknown(),
             unknown: found.is_unknown(),
             availability: found.availability(),
-            labels: BTreeMap::new(),
+            labels: labels_of(found),
             engine_labels: BTreeMap::new(),
             engine_version: "20.10.24".into(),
             os: "linux".into(),
             architecture: "x86_64".into(),
-            nano_cpus: 1_000_000_000,
-            memory_bytes: 1 << 30,
+            nano_cpus: found.nano_cpus,
+            memory_bytes: found.memory_bytes,
             spec: found.spec.clone(),
         }
     }
@@ -219,6 +219,11 @@ impl SwarmModel {
             job_iteration: task.job_iteration,
         }
     }
+}
+
+fn labels_of(node: &super::ModelNode) -> BTreeMap<String, String> {
+    let labels = node.spec["Labels"].as_object();
+    labels.into_iter().flatten().filter_map(|(key, value)| Some((key.clone(), value.as_str()?.into()))).collect()
 }
 
 /// An address on the one network that everything is attached to.
