@@ -6,6 +6,7 @@
 mod agent;
 mod balancer;
 mod coordinator;
+mod judgement;
 mod migrate;
 
 use std::path::PathBuf;
@@ -28,6 +29,8 @@ enum What {
     Coordinator(coordinator::Args),
     /// Cost of a request, the pick alone, and tail latency, beside nginx and HAProxy
     Balancer(balancer::Args),
+    /// What the judgement is worth in modelled clusters, beside the rules of other projects
+    Judgement(judgement::Args),
     /// Migrations and scale-outs under load on a real Swarm, beside the same surge by bare API calls
     Migrate(migrate::Args),
 }
@@ -41,6 +44,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         What::Agent(agent) => agent::run(agent, &root()),
         What::Coordinator(coordinator) => coordinator::run(coordinator, &root()),
         What::Balancer(balancer) => balancer::run(balancer, &root()),
+        What::Judgement(judgement) => judgement::run(judgement, &root()),
         What::Migrate(migrate) => migrate::run(migrate, &root()),
     }
 }

@@ -41,13 +41,13 @@ impl<'a> Reader<'a> {
         self.errors.push(LabelError { key: format!("{PREFIX}{key}"), value, allowed });
     }
 
-    /// The result, or everything that was wrong, labels that nobody read included.
-    pub fn finish<T>(mut self, result: T) -> Result<T, Vec<LabelError>> {
+    /// Everything that was wrong, labels that nobody read included.
+    pub fn finish(mut self) -> Vec<LabelError> {
         let unknown: Vec<&str> = self.unread.keys().copied().collect();
         for key in unknown {
             self.refuse(key, "there is no such label; see docs/labels.md".into());
         }
-        if self.errors.is_empty() { Ok(result) } else { Err(self.errors) }
+        self.errors
     }
 }
 
@@ -78,7 +78,7 @@ pub(super) fn bounded<T: FromStr + PartialOrd + Display>(text: &str, least: T, m
 
 /// A duration with its unit, such as `300ms` or `1m 30s`, between `least` and `most` seconds.
 pub(super) fn duration(text: &str, least: u64, most: u64) -> Result<Duration, String> {
-    crate::config::duration(text, Duration::from_secs(least)..=Duration::from_secs(most))
+    crate::time::duration(text, Duration::from_secs(least)..=Duration::from_secs(most))
 }
 
 #[cfg(test)]

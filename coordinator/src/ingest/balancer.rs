@@ -4,10 +4,8 @@ use std::sync::Arc;
 
 use super::{Ingest, Streams, hub::Seat, rate::Bucket, reason_of, refusal::Reason, token::Token};
 use quinn::{RecvStream, SendStream};
-use swarmguard_common::{
-    clock,
-    wire::{frame, routes::ToRouteSource},
-};
+use swarmguard_common::wire::routes::ToRouteSource;
+use swarmguard_runtime::{clock, frame};
 
 /// Longest name of a balancer, in bytes.
 const MAX_NAME_BYTES: usize = 255;
@@ -69,6 +67,8 @@ impl Ingest {
         loop {
             match frame::read::<ToRouteSource>(&mut stream).await {
                 Ok(Some(ToRouteSource::Drained { tasks })) => self.hub.drained(id, &tasks),
+                // Nothing here needs them yet.
+                Ok(Some(ToRouteSource::Stats(_))) => {}
                 Ok(Some(ToRouteSource::Hello { .. })) => {
                     return Some((Reason::Unexpected, "a second hello".into()));
                 }

@@ -12,14 +12,12 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use swarmguard_common::{
-    clock::{self, Time},
-    domain::NodeId,
-};
+use swarmguard_common::{domain::NodeId, time::Time};
 use swarmguard_core::{
     command::{Command, CommandError, CommandResult},
     swarm::Snapshot,
 };
+use swarmguard_runtime::clock;
 use tokio::sync::{Mutex, watch};
 use tracing::{debug, warn};
 

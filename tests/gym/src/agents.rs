@@ -188,7 +188,8 @@ impl NodeAgent {
             self.change(now, change, machines);
         }
         self.sample_node(now, index, machines);
-        let here: Vec<&Replica> = machines.replicas.values().filter(|replica| replica.node == index).collect();
+        let here: Vec<&Replica> =
+            machines.replicas.values().filter(|replica| replica.node == index).collect();
         let used_us: f64 = here.iter().map(|replica| replica.counters.cpu_us).sum();
         let hot = here.iter().any(|replica| now - replica.born < NEW)
             || self.watched.values().any(|watched| watched.hot);
@@ -212,7 +213,8 @@ impl NodeAgent {
             if lies {
                 // As if it had always used all that it may.
                 let cap = replica.cap(spec, machines.scenario().nodes[index].cpus);
-                watched.lied += (cap - replica.used).max(0.0) * real(crate::number::micros(crate::machines::STEP));
+                watched.lied +=
+                    (cap - replica.used).max(0.0) * real(crate::number::micros(crate::machines::STEP));
             }
             let fast = fast(replica, spec, watched.lied);
             watched.hot = self.agent.sample(now, watched.handle, fast, Some(network(replica)));

@@ -20,5 +20,5 @@ pub mod score;
 mod swarmguard;
 mod world;
 
-pub use swarmguard_common::clock::Time;
+pub use swarmguard_common::time::Time;
 pub use world::{Policy, Run, play};

@@ -19,6 +19,8 @@ const TOP: f64 = 64.0;
 const LINE: f64 = 16.0;
 /// Points of a curve; more could not be told apart.
 const POINTS: usize = 600;
+/// Letters of a line that fit the picture.
+const MOST_LETTERS: usize = 165;
 /// Actions that are listed below the picture.
 const MOST_LISTED: usize = 40;
 /// Colours that are told apart by colour-blind people, too (Okabe and Ito).
@@ -68,7 +70,7 @@ impl Svg {
         self.text(LEFT, 20.0, "font-size=\"15\" font-weight=\"bold\"", &title);
         let score = &run.score;
         let scores = format!(
-            "late {:.2} %   cost {:.2} x the oracle's   {:.1} actions/h, {:.1} useless   relief {:.0} s   busiest node \
+            "late {:.2} % · cost {:.2} x the oracle's · {:.1} actions/h, {:.1} useless · relief {:.0} s · busiest node \
              {:.0} %",
             score.late_percent,
             score.cost,
@@ -96,7 +98,14 @@ impl Svg {
                 "<line x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{level:.1}\" y2=\"{level:.1}\" stroke=\"#eee\"/>",
                 LEFT + width
             );
-            self.text(LEFT - 6.0, level + 4.0, "text-anchor=\"end\" fill=\"#444\"", &short(most * at, unit));
+            // The lowest stands a little higher, clear of the time below it.
+            let raised = if part == 0 { 0.0 } else { 4.0 };
+            self.text(
+                LEFT - 6.0,
+                level + raised,
+                "text-anchor=\"end\" fill=\"#444\"",
+                &short(most * at, unit),
+            );
         }
         let minutes = self.seconds / 60.0;
         let step = [1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 240.0, 360.0, 720.0, 1_440.0]
@@ -229,8 +238,9 @@ impl Svg {
         self.text(LEFT, y, "font-weight=\"bold\"", heading);
         for (number, act) in run.acts.all.iter().take(MOST_LISTED).enumerate() {
             let at = (act.begun - run.record.start).as_secs();
+            let judged = if act.judged.is_empty() { String::new() } else { format!(" [{}]", act.judged) };
             let line = format!(
-                "{:>2}  {}:{:02}  {} {}: {}",
+                "{} · {}:{:02} · {} {}{judged}: {}",
                 number + 1,
                 at / 60,
                 at % 60,
@@ -239,8 +249,7 @@ impl Svg {
                 act.text
             );
             let style = format!("fill=\"{}\"", colour(act));
-            let judged = if act.judged.is_empty() { String::new() } else { format!(" [{}]", act.judged) };
-            let shown: String = format!("{line}{judged}").chars().take(190).collect();
+            let shown: String = line.chars().take(MOST_LETTERS).collect();
             self.text(LEFT, y + LINE * (real_len(number) + 1.0), &style, &shown);
         }
         if run.acts.all.len() > MOST_LISTED {

@@ -209,9 +209,8 @@ fn judge_move(scenario: &Scenario, record: &Record, act: &Act, begun: usize, end
     let hosts = record.seconds.get(until.min(record.seconds.len()).saturating_sub(1));
     let hosts = hosts.into_iter().flat_map(|second| &second.places);
     let hosts = hosts.filter(|place| place.service == act.service && place.node != source);
-    let target = act.target.or_else(|| {
-        hosts.map(|place| place.node).max_by(|a, b| wants(*a).total_cmp(&wants(*b)))
-    });
+    let target =
+        act.target.or_else(|| hosts.map(|place| place.node).max_by(|a, b| wants(*a).total_cmp(&wants(*b))));
     let Some(target) = target else { return (false, "it went nowhere".into()) };
     let moved = record.mean(from, until, |second| {
         let there = second.places.iter().find(|it| (it.service, it.node) == (act.service, target));
@@ -227,11 +226,8 @@ fn judge_move(scenario: &Scenario, record: &Record, act: &Act, begun: usize, end
         let there = second.places.iter().find(|it| (it.service, it.node) == (act.service, source));
         there.map_or(0.0, |place| place.need)
     });
-    let text = format!(
-        "busier of the two nodes {:.0} % without it, {:.0} % with it",
-        before * 100.0,
-        after * 100.0
-    );
+    let text =
+        format!("busier of the two nodes {:.0} % without it, {:.0} % with it", before * 100.0, after * 100.0);
     (helped || memory_helped || kept.is_finite() && kept >= 0.95, text)
 }
 
@@ -258,16 +254,15 @@ fn judge_out(
         return (true, format!("{least} are the least"));
     }
     let seconds = begun.saturating_sub(10)..ended + SOON_S;
-    let wanted = seconds.map(|second| {
-        needed(scenario, act.service, machines.offered_at(act.service, real_len(second)))
-    });
+    let wanted = seconds
+        .map(|second| needed(scenario, act.service, machines.offered_at(act.service, real_len(second))));
     let wanted = wanted.max().unwrap_or(0);
     let before = record.tally(begun.saturating_sub(SHOWS_S), begun + 1, act.service).bad_share();
     let after = record.tally(ended + 5, ended + 5 + 2 * SHOWS_S, act.service).bad_share();
-    let offered = |from: usize, until: usize| {
-        record.mean(from, until, |second| second.services[act.service].offered)
-    };
-    let same_demand = offered(ended + 5, ended + 45) >= 0.8 * offered(begun.saturating_sub(SHOWS_S), begun + 1);
+    let offered =
+        |from: usize, until: usize| record.mean(from, until, |second| second.services[act.service].offered);
+    let same_demand =
+        offered(ended + 5, ended + 45) >= 0.8 * offered(begun.saturating_sub(SHOWS_S), begun + 1);
     let relieved = before >= 0.02 && after <= before / 2.0 && same_demand;
     let text = format!("{wanted} needed; late {:.1} % before, {:.1} % after", before * 100.0, after * 100.0);
     (wanted > act.from || relieved, text)

@@ -1,6 +1,10 @@
 //! The table of scores, the rows of figures, and the check of bounds.
 
-use swarmguard_gym::{Policy, Run, scenario::{Goal, Scenario}, score::Score};
+use swarmguard_gym::{
+    Policy, Run,
+    scenario::{Goal, Scenario},
+    score::Score,
+};
 use swarmguard_tests::figures::{Report, Row, median};
 
 use crate::Runs;

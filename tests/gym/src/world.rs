@@ -19,8 +19,8 @@ use crate::{
     swarmguard::SwarmGuard,
 };
 
-/// Services come up for so long before time begins, in simulated time; they are healthy then.
-const COMES_UP: Duration = Duration::from_secs(5);
+/// Each service comes up for so long before time begins, in simulated time; its replicas are healthy then.
+const COMES_UP: Duration = Duration::from_secs(2);
 
 /// Who decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -119,12 +119,8 @@ impl World {
                 }
             }
         }
-        let services: Vec<ServiceId> = scenario
-            .services
-            .iter()
-            .map(|spec| swarm.create_service_of(spec.to_spec(), first_start(spec)))
-            .collect();
-        swarm.advance(swarm.now + COMES_UP);
+        let services: Vec<ServiceId> =
+            scenario.services.iter().map(|spec| create(&mut swarm, &nodes, spec)).collect();
         for (id, spec) in services.iter().zip(&scenario.services) {
             if let Some(service) = swarm.services.get_mut(id) {
                 service.workload = workload(spec);
@@ -204,8 +200,7 @@ impl World {
             }
             What::Update { service, parallelism, start_first } => {
                 self.updates += 1;
-                let (number, order) =
-                    (self.updates, if start_first { "start-first" } else { "stop-first" });
+                let (number, order) = (self.updates, if start_first { "start-first" } else { "stop-first" });
                 let _ = self.swarm.operator_update(&self.services[service], |spec| {
                     spec["TaskTemplate"]["ContainerSpec"]["Image"] = json!(format!("web:{}", number + 1));
                     spec["UpdateConfig"] = json!({"Parallelism": parallelism, "Order": order});
@@ -240,6 +235,22 @@ impl World {
             .collect();
         Run { score, record: self.record, acts: self.acts, oracle, violations: self.swarm.violations }
     }
+}
+
+/// A service with its replicas up, where the scenario wants them.
+fn create(swarm: &mut SwarmModel, nodes: &[NodeId], spec: &ServiceSpec) -> ServiceId {
+    let closed = |index: usize| !spec.start_on.is_empty() && !spec.start_on.contains(&index);
+    let set = |swarm: &mut SwarmModel, availability| {
+        for (_, node) in nodes.iter().enumerate().filter(|(index, _)| closed(*index)) {
+            // Nobody else writes nodes yet.
+            let _ = swarm.operator_availability(node, availability);
+        }
+    };
+    set(swarm, Availability::Pause);
+    let service = swarm.create_service_of(spec.to_spec(), first_start(spec));
+    swarm.advance(swarm.now + COMES_UP);
+    set(swarm, Availability::Active);
+    service
 }
 
 fn permille(share: f64) -> u16 {

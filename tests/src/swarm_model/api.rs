@@ -223,7 +223,11 @@ impl SwarmModel {
 
 fn labels_of(node: &super::ModelNode) -> BTreeMap<String, String> {
     let labels = node.spec["Labels"].as_object();
-    labels.into_iter().flatten().filter_map(|(key, value)| Some((key.clone(), value.as_str()?.into()))).collect()
+    labels
+        .into_iter()
+        .flatten()
+        .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.into())))
+        .collect()
 }
 
 /// An address on the one network that everything is attached to.

@@ -129,7 +129,9 @@ impl SwarmModel {
         [("NanoCPUs", node.nano_cpus), ("MemoryBytes", node.memory_bytes)].into_iter().all(|(what, all)| {
             let wanted = reserved(task, what);
             let there = || {
-                let holds = |other: &&ModelTask| other.state <= TaskState::Running && other.desired <= TaskState::Shutdown;
+                let holds = |other: &&ModelTask| {
+                    other.state <= TaskState::Running && other.desired <= TaskState::Shutdown
+                };
                 self.tasks_on(&node.id).filter(holds).map(|other| reserved(other, what)).sum::<i64>()
             };
             wanted == 0 || wanted <= all - there()
@@ -143,7 +145,8 @@ impl SwarmModel {
             let name = descriptor.strip_prefix("node.labels.").unwrap_or(descriptor);
             node.spec["Labels"][name].as_str().unwrap_or_default().to_owned()
         };
-        let preferences = task.template["Placement"]["Preferences"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let preferences =
+            task.template["Placement"]["Preferences"].as_array().map(Vec::as_slice).unwrap_or_default();
         let descriptors: Vec<&str> =
             preferences.iter().filter_map(|it| it["Spread"]["SpreadDescriptor"].as_str()).collect();
         let counted = |depth: usize| {

@@ -1,10 +1,11 @@
 //! What the API shows: the view and the actions as plain data.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use swarmguard_common::{
-    clock::Time,
+    api::{Explanation, Policy},
     domain::{BasisPoints, NodeId, ServiceId, TaskId},
+    time::Time,
     wire::routes::ReplicaLoad,
 };
 
@@ -13,7 +14,6 @@ use super::{
 };
 use crate::{
     action::{Kind, Record, action_name},
-    explain::Explanation,
     policy::preflight,
     swarm::{Mode, RecordObject, Service},
     view::agent::{Agent, Container},
@@ -29,18 +29,17 @@ impl Brain {
         let service = self.view.snapshot.as_ref()?.services.get(service)?;
         let known = self.verdicts.get(&service.id);
         let policy = service.policy.as_ref().ok();
-        let errors = service.policy.as_ref().err().into_iter().flatten();
         let action = self.view.snapshot.as_ref()?.records.get(&action_name(&service.id));
         Some(Explanation {
             service: service.id.clone(),
             name: service.name.clone(),
-            verdict: known.map(|known| known.judgement.clone()),
+            verdict: known.map(|known| (&known.judgement).into()),
             verdict_age_ms: known.map(|known| ms(now - known.at)),
             acting: self.is_acting(),
             observe: self.observes(service),
             paused: self.wishes.is_paused(&service.id),
-            policy: policy.cloned(),
-            label_errors: errors.map(ToString::to_string).collect(),
+            policy: policy.map(Policy::from),
+            label_errors: label_errors(service),
             cooldowns_ms: self.cooldowns(now, service),
             spare_ms: self.view.history.spare_since(&service.id).map(|since| ms(now - since)),
             alerts: self
@@ -50,7 +49,10 @@ impl Brain {
                 .collect(),
             action: action.and_then(|object| self.action_status(now, object)),
             preflight: policy
-                .map_or_else(Vec::new, |policy| preflight::all(&self.view, service, policy, now)),
+                .map_or_else(Vec::new, |policy| preflight::all(&self.view, service, policy, now))
+                .into_iter()
+                .map(Into::into)
+                .collect(),
         })
     }
 
@@ -59,7 +61,7 @@ impl Brain {
         by_label || self.settings.observe || self.wishes.observe()
     }
 
-    fn cooldowns(&self, now: Time, service: &Service) -> BTreeMap<&'static str, u64> {
+    fn cooldowns(&self, now: Time, service: &Service) -> BTreeMap<Cow<'static, str>, u64> {
         let Ok(policy) = &service.policy else { return BTreeMap::new() };
         let kinds = [
             (Kind::Migrate, "migrate", policy.cooldown),
@@ -69,7 +71,7 @@ impl Brain {
         let left = kinds.iter().filter_map(|(kind, word, cooldown)| {
             let past = self.view.history.past(&service.id, *kind)?;
             let left = cooldown.saturating_sub(now - past.ended);
-            (!left.is_zero()).then(|| (*word, ms(left)))
+            (!left.is_zero()).then(|| ((*word).into(), ms(left)))
         });
         left.collect()
     }
@@ -88,7 +90,7 @@ impl Brain {
                 availability: node.availability,
                 lease: agent.map(|agent| lease_status(&node.id, agent, now)),
                 blind: agent.is_some_and(|agent| agent.hello.blind),
-                load: agent.and_then(|agent| agent.load),
+                load: agent.and_then(|agent| agent.load).map(Into::into),
                 tasks: self.view.tasks_on(&node.id).filter(|task| task.is_wanted()).count(),
             }
         });
@@ -115,7 +117,7 @@ impl Brain {
                 task: self.task_id(container),
                 service: service.map(|service| service.id.clone()),
                 service_name: service.map(|service| service.name.clone()),
-                load: container.load.map(|(load, _)| load),
+                load: container.load.map(|(load, _)| load.into()),
                 load_age_ms: container.load.map(|(_, at)| ms(now - at)),
             }
         })
@@ -134,14 +136,7 @@ impl Brain {
             service: service.id.clone(),
             name: service.name.clone(),
             protected: service.policy.as_ref().is_ok_and(|policy| policy.enabled),
-            label_errors: service
-                .policy
-                .as_ref()
-                .err()
-                .into_iter()
-                .flatten()
-                .map(ToString::to_string)
-                .collect(),
+            label_errors: label_errors(service),
             replicas: if let Mode::Replicated(replicas) = service.mode { Some(replicas) } else { None },
             running: self.view.tasks_of(&service.id).filter(|task| task.is_serving()).count(),
             paused: self.wishes.is_paused(&service.id),
@@ -149,12 +144,12 @@ impl Brain {
                 .actions_under_way()
                 .find(|record| record.kind != Kind::Node && record.service.as_ref() == Some(&service.id))
                 .map(|record| record.token.clone()),
-            rule: self.verdicts.get(&service.id).map(|known| known.judgement.rule.into()),
+            rule: self.verdicts.get(&service.id).map(|known| known.judgement.rule.word().into()),
             preflight: service.policy.as_ref().ok().filter(|policy| policy.enabled).map_or_else(
                 Vec::new,
                 |policy| {
                     let found = preflight::all(&self.view, service, policy, now);
-                    found.iter().map(|finding| finding.code).collect()
+                    found.iter().map(|finding| finding.code.word().into()).collect()
                 },
             ),
         });
@@ -245,4 +240,13 @@ fn lease_status(node: &NodeId, agent: &Agent, now: Time) -> LeaseStatus {
         epoch: agent.hello.epoch,
         version: agent.hello.version.clone(),
     }
+}
+
+/// Every label that makes no sense, those that only keep the service from being balanced included.
+fn label_errors(service: &Service) -> Vec<String> {
+    let errors = match &service.policy {
+        Ok(policy) => &policy.route_errors,
+        Err(errors) => errors,
+    };
+    errors.iter().map(ToString::to_string).collect()
 }

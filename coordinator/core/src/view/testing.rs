@@ -4,15 +4,16 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::json;
 use swarmguard_common::{
-    clock::Time,
+    api::Statistics,
     domain::{BasisPoints, Condition, Edge, NodeId},
     labels::ServicePolicy,
+    time::Time,
     wire::agent::{Alert, Hello, NodeLoad, Report, TaskIntro, TaskLoad, ToCoordinator},
 };
 
 use super::View;
 use crate::{
-    brain::{AgentEvent, AgentInput, AgentOutput, ConnectionId, Statistics},
+    agents::{AgentEvent, AgentInput, AgentOutput, ConnectionId},
     swarm::{Availability, Mode, Node, RecordObject, Service, Snapshot, Task, TaskState},
 };
 

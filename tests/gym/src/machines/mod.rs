@@ -153,7 +153,13 @@ pub struct Machines {
 
 impl Machines {
     /// For nodes and services of the model in the order of the scenario.
-    pub fn new(scenario: Arc<Scenario>, seed: u64, start: Time, nodes: &[NodeId], services: &[ServiceId]) -> Self {
+    pub fn new(
+        scenario: Arc<Scenario>,
+        seed: u64,
+        start: Time,
+        nodes: &[NodeId],
+        services: &[ServiceId],
+    ) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed ^ 0x5eed);
         let node = |id: &NodeId| Node {
             id: id.clone(),
@@ -251,7 +257,8 @@ impl Machines {
             else {
                 continue;
             };
-            let mut replica = Replica::new(now, task.id.clone(), task.service.clone(), service, node, container);
+            let mut replica =
+                Replica::new(now, task.id.clone(), task.service.clone(), service, node, container);
             if now - self.start <= STEP {
                 // What is there at the beginning has run for long.
                 replica.born = Time::ZERO;
@@ -362,7 +369,13 @@ impl Machines {
         }
     }
 
-    fn work_on(&mut self, now: Time, index: usize, tasks: &[TaskId], arrivals: &BTreeMap<TaskId, Vec<(u64, u64)>>) {
+    fn work_on(
+        &mut self,
+        now: Time,
+        index: usize,
+        tasks: &[TaskId],
+        arrivals: &BTreeMap<TaskId, Vec<(u64, u64)>>,
+    ) {
         let scenario = self.scenario.clone();
         let spec = &scenario.nodes[index];
         let t = (now - self.start).as_secs_f64();
@@ -378,19 +391,22 @@ impl Machines {
             let (slow, warming) = replica.warmth(now, service);
             replica.burn += warming + replica.spin(now);
             let coming = (real(coming) * slow / spec.speed / 1_000.0 / step_us).min(real_len(workers));
-            let asked = (real_len(replica.station.wants(workers)) + coming).min(real_len(workers)) + replica.burn;
+            let asked =
+                (real_len(replica.station.wants(workers)) + coming).min(real_len(workers)) + replica.burn;
             replica.asked = asked.min(spec.cpus);
             replica.wanted = asked.min(replica.cap(service, spec.cpus));
             claims.push(replica.wanted);
         }
-        claims.push(outside);
+        // What is outside counts as so many containers when CPUs are scarce.
+        let weight = usize::try_from(spec.outside_weight).unwrap_or(1);
+        claims.extend(std::iter::repeat_n(outside / real_len(weight), weight));
         let whole = (spec.cpus - self.nodes[index].debt).max(spec.cpus / 2.0);
         let shares = share::fair(&claims, whole);
         let wanted: f64 = claims.iter().sum();
         let spare = (whole - shares.iter().sum::<f64>()).max(0.0);
         let busy = (wanted / spec.cpus).min(1.5);
         let contended = share::waits(busy, spec.cpus);
-        let outside_used = shares.last().copied().unwrap_or(0.0);
+        let outside_used: f64 = shares.iter().skip(tasks.len()).sum();
         let mut used = outside_used;
         let mut untroubled = 1.0 - contended;
         let free = real(spec.memory) - self.nodes[index].need;
@@ -503,7 +519,8 @@ impl Machines {
 
     /// One replica of a service burns CPUs for a while.
     pub fn spin(&mut self, now: Time, service: usize, cpus: f64, length: Duration) {
-        let serving = self.replicas.values_mut().filter(|it| it.service == service && it.serving_since.is_some());
+        let serving =
+            self.replicas.values_mut().filter(|it| it.service == service && it.serving_since.is_some());
         if let Some(replica) = serving.min_by_key(|replica| replica.born) {
             replica.spins = Some((cpus, now + length));
         }

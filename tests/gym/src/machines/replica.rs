@@ -156,9 +156,8 @@ impl Replica {
     pub(super) fn grow(&mut self, spec: &ServiceSpec, step: Duration, node_room: f64) -> bool {
         let seconds = step.as_secs_f64();
         self.leaked += spec.leak / 60.0 * seconds;
-        self.need = real(spec.heap)
-            + self.leaked
-            + real(spec.heap_per_request) * real_len(self.station.in_flight());
+        self.need =
+            real(spec.heap) + self.leaked + real(spec.heap_per_request) * real_len(self.station.in_flight());
         let limit = spec.memory.map_or(f64::INFINITY, real);
         let room = (limit - self.need).min(node_room).max(0.0);
         let target = real(spec.cache).min(room);

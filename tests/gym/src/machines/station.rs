@@ -3,7 +3,10 @@
 //! Within a step the CPU time is constant, so what is worked at is kept by the *virtual* time at which it is done: virtual
 //! time runs as fast as one request is worked at, so an event costs the logarithm of the requests at work.
 
-use std::{cmp::Reverse, collections::{BinaryHeap, VecDeque}};
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, VecDeque},
+};
 
 use crate::number::{count, real, real_len};
 
@@ -72,7 +75,8 @@ impl Station {
 
     /// Requests that want the CPU now, as far as there are workers.
     pub fn wants(&self, workers: usize) -> usize {
-        (self.working.len() + self.waiting.len()).min(workers.saturating_sub(self.away.len()).max(self.working.len()))
+        (self.working.len() + self.waiting.len())
+            .min(workers.saturating_sub(self.away.len()).max(self.working.len()))
     }
 
     /// How long the request that waits longest has waited, microseconds.

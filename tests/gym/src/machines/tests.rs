@@ -67,7 +67,11 @@ fn throttled_at_its_own_limit_the_node_has_pressure_and_idle_cpus() {
     assert!((0.65..0.85).contains(&node), "{node}");
     assert!(busy < 2.2, "{busy} of 8 CPUs");
     let replica = rig.machines.replicas.values().next().expect("one runs");
-    assert!(replica.counters.periods.1 * 10 > replica.counters.periods.0 * 9, "{:?}", replica.counters.periods);
+    assert!(
+        replica.counters.periods.1 * 10 > replica.counters.periods.0 * 9,
+        "{:?}",
+        replica.counters.periods
+    );
 }
 
 #[test]

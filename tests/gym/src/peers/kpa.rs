@@ -83,7 +83,8 @@ impl Kpa {
             memory.most_in_panic = memory.most_in_panic.max(wanted);
             wanted = memory.most_in_panic;
         }
-        let text = format!("{stable:.1} requests in flight in a minute, {panic:.1} in 6 s, {target:.1} for each");
+        let text =
+            format!("{stable:.1} requests in flight in a minute, {panic:.1} in 6 s, {target:.1} for each");
         scale(stage, service, wanted.clamp(min, max), text);
     }
 }

@@ -80,21 +80,25 @@ impl LowNodeLoad {
             let found = stage.swarm.nodes.get(&machines.nodes[node].id);
             found.is_some_and(|it| it.ready && it.availability() == Availability::Active)
         };
-        let is_low = |node: &usize| means[*node].cpu < LOW.cpu && means[*node].memory < LOW.memory && open(*node);
+        let is_low =
+            |node: &usize| means[*node].cpu < LOW.cpu && means[*node].memory < LOW.memory && open(*node);
         let low: Vec<usize> = (0..means.len()).filter(is_low).collect();
         let mut room = low.iter().fold((0.0, 0.0), |(cpus, memory), node| {
             let spec = &machines.scenario().nodes[*node];
-            (cpus + (HIGH.cpu - means[*node].cpu) * spec.cpus, memory + (HIGH.memory - means[*node].memory) * real(spec.memory))
+            (
+                cpus + (HIGH.cpu - means[*node].cpu) * spec.cpus,
+                memory + (HIGH.memory - means[*node].memory) * real(spec.memory),
+            )
         });
         let mut evicted = Vec::new();
-        for node in 0..means.len() {
-            let over = means[node].cpu > HIGH.cpu || means[node].memory > HIGH.memory;
+        for (node, mean) in means.iter().enumerate() {
+            let over = mean.cpu > HIGH.cpu || mean.memory > HIGH.memory;
             self.abnormal[node] = if over { self.abnormal[node] + 1 } else { 0 };
             if low.is_empty() || self.abnormal[node] <= ABNORMAL {
                 continue;
             }
             let spec = &machines.scenario().nodes[node];
-            let mut left = (means[node].cpu * spec.cpus, means[node].memory * real(spec.memory));
+            let mut left = (mean.cpu * spec.cpus, mean.memory * real(spec.memory));
             let mut here: Vec<_> = machines
                 .replicas
                 .values()
@@ -109,7 +113,7 @@ impl LowNodeLoad {
                 }
                 left = (left.0 - replica.used, left.1 - replica.need);
                 room = (room.0 - replica.used, room.1 - replica.need);
-                evicted.push((node, replica.service, replica.task.clone(), means[node]));
+                evicted.push((node, replica.service, replica.task.clone(), *mean));
             }
             self.abnormal[node] = 0;
         }

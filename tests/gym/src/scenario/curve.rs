@@ -151,7 +151,11 @@ impl Shape {
                 from + (level - from) * ((t - start) / length).clamp(0.0, 1.0)
             }
             Self::Step { level, start, length } => {
-                if t >= start && t < start + length { level } else { 0.0 }
+                if t >= start && t < start + length {
+                    level
+                } else {
+                    0.0
+                }
             }
             Self::Diurnal { level, swing, period, peak } => {
                 level * (1.0 + swing * (TAU * (t - peak) / period).cos())
@@ -190,7 +194,10 @@ fn period(t: f64, every: f64) -> Option<(u64, f64)> {
 
 /// A number from 0 to 1 that is always the same for a seed and a number.
 fn chance(seed: u64, number: u64) -> f64 {
-    fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ number.wrapping_mul(0xd1b5_4a32_d192_ed03)).f64()
+    fastrand::Rng::with_seed(
+        seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ number.wrapping_mul(0xd1b5_4a32_d192_ed03),
+    )
+    .f64()
 }
 
 #[cfg(test)]
@@ -216,15 +223,18 @@ mod tests {
 
     #[test]
     fn a_flash_rises_stays_and_falls() {
-        let flash = curve(&[Shape::Flash { level: 100.0, start: 10.0, rise: 10.0, length: 20.0, fall: 20.0 }]);
-        for (t, wanted) in [(9.0, 0.0), (15.0, 50.0), (20.0, 100.0), (40.0, 100.0), (50.0, 50.0), (61.0, 0.0)] {
+        let flash =
+            curve(&[Shape::Flash { level: 100.0, start: 10.0, rise: 10.0, length: 20.0, fall: 20.0 }]);
+        for (t, wanted) in [(9.0, 0.0), (15.0, 50.0), (20.0, 100.0), (40.0, 100.0), (50.0, 50.0), (61.0, 0.0)]
+        {
             assert!((flash.at(t, 0) - wanted).abs() < 1e-9, "{t} s: {}", flash.at(t, 0));
         }
     }
 
     #[test]
     fn bursts_last_as_long_as_they_say_wherever_they_fall() {
-        let bursts = curve(&[Shape::Bursts { level: 1.0, start: 0.0, every: 100.0, length: 10.0, jitter: 1.0 }]);
+        let bursts =
+            curve(&[Shape::Bursts { level: 1.0, start: 0.0, every: 100.0, length: 10.0, jitter: 1.0 }]);
         for seed in 0..5 {
             let on: f64 = (0..10_000).map(|tenth| bursts.at(f64::from(tenth) / 10.0, seed) / 10.0).sum();
             assert!((on - 100.0).abs() < 1.5, "ten bursts of 10 s in 1,000 s, seed {seed}: {on}");

@@ -27,19 +27,56 @@ pub enum What {
     /// `docker node update --availability drain`.
     Drain(usize),
     /// `docker service scale`.
-    Scale { service: usize, replicas: u64 },
+    Scale {
+        /// Of which service.
+        service: usize,
+        /// To how many.
+        replicas: u64,
+    },
     /// `docker service update` with a new image: all replicas are replaced.
-    Update { service: usize, parallelism: u64, start_first: bool },
+    Update {
+        /// Of which service.
+        service: usize,
+        /// `--update-parallelism`.
+        parallelism: u64,
+        /// `--update-order start-first`.
+        start_first: bool,
+    },
     /// Further starts fail by this share.
-    FailingStarts { service: usize, share: f64 },
+    FailingStarts {
+        /// Of which service.
+        service: usize,
+        /// 1 is all of them.
+        share: f64,
+    },
     /// One replica burns so many CPUs for a while, whatever is asked of it.
-    Spin { service: usize, cpus: f64, length: Duration },
+    Spin {
+        /// Of which service.
+        service: usize,
+        /// How many.
+        cpus: f64,
+        /// How long.
+        length: Duration,
+    },
     /// One replica dies.
-    Kill { service: usize },
+    Kill {
+        /// Of which service.
+        service: usize,
+    },
     /// The agent of a node is silent for a while.
-    Mute { node: usize, length: Duration },
+    Mute {
+        /// Which node.
+        node: usize,
+        /// How long.
+        length: Duration,
+    },
     /// The agent of a node tells for a while that every container uses all it may.
-    Lie { node: usize, length: Duration },
+    Lie {
+        /// Which node.
+        node: usize,
+        /// How long.
+        length: Duration,
+    },
     /// The coordinator's program starts anew.
     Restart,
     /// An operator pauses all automation.
@@ -100,8 +137,7 @@ pub(super) fn read(section: &Section<'_, '_>, services: &[ServiceSpec], nodes: u
     let length = section.duration("length", Duration::from_secs(60), Duration::ZERO..=day);
     let replicas = section.whole("replicas", 1, 0..=10_000);
     let parallelism = section.whole("parallelism", 1, 0..=10_000);
-    let start_first =
-        section.choice("order", true, &[("start-first", true), ("stop-first", false)]);
+    let start_first = section.choice("order", true, &[("start-first", true), ("stop-first", false)]);
     let share = section.number("share", 1.0, 0.0..=1.0);
     let cpus = section.number("cpus", 1.0, 0.0..=1_024.0);
     section.finish(&[]);

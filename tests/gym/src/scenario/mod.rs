@@ -68,6 +68,8 @@ pub struct NodeSpec {
     pub labels: Vec<(String, String)>,
     /// CPUs that something outside Swarm wants.
     pub outside: Curve,
+    /// The CPU shares of what is outside Swarm, in those of so many containers.
+    pub outside_weight: u64,
     /// Bytes that something outside Swarm uses.
     pub outside_memory: u64,
 }
@@ -136,8 +138,11 @@ fn read_all(name: &str, root: &Section<'_, '_>) -> Scenario {
     }
     let nodes = read_nodes(root);
     let backends: Vec<BackendSpec> = root.tables("backends").iter().map(read_backend).collect();
-    let services: Vec<ServiceSpec> =
-        root.tables("services").iter().map(|section| services::read(section, &backends)).collect();
+    let services: Vec<ServiceSpec> = root
+        .tables("services")
+        .iter()
+        .map(|section| services::read(section, &backends, nodes.len()))
+        .collect();
     if services.is_empty() {
         root.refuse("services", "at least one [[services]]");
     }
@@ -196,6 +201,7 @@ fn read_nodes(root: &Section<'_, '_>) -> Vec<NodeSpec> {
             link_mbps: u32::try_from(section.whole("link_mbps", 1_000, 1..=1_000_000)).unwrap_or(1_000),
             labels: section.map("labels"),
             outside: Curve::read(&section.tables("outside")),
+            outside_weight: section.whole("outside_weight", 1, 1..=1_000),
             outside_memory: section.bytes("outside_memory", 512 << 20),
         };
         if node.memory <= node.outside_memory {

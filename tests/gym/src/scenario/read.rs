@@ -11,8 +11,8 @@ use std::{
     time::Duration,
 };
 
-use toml::de::{DeTable, DeValue};
 use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 
 /// Longest part of a wrong value that is repeated, in characters.
 const SHOWN: usize = 60;
@@ -84,7 +84,13 @@ impl<'r, 't> Section<'r, 't> {
         self.reader.problem(&at, format!("{} = {shown}: {allowed}", join(&self.path, key)));
     }
 
-    fn take<T>(&self, key: &'static str, default: T, allowed: &str, read: impl Fn(&DeValue<'t>) -> Option<T>) -> T {
+    fn take<T>(
+        &self,
+        key: &'static str,
+        default: T,
+        allowed: &str,
+        read: impl Fn(&DeValue<'t>) -> Option<T>,
+    ) -> T {
         match self.get(key) {
             None => default,
             Some(value) => read(value.get_ref()).unwrap_or_else(|| {
@@ -124,7 +130,12 @@ impl<'r, 't> Section<'r, 't> {
     }
 
     /// A duration with its unit.
-    pub fn duration(&self, key: &'static str, default: Duration, range: RangeInclusive<Duration>) -> Duration {
+    pub fn duration(
+        &self,
+        key: &'static str,
+        default: Duration,
+        range: RangeInclusive<Duration>,
+    ) -> Duration {
         self.maybe_duration(key, range).unwrap_or(default)
     }
 
@@ -170,6 +181,17 @@ impl<'r, 't> Section<'r, 't> {
     pub fn texts(&self, key: &'static str) -> Vec<String> {
         self.take(key, Vec::new(), "a list of texts", |value| {
             value.as_array()?.iter().map(|one| one.get_ref().as_str().map(Into::into)).collect()
+        })
+    }
+
+    /// A list of numbers that count from 1, as indexes that count from 0.
+    pub fn indexes(&self, key: &'static str, most: usize) -> Vec<usize> {
+        self.take(key, Vec::new(), &format!("a list of whole numbers from 1 to {most}"), |value| {
+            let number = |one: &Spanned<DeValue<'t>>| {
+                let number = usize::try_from(whole(one.get_ref())?).ok()?;
+                (1..=most).contains(&number).then(|| number - 1)
+            };
+            value.as_array()?.iter().map(number).collect()
         })
     }
 
@@ -265,7 +287,9 @@ fn generic(path: &str) -> String {
 fn real(value: &DeValue<'_>) -> Option<f64> {
     match value {
         DeValue::Integer(number) => number.as_str().replace('_', "").parse().ok(),
-        DeValue::Float(number) => number.as_str().replace('_', "").parse().ok().filter(|it: &f64| it.is_finite()),
+        DeValue::Float(number) => {
+            number.as_str().replace('_', "").parse().ok().filter(|it: &f64| it.is_finite())
+        }
         _ => None,
     }
 }

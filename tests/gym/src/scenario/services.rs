@@ -24,6 +24,8 @@ pub struct ServiceSpec {
     pub name: String,
     /// Replicas at the start.
     pub replicas: u64,
+    /// Nodes that its replicas begin on, by index; any where it is empty.
+    pub start_on: Vec<usize>,
     /// Service labels.
     pub labels: Vec<(String, String)>,
     /// The labels as SwarmGuard reads them; default where it refuses them.
@@ -104,7 +106,7 @@ pub struct ServiceSpec {
     pub cache_active: f64,
 }
 
-pub(super) fn read(section: &Section<'_, '_>, backends: &[BackendSpec]) -> ServiceSpec {
+pub(super) fn read(section: &Section<'_, '_>, backends: &[BackendSpec], nodes: usize) -> ServiceSpec {
     let (zero, day) = (Duration::ZERO, Duration::from_secs(86_400));
     let ms = Duration::from_millis;
     let labels = section.map("labels");
@@ -115,11 +117,15 @@ pub(super) fn read(section: &Section<'_, '_>, backends: &[BackendSpec]) -> Servi
     }
     let spec = section.text("spec", "");
     let spec = (!spec.is_empty()).then(|| serde_json::from_str(&spec)).and_then(|read| {
-        read.map_err(|error| section.refuse("spec", format!("a JSON object of Swarm's service spec ({error})"))).ok()
+        read.map_err(|error| {
+            section.refuse("spec", format!("a JSON object of Swarm's service spec ({error})"))
+        })
+        .ok()
     });
     let service = ServiceSpec {
         name: section.text("name", ""),
         replicas: section.whole("replicas", 1, 0..=10_000),
+        start_on: section.indexes("start_on", nodes),
         policy: read_policy(section, &labels),
         labels,
         constraints: section.texts("constraints"),

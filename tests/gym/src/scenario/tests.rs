@@ -33,7 +33,10 @@ fn a_small_file_is_read_with_defaults() {
 
 #[test]
 fn every_wrong_value_is_named_with_line_key_value_and_what_is_allowed() {
-    let text = SMALL.replace("cpus = 2", "cpus = 0").replace("\"5m\"", "\"5 fortnights\"").replace("replicas = 2", "replcias = 2");
+    let text = SMALL
+        .replace("cpus = 2", "cpus = 0")
+        .replace("\"5m\"", "\"5 fortnights\"")
+        .replace("replicas = 2", "replcias = 2");
     let said = wrong(&text);
     assert!(said.contains("x.toml:6: nodes[0].cpus = 0: a number from 0.5 to 1024"), "{said}");
     assert!(said.contains("x.toml:3: length = \"5 fortnights\": a duration with its unit"), "{said}");
@@ -48,7 +51,8 @@ fn a_key_that_a_shape_has_no_use_for_is_refused() {
 
 #[test]
 fn labels_are_checked_as_the_coordinator_does() {
-    let said = wrong(&SMALL.replace("\"swarmguard.scale.max\" = \"4\"", "\"swarmguard.scale.max\" = \"four\""));
+    let said =
+        wrong(&SMALL.replace("\"swarmguard.scale.max\" = \"4\"", "\"swarmguard.scale.max\" = \"four\""));
     assert!(said.contains("swarmguard.scale.max=\"four\""), "{said}");
 }
 
