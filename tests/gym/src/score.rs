@@ -107,7 +107,7 @@ pub fn score(scenario: &Scenario, machines: &Machines, record: &Record, acts: &m
         worst_node_percent: worst_node(record, settle) * 100.0,
         kills: real(machines.kills),
         most_replicas: (0..services).map(stood).collect(),
-        end_replicas: (0..services).map(|service| real(count_of(service).last().unwrap_or(0))).collect(),
+        end_replicas: (0..services).map(|service| real(count_of(service).next_back().unwrap_or(0))).collect(),
     }
 }
 

@@ -66,10 +66,13 @@ pub fn goals(scenario: &Scenario, runs: &Runs) -> usize {
     missed
 }
 
+/// Name, unit, what is aimed at, and which score.
+type Figure = (&'static str, &'static str, &'static str, fn(&Score) -> f64);
+
 /// Figures of SwarmGuard beside the best peer's.
 pub fn rows(scenario: &Scenario, policies: &[Policy], runs: &Runs, report: &mut Report) {
     let Some(own) = runs.get(&Policy::SwarmGuard) else { return };
-    let figures: [(&str, &'static str, &'static str, fn(&Score) -> f64); 6] = [
+    let figures: [Figure; 6] = [
         ("late_percent", "%", "<= best peer", |score| score.late_percent),
         ("cost", "x oracle", "<= hpa", |score| score.cost),
         ("actions_per_hour", "1/h", "", |score| score.actions_per_hour),

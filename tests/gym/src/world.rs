@@ -151,7 +151,7 @@ impl World {
             now = now + tick;
             self.happen(now);
             self.swarm.advance(now);
-            let measured = millis(now - self.start) % millis(STEP) == 0;
+            let measured = millis(now - self.start).is_multiple_of(millis(STEP));
             if measured {
                 self.machines.step(now, &mut self.swarm);
                 self.record.step(&mut self.machines, &self.swarm);

@@ -121,12 +121,13 @@ impl Prototype {
             let node = hot.node;
             drop(seen);
             move_away(stage, service, node, text);
-        } else if all_high && rested(memory.scaled, OUT_COOLDOWN) {
-            if let Some((_, max)) = bounds(stage.machines, service) {
-                (memory.scaled, memory.breaches) = (Some(now), 0);
-                let current = replicas(stage, service);
-                scale(stage, service, (current + 1).min(max), text);
-            }
+        } else if all_high
+            && rested(memory.scaled, OUT_COOLDOWN)
+            && let Some((_, max)) = bounds(stage.machines, service)
+        {
+            (memory.scaled, memory.breaches) = (Some(now), 0);
+            let current = replicas(stage, service);
+            scale(stage, service, (current + 1).min(max), text);
         }
     }
 }

@@ -303,7 +303,7 @@ fn bytes(text: &str) -> Option<u64> {
     let units = [("KiB", 1_u64 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)];
     let (unit, factor) = units.into_iter().find(|(unit, _)| text.ends_with(unit))?;
     let number: f64 = text.strip_suffix(unit)?.trim().parse().ok()?;
-    (number >= 0.0 && number <= 1e6).then(|| crate::number::count(number * crate::number::real(factor)))
+    (0.0..=1e6).contains(&number).then(|| crate::number::count(number * crate::number::real(factor)))
 }
 
 fn shown(value: &DeValue<'_>) -> String {

@@ -116,12 +116,7 @@ pub(super) fn read(section: &Section<'_, '_>, backends: &[BackendSpec], nodes: u
         section.refuse("backend", "the name of one of [[backends]]");
     }
     let spec = section.text("spec", "");
-    let spec = (!spec.is_empty()).then(|| serde_json::from_str(&spec)).and_then(|read| {
-        read.map_err(|error| {
-            section.refuse("spec", format!("a JSON object of Swarm's service spec ({error})"))
-        })
-        .ok()
-    });
+    let spec = if spec.is_empty() { None } else { read_spec(section, &spec) };
     let service = ServiceSpec {
         name: section.text("name", ""),
         replicas: section.whole("replicas", 1, 0..=10_000),
@@ -175,6 +170,20 @@ pub(super) fn read(section: &Section<'_, '_>, backends: &[BackendSpec], nodes: u
     }
     section.finish(&[]);
     service
+}
+
+fn read_spec(section: &Section<'_, '_>, text: &str) -> Option<Value> {
+    match serde_json::from_str(text) {
+        Ok(spec @ Value::Object(_)) => Some(spec),
+        Ok(_) => {
+            section.refuse("spec", "a JSON object of Swarm's service spec");
+            None
+        }
+        Err(error) => {
+            section.refuse("spec", format!("a JSON object of Swarm's service spec ({error})"));
+            None
+        }
+    }
 }
 
 fn read_policy(section: &Section<'_, '_>, labels: &[(String, String)]) -> ServicePolicy {
