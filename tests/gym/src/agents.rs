@@ -208,7 +208,7 @@ impl NodeAgent {
             let every = if watched.hot { SLOW_EVERY_HOT } else { SLOW_EVERY };
             if watched.slow_at.is_none_or(|at| now - at >= every) {
                 watched.slow_at = Some(now);
-                self.agent.sample_slow(now, watched.handle, slow(replica, spec));
+                self.agent.sample_slow(now, watched.handle, slow(replica));
             }
             if lies {
                 // As if it had always used all that it may.
@@ -300,11 +300,11 @@ fn fast(replica: &Replica, spec: &ServiceSpec, lied_us: f64) -> FastReading {
     }
 }
 
-fn slow(replica: &Replica, spec: &ServiceSpec) -> SlowReading {
+fn slow(replica: &Replica) -> SlowReading {
     let counters = &replica.counters;
     let pressure = |us: f64| Some(Pressure { some_usec: count(us), full_usec: Some(0) });
     SlowReading {
-        inactive_file_bytes: Some(count(replica.cache * (1.0 - spec.cache_active))),
+        page_cache_bytes: Some(count(replica.cache)),
         psi_cpu: pressure(counters.psi_cpu_us),
         psi_memory: pressure(counters.psi_memory_us),
         psi_io: pressure(0.0),
