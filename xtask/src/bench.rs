@@ -31,6 +31,8 @@ enum What {
     Balancer(balancer::Args),
     /// What the judgement is worth in modelled clusters, beside the rules of other projects
     Judgement(judgement::Args),
+    /// What hostile clients cost the balancer and its other clients, beside nginx and HAProxy
+    Hostile(balancer::HostileArgs),
     /// Migrations and scale-outs under load on a real Swarm, beside the same surge by bare API calls
     Migrate(migrate::Args),
 }
@@ -45,8 +47,17 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         What::Coordinator(coordinator) => coordinator::run(coordinator, &root()),
         What::Balancer(balancer) => balancer::run(balancer, &root()),
         What::Judgement(judgement) => judgement::run(judgement, &root()),
+        What::Hostile(hostile) => balancer::run_hostile(hostile, &root()),
         What::Migrate(migrate) => migrate::run(migrate, &root()),
     }
+}
+
+/// Lets `command` find nginx and HAProxy, for tests that compare with them.
+///
+/// # Errors
+/// When one of them is missing and may not be fetched.
+pub fn with_proxies(command: &mut std::process::Command, allowed: bool) -> Result<()> {
+    balancer::with_peers(command, &root(), allowed)
 }
 
 fn root() -> PathBuf {
