@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::image::cargo;
+use crate::workspace::cargo;
 
 /// `cargo xtask bench judgement`.
 #[derive(clap::Args)]
