@@ -1,4 +1,4 @@
-//! Commands: `POST /api/v1/commands/{migrate,scale,drain,cancel,pause,resume,observe}` with a JSON body, strictly checked.
+//! Commands: `POST /api/v1/commands/{migrate,scale,rollback,drain,cancel,pause,resume,observe}` with a JSON body, strictly checked.
 //! Services and nodes may be named by ID or by name.
 
 use axum::{
@@ -14,7 +14,7 @@ use swarmguard_core::brain::{NotTaken, OperatorCommand};
 use super::{Api, MAX_BODY_BYTES, PATIENCE, Via, problem::Problem, read};
 use crate::run::{Busy, Facts};
 
-const COMMANDS: [&str; 7] = ["migrate", "scale", "drain", "cancel", "pause", "resume", "observe"];
+const COMMANDS: [&str; 8] = ["migrate", "scale", "rollback", "drain", "cancel", "pause", "resume", "observe"];
 
 pub(super) async fn command(
     State(api): State<Api>,

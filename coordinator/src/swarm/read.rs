@@ -264,6 +264,8 @@ pub(super) struct RawTask {
     slot: u64,
     #[serde(rename = "NodeID", default)]
     node: String,
+    #[serde(default)]
+    version: Version,
     desired_state: TaskState,
     status: TaskStatus,
     networks_attachments: Option<Vec<Attachment>>,

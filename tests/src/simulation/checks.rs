@@ -12,7 +12,7 @@ use swarmguard_common::{
     time::Time,
 };
 use swarmguard_core::{
-    action::{TARGET_LOST, action_name},
+    action::{Why, action_name},
     command::{Command, CommandResult},
     swarm::Availability,
 };
@@ -298,7 +298,7 @@ impl Checks {
                     self.ended.remove(service);
                     return;
                 }
-                let elsewhere = code == "undone" && entry.text.starts_with(TARGET_LOST);
+                let elsewhere = code == "undone" && entry.text.starts_with(Why::TargetLost.word());
                 self.ended.insert(service.clone(), (kind, now, elsewhere));
             }
             _ => {}

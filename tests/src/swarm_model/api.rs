@@ -9,7 +9,7 @@ use swarmguard_common::{
 };
 use swarmguard_core::{
     command::{Command, CommandError, CommandResult},
-    swarm::{Availability, Mode, Node, RecordObject, Service, Snapshot, Task, TaskState},
+    swarm::{Availability, Failure, Mode, Node, RecordObject, Service, Snapshot, Task, TaskState},
 };
 
 use super::{ModelService, SwarmModel, Workload, id, placement::hostname};
@@ -27,6 +27,11 @@ impl SwarmModel {
                 .map(|service| (service.id.clone(), read_service(service)))
                 .collect(),
             tasks: self.tasks.keys().map(|id| (id.clone(), self.read_task(&self.tasks[id]))).collect(),
+            failures: self
+                .tasks
+                .values()
+                .filter_map(|task| Some((task.id.clone(), read_failure(task)?)))
+                .collect(),
             records: self.configs.values().map(|config| (config.name.clone(), config.clone())).collect(),
         }
     }
@@ -101,6 +106,20 @@ impl SwarmModel {
         let (version, mut spec) = (found.version, found.spec.clone());
         change(&mut spec);
         self.write_service(service, version, &spec)
+    }
+
+    /// `docker service rollback`: spec and previous spec change places, and the update's state says so.
+    pub fn operator_rollback(&mut self, service: &ServiceId) -> CommandResult {
+        let index = self.next_index();
+        let found = self.services.get_mut(service).ok_or_else(|| CommandError::Gone(service.to_string()))?;
+        let previous = found.previous_spec.clone();
+        let previous =
+            previous.ok_or_else(|| CommandError::Refused("does not have a previous spec".into()))?;
+        found.previous_spec = Some(std::mem::replace(&mut found.spec, previous));
+        found.update_state = Some("rollback_started".into());
+        (found.version, found.spec_version) = (index, index);
+        self.wake(service);
+        Ok(())
     }
 
     /// `docker service rm`.
@@ -219,6 +238,18 @@ impl SwarmModel {
             job_iteration: task.job_iteration,
         }
     }
+}
+
+fn read_failure(task: &super::ModelTask) -> Option<Failure> {
+    let failed = matches!(task.state, TaskState::Failed | TaskState::Rejected);
+    failed.then(|| Failure {
+        service: task.service.clone(),
+        slot: task.slot,
+        node: task.node.clone(),
+        state: task.state,
+        message: "task: non-zero exit (1)".into(),
+        version: task.spec_version,
+    })
 }
 
 /// An address on the one network that everything is attached to.

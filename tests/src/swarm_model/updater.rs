@@ -53,8 +53,10 @@ impl SwarmModel {
         let dirty = |slot: &&Vec<TaskId>| slot.len() > 1 || self.is_dirty(service, &self.tasks[&slot[0]]);
         let mut queue: Vec<Vec<TaskId>> = slots.iter().filter(dirty).cloned().collect();
         if queue.is_empty() {
-            if matches!(service.update_state.as_deref(), Some("updating" | "rollback_started")) {
-                self.set_update_state(&service.id, "completed");
+            match service.update_state.as_deref() {
+                Some("updating") => self.set_update_state(&service.id, "completed"),
+                Some("rollback_started") => self.set_update_state(&service.id, "rollback_completed"),
+                _ => {}
             }
             return;
         }
@@ -113,7 +115,8 @@ impl SwarmModel {
             // A task of this update died: default action is to pause and leave everything as it stands.
             let action = updater.spec["UpdateConfig"]["FailureAction"].as_str().unwrap_or("pause");
             if action != "continue" {
-                self.set_update_state(id, "paused");
+                let back = self.services[id].update_state.as_deref() == Some("rollback_started");
+                self.set_update_state(id, if back { "rollback_paused" } else { "paused" });
                 return false;
             }
         }
@@ -134,7 +137,8 @@ impl SwarmModel {
         }
         let done_at = *updater.done_at.get_or_insert(self.now + updater.monitor);
         if self.now >= done_at {
-            self.set_update_state(id, "completed");
+            let back = self.services[id].update_state.as_deref() == Some("rollback_started");
+            self.set_update_state(id, if back { "rollback_completed" } else { "completed" });
         }
         self.now < done_at
     }

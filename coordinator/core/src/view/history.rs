@@ -12,7 +12,7 @@ use swarmguard_common::{
 };
 
 use crate::{
-    action::{Ages, Kind, Record, State, TARGET_LOST, action_name, drain_name},
+    action::{Ages, Kind, Record, State, Why, action_name, drain_name},
     swarm::{Availability, Node, Snapshot},
 };
 
@@ -102,7 +102,7 @@ impl History {
             let past = Past {
                 ended,
                 undone: record.undone.is_some(),
-                target_lost: record.undone.as_ref().is_some_and(|(code, _)| code == TARGET_LOST),
+                target_lost: record.undone.as_ref().is_some_and(|(why, _)| *why == Why::TargetLost),
                 source: record.source.clone(),
                 target: record.target.clone(),
                 token: record.token.clone(),

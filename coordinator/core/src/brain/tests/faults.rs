@@ -98,6 +98,7 @@ fn stuck_undo(stage: &mut Stage, id: &str, held_node: Option<&str>) {
         after: 2,
         tasks: Vec::new(),
         steer_off: Vec::new(),
+        pauses: false,
         availability: held_node.map(|_| crate::swarm::Availability::Active),
         reason: String::new(),
     };
