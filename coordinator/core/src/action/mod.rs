@@ -46,6 +46,7 @@ pub use record::{
 
 use crate::{
     command::{Command, CommandResult},
+    rule::Rule,
     swarm::{RecordObject, Snapshot},
 };
 
@@ -128,8 +129,8 @@ pub struct Order {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
 pub struct Refusal {
-    /// A stable word.
-    pub code: &'static str,
+    /// What forbids it.
+    pub code: Rule,
     /// One sentence.
     pub text: String,
     /// What would change it.
