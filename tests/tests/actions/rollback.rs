@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 use swarmguard_core::action::{self, Intent, Outcome, spec};
-use swarmguard_tests::swarm_model::{SwarmModel, Workload};
+use swarmguard_tests::swarm_model::Workload;
 
 use super::stage::{Fault, Meddling, Stage};
 
@@ -25,11 +25,6 @@ fn env(spec: &Value) -> &Value {
     &spec["TaskTemplate"]["ContainerSpec"]["Env"][0]
 }
 
-fn owed(stage: &Stage) -> bool {
-    let snapshot = stage.model.snapshot(&SwarmModel::node_id(1));
-    action::is_rollback_owed(&snapshot, &snapshot.services[&stage.service])
-}
-
 /// Moves of ours, each with two or three writes of the service: one, two and seven actions in between.
 #[test]
 fn a_rollback_after_our_own_writes_is_understood_and_carried_out() {
@@ -42,7 +37,7 @@ fn a_rollback_after_our_own_writes_is_understood_and_carried_out() {
         }
         let service = stage.service.clone();
         let story = format!("{moves} moves");
-        assert!(!owed(&stage), "{story}: nobody asked yet");
+        assert!(!stage.is_rollback_owed(), "{story}: nobody asked yet");
         stage.model.operator_rollback(&service).expect("there is a previous spec");
         stage.pass(1_000);
         assert_eq!(
@@ -50,7 +45,7 @@ fn a_rollback_after_our_own_writes_is_understood_and_carried_out() {
             "V=2",
             "{story}: Swarm goes back to our own write"
         );
-        assert!(owed(&stage), "{story}");
+        assert!(stage.is_rollback_owed(), "{story}");
         let ending = stage.run(Intent::Rollback { service: service.clone() }, usize::MAX, Fault::None);
         stage.pass(30_000);
         assert_eq!(ending.outcome, Some(Outcome::Done), "{story}");
@@ -61,7 +56,7 @@ fn a_rollback_after_our_own_writes_is_understood_and_carried_out() {
             Some(&json!("V=2")),
             "{story}: as after any rollback"
         );
-        assert!(!owed(&stage), "{story}: it is done");
+        assert!(!stage.is_rollback_owed(), "{story}: it is done");
         assert!(stage.model.configs.is_empty(), "{story}: {:?}", stage.model.configs);
     }
 }
@@ -74,7 +69,7 @@ fn a_rollback_in_the_middle_of_an_action_is_carried_out_after_it() {
         let service = stage.service.clone();
         stage.pass(20_000);
         let story = format!("at {at}: {:?} {:?}", ending.outcome, stage.codes);
-        if owed(&stage) {
+        if stage.is_rollback_owed() {
             let ending = stage.run(Intent::Rollback { service: service.clone() }, usize::MAX, Fault::None);
             assert_eq!(ending.outcome, Some(Outcome::Done), "{story}");
             stage.pass(30_000);
@@ -82,7 +77,7 @@ fn a_rollback_in_the_middle_of_an_action_is_carried_out_after_it() {
         if at < ending.commands {
             assert_eq!(env(&stage.model.services[&service].spec), "V=1", "{story}");
         }
-        assert!(!owed(&stage), "{story}");
+        assert!(!stage.is_rollback_owed(), "{story}");
         assert!(!spec::is_marked(&stage.model.services[&service].spec), "{story}");
     }
 }

@@ -21,6 +21,8 @@ struct Process {
     ages: Ages,
     last: Option<(Command, CommandResult)>,
     tuning: Tuning,
+    /// Records as last seen.
+    known: Vec<action::Record>,
 }
 
 impl Process {
@@ -30,7 +32,22 @@ impl Process {
             ages: Ages::default(),
             last: None,
             tuning: Tuning::default(),
+            known: Vec::new(),
         }
+    }
+}
+
+impl Process {
+    /// Brings back records that somebody else removed.
+    fn lost(&mut self, snapshot: &Snapshot) -> Vec<Command> {
+        let records = snapshot.records.values().filter_map(|object| action::Record::parse(object).ok());
+        let known = std::mem::replace(&mut self.known, records.collect());
+        let there = |record: &action::Record| {
+            let service = record.service.as_ref();
+            snapshot.records.contains_key(&record.name)
+                || !service.is_some_and(|service| snapshot.services.contains_key(service))
+        };
+        known.iter().filter(|record| !there(record)).filter_map(action::revive).collect()
     }
 }
 
@@ -191,6 +208,19 @@ impl Stage {
         }
     }
 
+    /// Whether the record of an action is there that is not over.
+    fn is_under_way(&self) -> bool {
+        let mut records = self.model.configs.values();
+        records.any(|config| config.labels.get("swarmguard.state").is_some_and(|state| state != "over"))
+    }
+
+    /// Whether an operator asked for a rollback that Swarm could not carry out.
+    pub fn is_rollback_owed(&self) -> bool {
+        let snapshot = self.model.snapshot(&SwarmModel::node_id(1));
+        let service = snapshot.services.get(&self.service);
+        service.is_some_and(|service| action::is_rollback_owed(&snapshot, service))
+    }
+
     /// Whether only previous specs that operators may want back are left of what we kept in Swarm.
     fn is_idle(&self) -> bool {
         self.model.configs.values().all(|config| config.name == action::previous_name(&self.service))
@@ -231,7 +261,10 @@ impl Stage {
             self.pass(150);
             let snapshot = self.model.snapshot(&own);
             process.ages.update(&snapshot, self.model.now);
-            let commands = if begun {
+            let lost = process.lost(&snapshot);
+            let commands = if !lost.is_empty() {
+                lost
+            } else if begun {
                 self.look(&process, &snapshot, &mut outcome)
             } else {
                 // A driver that died before anything was there is followed by one that begins anew.
@@ -241,11 +274,11 @@ impl Stage {
                 };
                 vec![command]
             };
-            if begun && commands.is_empty() && self.is_idle() {
+            if begun && commands.is_empty() && (self.is_idle() || self.is_rollback_owed()) {
                 break;
             }
             let crashed = commands.into_iter().any(|command| self.execute(&mut process, command, at, fault));
-            begun |= !self.is_idle();
+            begun |= self.is_under_way();
             if crashed {
                 process = Process::new(number);
                 self.pass(3_000);

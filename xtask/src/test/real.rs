@@ -185,10 +185,10 @@ const ALL: &str = "all";
 
 /// Scenarios of the first engine, of those that there are: each takes minutes where nodes are emulated. The coordinator is
 /// killed in four phases of a migration on one of the two engines, and in all of them with `--scenario all`.
-const FIRST_ENGINE: &[&str] = &["migration", "no-healthcheck", "killed-leased", "killed-closing"];
+const FIRST_ENGINE: &[&str] = &["migration", "no-healthcheck", "killed-leased", "killed-draining"];
 
 /// Scenarios of the second engine: what leans on the engine and not on the judgement alone.
-const SECOND_ENGINE: &[&str] = &["migration", "scale", "drain", "killed-settling", "killed-removing"];
+const SECOND_ENGINE: &[&str] = &["migration", "scale", "drain", "killed-surging", "killed-marking"];
 
 /// Plays the scripts of the model tier on a cluster.
 fn scripts(cluster: &cluster::Cluster, engine: Engine, name: &str, log: &mut Log) -> Result<Counts> {

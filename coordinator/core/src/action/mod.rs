@@ -318,6 +318,18 @@ pub fn cancel(object: &RecordObject, reason: &str) -> Option<Command> {
     Some(undoing(record, Why::Cancelled, reason).update())
 }
 
+/// The command that brings back an action's record which somebody removed by hand, to undo the action; `None` for one
+/// that is over. Only who knew the record can do that: one that also held a node left that behind (`swarmguard-node-…`).
+pub fn revive(record: &Record) -> Option<Command> {
+    if record.is_over() || matches!(record.kind, Kind::Node | Kind::Drain) {
+        return None;
+    }
+    let undone = record.undone.clone();
+    let mut next = undoing(record.clone(), Why::RecordLost, "the record was removed by hand in the middle");
+    next.undone = undone.or(next.undone);
+    Some(next.create())
+}
+
 /// Where the added replicas of an action run, or the node that was meant while none is assigned. Empty once the old one
 /// may have been told to stop: then the new one is needed, wherever it is.
 pub fn targets(record: &Record, snapshot: &Snapshot) -> Vec<NodeId> {
@@ -368,7 +380,10 @@ fn wait(now: Time, why: String) -> Step {
 fn over(record: &Record, snapshot: &Snapshot, now: Time, context: &Context<'_>) -> Step {
     let until = context.since + record.cooldown;
     let orphan = record.service.as_ref().is_some_and(|service| !snapshot.services.contains_key(service));
-    let next = if orphan || now >= until {
+    // What an operator asked of Swarm in the middle of it is still to be done, and this is all that says so.
+    let owed = record.service.as_ref().and_then(|service| snapshot.services.get(service));
+    let owed = owed.is_some_and(|service| is_rollback_owed(snapshot, service));
+    let next = if orphan || now >= until && !owed {
         // What the operator had before stays, if only we know it.
         Next::Do(previous::to_keep(record, snapshot).unwrap_or_else(|| record.remove()))
     } else {

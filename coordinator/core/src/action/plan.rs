@@ -261,22 +261,22 @@ fn pauses(seen: Seen<'_>, source: &NodeId, off: &[NodeId]) -> Result<bool, Refus
         "{name} is the only manager, which is never paused, and Swarm would place another replica of {} there",
         seen.service.name
     );
-    Err(refuse("only_manager", text, "a second manager, or a node with fewer tasks"))
+    Err(refuse(Rule::OnlyManager, text, "a second manager, or a node with fewer tasks"))
 }
 
 /// The way back to the spec that the operator had before: one write.
 fn rollback(order: &Order, snapshot: &Snapshot, service: &Service) -> Result<Record, Refusal> {
     let Some(target) = previous::to_roll_back_to(snapshot, service) else {
         let text = format!("{} has no earlier spec", service.name);
-        return Err(refuse("no_previous_spec", text, "an update of the service before"));
+        return Err(refuse(Rule::NoPreviousSpec, text, "an update of the service before"));
     };
     if target.pointer("/TaskTemplate").is_none() {
         let text = format!("the earlier spec of {} is not one of a service", service.name);
-        return Err(refuse("no_previous_spec", text, "docker service rollback"));
+        return Err(refuse(Rule::NoPreviousSpec, text, "docker service rollback"));
     }
     if let Some(state) = rolling(service) {
         let text = format!("{} has a rollout under way ({state})", service.name);
-        return Err(refuse("foreign_rollout", text, "the end of the rollout"));
+        return Err(refuse(Rule::ForeignRollout, text, "the end of the rollout"));
     }
     let count = spec::replicas(&service.spec).unwrap_or(0);
     let mut before = before(order, snapshot, service, count, count, count);

@@ -247,7 +247,11 @@ impl Brain {
     pub(super) fn forget(&mut self, now: Time) {
         let Some(snapshot) = self.view.snapshot.clone() else { return };
         let ours = snapshot.records.values().filter(|object| is_record(&object.name));
-        self.records = ours.filter_map(|object| Record::parse(object).ok()).collect();
+        let known = std::mem::replace(
+            &mut self.records,
+            ours.filter_map(|object| Record::parse(object).ok()).collect(),
+        );
+        self.revive_lost(now, &known, &snapshot);
         let actions = &mut self.actions;
         let exists = |name: &String| snapshot.records.contains_key(name);
         actions.waits.retain(|name, _| exists(name));
@@ -259,6 +263,24 @@ impl Brain {
         tokens.extend(actions.pending.values().map(|pending| pending.order.token.clone()));
         actions.notes.retain(|(token, _)| tokens.contains(token));
         actions.tracks.retain(|token, _| tokens.contains(token));
+    }
+
+    /// Records of actions of ours that somebody removed by hand come back, to undo what was begun.
+    fn revive_lost(&mut self, now: Time, known: &[Record], snapshot: &Snapshot) {
+        if !self.is_acting() {
+            return;
+        }
+        for record in known {
+            let gone = !snapshot.records.contains_key(&record.name)
+                && record.service.as_ref().is_some_and(|service| snapshot.services.contains_key(service));
+            if gone
+                && record.holder == self.settings.holder
+                && self.may_issue(&record.name, now)
+                && let Some(command) = action::revive(record)
+            {
+                self.issue(now, &record.name, command);
+            }
+        }
     }
 
     /// Takes every record, and every order that is not durable yet, one step further. Called with each new snapshot.
