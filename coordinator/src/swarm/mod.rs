@@ -5,7 +5,7 @@ mod read;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ::http::Method;
 use bytes::Bytes;
@@ -191,12 +191,23 @@ struct Answers {
 impl Answers {
     fn read(self, taken: Time, own_node: NodeId) -> Result<Snapshot, EngineError> {
         // The longest first: its text is gone before the others add to what is held.
-        let tasks = listed("/tasks", &self.tasks, read::task)?;
+        let (mut tasks, mut failures) = (BTreeMap::new(), BTreeMap::new());
+        for read in listed("/tasks", &self.tasks, read::task)? {
+            match read {
+                read::Read::Task(task) => {
+                    tasks.insert(task.id.clone(), task);
+                }
+                read::Read::Failure(id, failure) => {
+                    failures.insert(id, failure);
+                }
+            }
+        }
         drop(self.tasks);
         Ok(Snapshot {
             taken,
             own_node: Some(own_node),
-            tasks: tasks.into_iter().map(|task| (task.id.clone(), task)).collect(),
+            tasks,
+            failures,
             nodes: listed("/nodes", &self.nodes, read::node)?
                 .into_iter()
                 .map(|node| (node.id.clone(), node))

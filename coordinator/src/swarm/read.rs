@@ -14,10 +14,13 @@ use serde::{
     de::{DeserializeOwned, SeqAccess, Visitor},
 };
 use serde_json::Value;
-use swarmguard_common::{domain::NetworkId, labels::ServicePolicy};
+use swarmguard_common::{
+    domain::{NetworkId, TaskId},
+    labels::ServicePolicy,
+};
 use swarmguard_core::{
     action::is_record,
-    swarm::{Availability, Mode, Node, RecordObject, Service, Task, TaskState},
+    swarm::{Availability, Failure, Mode, Node, RecordObject, Service, Task, TaskState},
 };
 
 /// Reads a list of objects; tells how many of them were left out, and why the first was. One object at a time: a large
@@ -73,7 +76,7 @@ impl<'de, T: Deserialize<'de>, F: FnMut(T)> Visitor<'de> for Each<T, F> {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Version {
     index: u64,
@@ -313,7 +316,42 @@ struct NetworkSpec {
 }
 
 /// A task that still matters: wanted, or running though not wanted any more, or of a job.
-pub(super) fn task(raw: RawTask) -> Option<Task> {
+pub(super) fn task(raw: RawTask) -> Option<Read> {
+    let failed = matches!(raw.status.state, TaskState::Failed | TaskState::Rejected);
+    // What becomes of a job's tasks is judged by the tasks themselves.
+    if failed && raw.desired_state > TaskState::Running && raw.job_iteration.is_none() {
+        return failure(raw);
+    }
+    wanted_task(raw).map(Read::Task)
+}
+
+/// What a reading keeps of a task.
+pub(super) enum Read {
+    Task(Task),
+    Failure(TaskId, Failure),
+}
+
+/// Longest text kept of a failure, in bytes.
+const MAX_FAILURE_BYTES: usize = 200;
+
+fn failure(raw: RawTask) -> Option<Read> {
+    let TaskStatus { state, message, err, .. } = raw.status;
+    let mut message = if err.is_empty() { message } else { err };
+    while message.len() > MAX_FAILURE_BYTES {
+        message.pop();
+    }
+    let failure = Failure {
+        service: raw.service.parse().ok()?,
+        slot: raw.slot,
+        node: raw.node.parse().ok(),
+        state,
+        message,
+        version: raw.version.index,
+    };
+    Some(Read::Failure(raw.id.parse().ok()?, failure))
+}
+
+fn wanted_task(raw: RawTask) -> Option<Task> {
     let wanted = raw.desired_state <= TaskState::Running;
     let lingers = raw.status.state <= TaskState::Running && !raw.node.is_empty();
     if !wanted && !lingers && raw.job_iteration.is_none() {

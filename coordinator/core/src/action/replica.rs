@@ -15,7 +15,7 @@ use std::{collections::BTreeSet, time::Duration};
 use super::{
     Context, Next, Step, deadlines,
     lease::{self, Hold},
-    look::Look,
+    look::{Look, is_rollback},
     plan::{after_spec, marked_spec, note, peak_spec, rolled_back_spec},
     record::{Kind, Record, State, Why},
     spec, undo,
@@ -261,6 +261,10 @@ impl Look<'_> {
 
     /// From the mark to the end: the balancers let go, then the true spec is written, twice.
     fn draining(&self) -> Step {
+        // Each write of ours clears that state.
+        if is_rollback(self.service) {
+            return self.undo(Why::RolledBack, "somebody rolled the service back");
+        }
         if self.is(&after_spec(&self.record.before)) {
             return self.removed();
         }
