@@ -357,7 +357,9 @@ impl Checks {
             services.iter().filter(|service| waits_for_others(swarm, service)).map(action_name).collect();
         for config in swarm.configs.values().filter(|config| !waiting.contains(&config.name)) {
             let state =
-                config.labels.values().any(|value| value == "over") || config.name.contains("settings");
+                config.labels.values().any(|value| value == "over")
+                    || config.name.contains("settings")
+                    || config.name.contains("-prev-");
             if !state && config.name.contains("-drain-") {
                 self.fail(now, format!("the drain of {} never ended: {:?}", config.name, config.labels));
             } else if !state {

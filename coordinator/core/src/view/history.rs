@@ -119,13 +119,19 @@ impl History {
                 }
                 moved.push_back(Moved { to, ended, in_vain: false });
             }
-            let code = record.undone.as_ref().map(|(code, _)| code.as_str());
-            match code {
+            match record.undone.as_ref().map(|(why, _)| *why) {
                 None => {
                     self.failures.remove(&key);
                 }
                 // Somebody else's doing, or a node's: neither the service nor the attempt is to blame.
-                Some(TARGET_LOST | "foreign_change" | "scaled_by_hand" | "cancelled" | "service_gone") => {}
+                Some(
+                    Why::TargetLost
+                    | Why::ForeignChange
+                    | Why::RolledBack
+                    | Why::ScaledByHand
+                    | Why::Cancelled
+                    | Why::ServiceGone,
+                ) => {}
                 Some(_) => *self.failures.entry(key.clone()).or_default() += 1,
             }
             self.past.insert(key, past);
