@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     command::{Command, CommandError},
-    swarm::{Service, Snapshot, Task},
+    swarm::{Service, Snapshot, Task, UpdateState},
 };
 
 /// One look at a record and what Swarm shows of its service.
@@ -216,5 +216,6 @@ impl<'a> Look<'a> {
 
 /// Whether the last write of a service was a rollback: an operator's, or Swarm's own after a failure.
 pub(super) fn is_rollback(service: &Service) -> bool {
-    service.update_state.as_deref().is_some_and(|state| state.starts_with("rollback_"))
+    use UpdateState::{RollbackCompleted, RollbackPaused, RollbackStarted};
+    matches!(service.update_state, Some(RollbackStarted | RollbackPaused | RollbackCompleted))
 }

@@ -188,8 +188,8 @@ fn undisturbed(snapshot: &Snapshot, service: &Service) -> Result<u64, Refusal> {
             "a replicated service",
         ));
     };
-    if let Some(state) = rolling(service) {
-        let text = format!("{name} has a rollout under way ({state})");
+    if let Some(state) = service.update_state.filter(|state| state.is_unfinished()) {
+        let text = format!("{name} has a rollout under way ({})", state.word());
         return Err(refuse(Rule::ForeignRollout, text, "the end of the rollout"));
     }
     if spec::is_marked(&service.spec) {
@@ -286,8 +286,8 @@ fn rollback(order: &Order, snapshot: &Snapshot, service: &Service) -> Result<Rec
         let text = format!("the earlier spec of {} is not one of a service", service.name);
         return Err(refuse(Rule::NoPreviousSpec, text, "docker service rollback"));
     }
-    if let Some(state) = rolling(service) {
-        let text = format!("{} has a rollout under way ({state})", service.name);
+    if let Some(state) = service.update_state.filter(|state| state.is_unfinished()) {
+        let text = format!("{} has a rollout under way ({})", service.name, state.word());
         return Err(refuse(Rule::ForeignRollout, text, "the end of the rollout"));
     }
     let count = spec::replicas(&service.spec).unwrap_or(0);
@@ -296,12 +296,6 @@ fn rollback(order: &Order, snapshot: &Snapshot, service: &Service) -> Result<Rec
     let mut record = Record::new(action_name(&service.id), Kind::Rollback, order, before);
     record.state = State::Closing;
     Ok(record)
-}
-
-/// A rollout that is going on, or stands half done.
-fn rolling(service: &Service) -> Option<&str> {
-    let state = service.update_state.as_deref()?;
-    matches!(state, "updating" | "paused" | "rollback_started" | "rollback_paused").then_some(state)
 }
 
 /// Settles the steering in `before`; says so, or why not.

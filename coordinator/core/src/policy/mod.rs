@@ -315,9 +315,9 @@ impl Round<'_> {
     /// Somebody else changes the service, as far as can be seen: what is seen and what would end it. Where it is
     /// `overloaded`, a replica that does not serve is none of somebody else's doing.
     fn rollout(&self, service: &Service, replicas: u64, overloaded: bool) -> Option<(String, String)> {
-        let state = service.update_state.as_deref();
-        if let Some(state @ ("updating" | "rollback_started" | "paused" | "rollback_paused")) = state {
-            return Some((format!("an update is under way ({state})"), "the end of the update".into()));
+        if let Some(state) = service.update_state.filter(|state| state.is_unfinished()) {
+            let text = format!("an update is under way ({})", state.word());
+            return Some((text, "the end of the update".into()));
         }
         let mut slots: BTreeMap<u64, usize> = BTreeMap::new();
         let mut serving = 0;
