@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     marker::PhantomData,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -165,6 +165,7 @@ struct EngineDescription {
 #[serde(rename_all = "PascalCase", default)]
 struct Status {
     state: String,
+    addr: String,
 }
 
 #[derive(Deserialize)]
@@ -172,6 +173,15 @@ struct Status {
 struct ManagerStatus {
     #[serde(default)]
     leader: bool,
+    #[serde(default)]
+    addr: String,
+}
+
+/// Where a node is reached. Old engines say 0.0.0.0 of a leader itself; what they say of its raft port is right then.
+fn reached_at(status: &Status, manager: Option<&ManagerStatus>) -> Option<IpAddr> {
+    let of_raft = manager.and_then(|manager| manager.addr.parse::<SocketAddr>().ok()).map(|addr| addr.ip());
+    let usable = |address: &IpAddr| !address.is_unspecified();
+    of_raft.filter(usable).or_else(|| status.addr.parse().ok().filter(usable))
 }
 
 impl FromEngine for Node {
@@ -182,6 +192,7 @@ impl FromEngine for Node {
         Some(Node {
             id: raw.id.parse().ok()?,
             version: raw.version.index,
+            address: reached_at(&raw.status, raw.manager_status.as_ref()),
             hostname: raw.description.hostname,
             manager: raw.spec.get("Role").and_then(Value::as_str) == Some("manager")
                 || raw.manager_status.is_some(),
