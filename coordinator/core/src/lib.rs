@@ -5,10 +5,12 @@
 //! and a simulation can run it a million times.
 
 pub mod action;
+pub mod agents;
 pub mod brain;
 pub mod command;
 pub mod explain;
 pub mod lease;
 pub mod policy;
+pub mod rule;
 pub mod swarm;
 pub mod view;
