@@ -16,3 +16,4 @@ pub mod seam;
 pub mod snapshots;
 pub mod start;
 pub mod swarm;
+pub mod volume;

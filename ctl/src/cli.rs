@@ -195,7 +195,7 @@ pub enum Command {
     /// The journal: alerts, decisions, refusals, steps of actions
     Events {
         /// Go on with what comes
-        #[arg(long, short = 'F', visible_alias = "follow-new")]
+        #[arg(long, short = 'F')]
         follow: bool,
         /// How far back
         #[arg(long, value_name = "DURATION", value_parser = patience)]
@@ -360,6 +360,135 @@ pub enum Command {
         #[command(flatten)]
         act: ActArgs,
     },
+    /// Install SwarmGuard: preflight, secrets, services, and a check at the end
+    Install {
+        /// Decide and explain only, change nothing
+        #[arg(long)]
+        observe: bool,
+        /// Balance the services on this overlay network, too
+        #[arg(long, value_name = "NETWORK")]
+        balancer: Option<String>,
+        /// Print the stack file and do nothing
+        #[arg(long)]
+        print: bool,
+        /// Put the images of this archive (docker save) on every node
+        #[arg(long, value_name = "TAR")]
+        load: Option<PathBuf>,
+        /// Who logs in to the other nodes for --load
+        #[arg(long, value_name = "USER", requires = "load")]
+        ssh_user: Option<String>,
+        /// Image of the agent
+        #[arg(long, env = "SWARMGUARD_AGENT_IMAGE", value_name = "IMAGE")]
+        agent_image: Option<String>,
+        /// Image of the coordinator
+        #[arg(long, env = "SWARMGUARD_COORDINATOR_IMAGE", value_name = "IMAGE")]
+        coordinator_image: Option<String>,
+        /// Image of the balancer
+        #[arg(long, env = "SWARMGUARD_BALANCER_IMAGE", value_name = "IMAGE")]
+        balancer_image: Option<String>,
+        /// Install also where the preflight fails
+        #[arg(long)]
+        force: bool,
+        /// Longest wait for each service to run
+        #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = patience)]
+        timeout: Duration,
+        /// Say what would be done, and do nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Check the swarm and SwarmGuard; each line says what to do; exit code 7 where something fails
+    Check {
+        /// Only what must hold before an installation
+        #[arg(long)]
+        pre: bool,
+        /// Whether this service can be protected, too
+        #[arg(long, value_name = "SERVICE")]
+        service: Option<String>,
+        /// Only what is not well
+        #[arg(long)]
+        short: bool,
+        /// Warnings are failures
+        #[arg(long)]
+        strict: bool,
+        /// Try again for so long
+        #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "2m", value_parser = patience)]
+        wait: Option<Duration>,
+    },
+    /// Remove SwarmGuard; what is under way is taken back first; lists what is left (nothing)
+    Uninstall {
+        /// Keep the journal's volumes
+        #[arg(long)]
+        keep_journal: bool,
+        /// Take the labels off all services, too
+        #[arg(long)]
+        remove_labels: bool,
+        /// Go on where no coordinator answers
+        #[arg(long)]
+        force: bool,
+        /// How.
+        #[command(flatten)]
+        act: ActArgs,
+    },
+    /// Give agents, coordinators and balancers other images; what fails gives all of them back (exit code 5)
+    Upgrade {
+        /// Image of the agent
+        #[arg(long, env = "SWARMGUARD_AGENT_IMAGE", value_name = "IMAGE")]
+        agent_image: Option<String>,
+        /// Image of the coordinator
+        #[arg(long, env = "SWARMGUARD_COORDINATOR_IMAGE", value_name = "IMAGE")]
+        coordinator_image: Option<String>,
+        /// Image of the balancer
+        #[arg(long, env = "SWARMGUARD_BALANCER_IMAGE", value_name = "IMAGE")]
+        balancer_image: Option<String>,
+        /// How.
+        #[command(flatten)]
+        act: ActArgs,
+    },
+    /// Make a swarm where there is none, and say how other nodes join
+    Init {
+        /// Address that other nodes reach this one at
+        #[arg(long, value_name = "ADDRESS")]
+        advertise_addr: Option<String>,
+        /// An overlay network to make, too
+        #[arg(long, value_name = "NAME")]
+        network: Option<String>,
+    },
+    /// Remove what this node no longer needs: stopped containers, images without a name, unused networks
+    Cleanup {
+        /// What stays
+        #[arg(long, value_enum, value_delimiter = ',')]
+        keep: Vec<Kind>,
+        /// Unused volumes with their data, too
+        #[arg(long)]
+        volumes: bool,
+        /// Ask nothing
+        #[arg(long, short)]
+        yes: bool,
+        /// Say what would go, and remove nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// The tokens of operators and balancers
+    Token {
+        /// What to do.
+        #[command(subcommand)]
+        what: TokenCommand,
+    },
+    /// Write an archive for whoever is to help, without what is secret
+    Bundle {
+        /// File to write
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// The swarm in a terminal, once a second; off a terminal one picture
+    Top {
+        /// Between two looks, 250ms to 60s
+        #[arg(long, short, value_name = "DURATION", default_value = "1s", value_parser = glance)]
+        delay: Duration,
+        /// Allow changes (migrate, pause, drain, cancel), each after its plan and a typed yes
+        #[arg(long)]
+        write: bool,
+    },
     /// Print completions for a shell
     Completion {
         /// For which
@@ -374,6 +503,31 @@ pub enum Command {
     },
     /// Versions of command line, coordinator and engine
     Version,
+}
+
+/// What can be done with tokens.
+#[derive(Clone, Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Replace a token and print the new one; the old one is worth nothing then
+    Rotate {
+        /// Whose
+        #[arg(value_parser = ["operator", "balancer"])]
+        which: String,
+        /// How.
+        #[command(flatten)]
+        act: ActArgs,
+    },
+}
+
+/// Kinds of things that `cleanup` removes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    /// Stopped containers.
+    Containers,
+    /// Images without a name.
+    Images,
+    /// Unused networks.
+    Networks,
 }
 
 /// On or off.
@@ -415,6 +569,10 @@ pub enum EntryKind {
 
 fn rhythm(text: &str) -> Result<Duration, String> {
     bounded(text, Duration::from_millis(250), Duration::from_secs(3_600))
+}
+
+fn glance(text: &str) -> Result<Duration, String> {
+    bounded(text, Duration::from_millis(250), Duration::from_secs(60))
 }
 
 fn patience(text: &str) -> Result<Duration, String> {

@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -44,7 +44,7 @@ pub struct ByAddress {
 
 #[derive(Debug)]
 enum Way {
-    Engine { engine: std::sync::Arc<Engine>, container: String },
+    Engine { engine: Arc<Engine>, container: Mutex<String> },
     Address(ByAddress),
 }
 
@@ -76,23 +76,9 @@ impl Coordinator {
     ///
     /// # Errors
     /// When the engine is no manager's, SwarmGuard is not installed, or no coordinator runs here.
-    pub async fn through(engine: std::sync::Arc<Engine>, who: String) -> Outcome<Self> {
-        let ours = json!({"label": ["swarmguard.role=coordinator"]});
-        let services = engine.list("/services", &ours).await?;
-        let Some(service) = services.first() else {
-            return Err(Failure::unreachable("SwarmGuard is not installed in this swarm: no service has the label swarmguard.role=coordinator")
-                .hint("swarmguard install"));
-        };
-        let (id, name) = (text(&service["ID"]), text(&service["Spec"]["Name"]));
-        let here = json!({"label": [format!("com.docker.swarm.service.id={id}")], "status": ["running"]});
-        let containers = engine.list("/containers/json", &here).await?;
-        match containers.first().map(|container| text(&container["Id"])) {
-            Some(container) => {
-                let container = container.to_owned();
-                Ok(Self { way: Way::Engine { engine, container }, who, idle: Mutex::default() })
-            }
-            None => Err(absent(&engine, id, name).await),
-        }
+    pub async fn through(engine: Arc<Engine>, who: String) -> Outcome<Self> {
+        let container = Mutex::new(container(&engine).await?);
+        Ok(Self { way: Way::Engine { engine, container }, who, idle: Mutex::default() })
     }
 
     /// Reads JSON of a known shape.
@@ -203,8 +189,18 @@ impl Coordinator {
 
     async fn connect(&self) -> Outcome<(Sender, Option<Exec>)> {
         match &self.way {
-            Way::Engine { engine, container } => {
-                let (exec, stream) = Exec::start(engine, container, &BRIDGE).await?;
+            Way::Engine { engine, container: known } => {
+                let id = known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let (exec, stream) = match Exec::start(engine, &id, &BRIDGE).await {
+                    Ok(started) => started,
+                    // It was replaced since, as in an upgrade: its successor is asked.
+                    Err(failure) if matches!(failure.code.as_deref(), Some("404" | "409")) => {
+                        let id = container(engine).await?;
+                        known.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&id);
+                        Exec::start(engine, &id, &BRIDGE).await?
+                    }
+                    Err(failure) => return Err(failure),
+                };
                 match handshake(stream).await {
                     Ok(sender) => Ok((sender, Some(exec))),
                     Err(why) => Err(self.broken(Some(exec), &why).await),
@@ -252,6 +248,25 @@ impl Coordinator {
             if words.is_empty() { why.to_owned() } else { words.trim_start_matches("error: ").to_owned() };
         Failure::unreachable(format!("the coordinator beside this engine does not answer: {said}"))
             .hint("docker service logs swarmguard_coordinator; another manager's coordinator can be asked with --host")
+    }
+}
+
+/// The container of the coordinator beside this engine.
+async fn container(engine: &Engine) -> Outcome<String> {
+    let ours = json!({"label": ["swarmguard.role=coordinator"]});
+    let services = engine.list("/services", &ours).await?;
+    let Some(service) = services.first() else {
+        return Err(Failure::unreachable(
+            "SwarmGuard is not installed in this swarm: no service has the label swarmguard.role=coordinator",
+        )
+        .hint("swarmguard install"));
+    };
+    let (id, name) = (text(&service["ID"]), text(&service["Spec"]["Name"]));
+    let here = json!({"label": [format!("com.docker.swarm.service.id={id}")], "status": ["running"]});
+    let containers = engine.list("/containers/json", &here).await?;
+    match containers.first().map(|container| text(&container["Id"])) {
+        Some(container) => Ok(container.into()),
+        None => Err(absent(engine, id, name).await),
     }
 }
 

@@ -12,6 +12,8 @@ pub mod failure;
 pub mod out;
 pub mod plugin;
 pub mod session;
+pub mod stack;
+pub mod top;
 
 use std::{collections::BTreeMap, ffi::OsString};
 

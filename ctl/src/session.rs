@@ -33,7 +33,7 @@ pub struct Session {
     /// What the output can show.
     pub style: Style,
     engine: OnceCell<Arc<Engine>>,
-    coordinator: OnceCell<Coordinator>,
+    coordinator: OnceCell<Arc<Coordinator>>,
 }
 
 impl Session {
@@ -61,19 +61,21 @@ impl Session {
     ///
     /// # Errors
     /// When it cannot be reached.
-    pub async fn coordinator(&self) -> Outcome<&Coordinator> {
+    pub async fn coordinator(&self) -> Outcome<&Arc<Coordinator>> {
         self.coordinator
             .get_or_try_init(|| async {
                 if self.global.coordinator.is_empty() {
-                    return Coordinator::through(Arc::clone(self.engine().await?), self.who()).await;
+                    return Coordinator::through(Arc::clone(self.engine().await?), self.who())
+                        .await
+                        .map(Arc::new);
                 }
                 let token = self.global.token_file.as_deref().map(token_of).transpose()?;
-                Ok(Coordinator::by_address(ByAddress {
+                Ok(Arc::new(Coordinator::by_address(ByAddress {
                     urls: self.global.coordinator.clone(),
                     ca: self.global.ca.clone(),
                     token,
                     certificate: self.global.cert.clone().zip(self.global.key.clone()),
-                }))
+                })))
             })
             .await
     }

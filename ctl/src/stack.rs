@@ -122,7 +122,8 @@ impl Service<'_> {
                 }
                 "environment" => {
                     let set = value.as_object().ok_or("environment is not a mapping")?;
-                    container["Env"] = set.iter().map(|(name, value)| format!("{name}={}", plain(value))).collect();
+                    container["Env"] =
+                        set.iter().map(|(name, value)| format!("{name}={}", plain(value))).collect();
                 }
                 "user" => container["User"] = value.clone(),
                 "read_only" => container["ReadOnly"] = value.clone(),
@@ -134,8 +135,13 @@ impl Service<'_> {
                 "secrets" => container["Secrets"] = list(value, |name| self.secret(name))?,
                 "configs" => container["Configs"] = list(value, |config| self.config(config))?,
                 "networks" => template["Networks"] = list(value, |name| self.network(name))?,
-                "logging" => template["LogDriver"] = json!({"Name": value["driver"], "Options": value["options"]}),
-                "ports" => spec["EndpointSpec"] = json!({"Mode": "vip", "Ports": list(value, |port| Ok(port_of(port)))?}),
+                "logging" => {
+                    template["LogDriver"] = json!({"Name": value["driver"], "Options": value["options"]})
+                }
+                "ports" => {
+                    spec["EndpointSpec"] =
+                        json!({"Mode": "vip", "Ports": list(value, |port| Ok(port_of(port)))?})
+                }
                 "deploy" => deploy(value, &mut spec, &mut template)?,
                 other => return Err(format!("{other} is not known")),
             }
@@ -149,7 +155,9 @@ impl Service<'_> {
         let read_only = from["read_only"].as_bool().unwrap_or(false);
         let source = from["source"].as_str().ok_or("a volume has no source")?;
         match from["type"].as_str() {
-            Some("bind") => Ok(json!({"Type": "bind", "Source": source, "Target": from["target"], "ReadOnly": read_only})),
+            Some("bind") => {
+                Ok(json!({"Type": "bind", "Source": source, "Target": from["target"], "ReadOnly": read_only}))
+            }
             Some("volume") => Ok(json!({
                 "Type": "volume", "Source": format!("{}_{source}", self.namespace), "Target": from["target"],
                 "ReadOnly": read_only, "VolumeOptions": {"Labels": {NAMESPACE: self.namespace}},
@@ -162,14 +170,18 @@ impl Service<'_> {
         let name = name.as_str().ok_or("a secret is no name")?;
         let real = external(self.whole, "secrets", name);
         let id = self.ids.secrets.get(&real).ok_or_else(|| format!("secret {real} has no ID"))?;
-        Ok(json!({"SecretID": id, "SecretName": real, "File": {"Name": name, "UID": "0", "GID": "0", "Mode": 0o444}}))
+        Ok(
+            json!({"SecretID": id, "SecretName": real, "File": {"Name": name, "UID": "0", "GID": "0", "Mode": 0o444}}),
+        )
     }
 
     fn config(&self, from: &Value) -> Result<Value, String> {
         let name = from["source"].as_str().ok_or("a config has no source")?;
         let real = external(self.whole, "configs", name);
         let id = self.ids.configs.get(&real).ok_or_else(|| format!("config {real} has no ID"))?;
-        Ok(json!({"ConfigID": id, "ConfigName": real, "File": {"Name": from["target"], "UID": "0", "GID": "0", "Mode": 0o444}}))
+        Ok(
+            json!({"ConfigID": id, "ConfigName": real, "File": {"Name": from["target"], "UID": "0", "GID": "0", "Mode": 0o444}}),
+        )
     }
 
     fn network(&self, name: &Value) -> Result<Value, String> {
@@ -235,7 +247,8 @@ fn deploy(from: &Value, spec: &mut Value, template: &mut Value) -> Result<(), St
             }
             "resources" => template["Resources"] = json!({"Limits": limits(&value["limits"])?}),
             "restart_policy" => {
-                template["RestartPolicy"] = json!({"Condition": value["condition"], "Delay": nanos(&value["delay"])?});
+                template["RestartPolicy"] =
+                    json!({"Condition": value["condition"], "Delay": nanos(&value["delay"])?});
             }
             "update_config" => spec["UpdateConfig"] = update(value)?,
             "rollback_config" => spec["RollbackConfig"] = update(value)?,
@@ -250,7 +263,10 @@ fn limits(from: &Value) -> Result<Map<String, Value>, String> {
     let cpus = plain(&from["cpus"]);
     let (whole, part) = cpus.split_once('.').unwrap_or((&cpus, "0"));
     let part = format!("{part:0<9}");
-    let nano: Option<u64> = whole.parse::<u64>().ok().zip(part.get(..9).and_then(|part| part.parse().ok()))
+    let nano: Option<u64> = whole
+        .parse::<u64>()
+        .ok()
+        .zip(part.get(..9).and_then(|part| part.parse().ok()))
         .map(|(whole, part): (u64, u64)| whole * 1_000_000_000 + part);
     match nano {
         Some(0) | None if matches!(cpus.as_str(), "0" | "") => {}
@@ -258,7 +274,10 @@ fn limits(from: &Value) -> Result<Map<String, Value>, String> {
         None => return Err(format!("{cpus:?} is no number of CPUs")),
     }
     let memory = plain(&from["memory"]);
-    let mib: u64 = memory.strip_suffix('M').and_then(|mib| mib.parse().ok()).ok_or_else(|| format!("memory {memory:?} is not so many M"))?;
+    let mib: u64 = memory
+        .strip_suffix('M')
+        .and_then(|mib| mib.parse().ok())
+        .ok_or_else(|| format!("memory {memory:?} is not so many M"))?;
     limits.insert("MemoryBytes".into(), (mib << 20).into());
     Ok(limits)
 }
@@ -268,7 +287,8 @@ fn number(from: &Value) -> Result<u64, String> {
 }
 
 fn update(from: &Value) -> Result<Value, String> {
-    let mut update = json!({"Parallelism": from["parallelism"], "Order": from["order"], "MaxFailureRatio": 0});
+    let mut update =
+        json!({"Parallelism": from["parallelism"], "Order": from["order"], "MaxFailureRatio": 0});
     for (key, name) in [("delay", "Delay"), ("monitor", "Monitor")] {
         if let Some(value) = from.get(key) {
             update[name] = nanos(value)?;
@@ -312,7 +332,10 @@ mod tests {
         let (agent, balancer, coordinator) = (&specs[0], &specs[1], &specs[2]);
         assert_eq!(agent["Mode"], json!({"Global": {}}));
         assert_eq!(agent["TaskTemplate"]["Networks"][0]["Target"], "id-host");
-        assert_eq!(agent["TaskTemplate"]["Resources"]["Limits"], json!({"NanoCPUs": 500_000_000, "MemoryBytes": 134_217_728}));
+        assert_eq!(
+            agent["TaskTemplate"]["Resources"]["Limits"],
+            json!({"NanoCPUs": 500_000_000, "MemoryBytes": 134_217_728})
+        );
         assert_eq!(agent["TaskTemplate"]["ContainerSpec"]["CapabilityAdd"][0], "CAP_SYS_ADMIN");
         assert_eq!(agent["TaskTemplate"]["ContainerSpec"]["Healthcheck"]["Interval"], 15_000_000_000_u64);
         assert_eq!(agent["UpdateConfig"]["FailureAction"], "rollback");
@@ -322,7 +345,9 @@ mod tests {
         assert_eq!(container["Mounts"][2]["Source"], "swarmguard_state");
         let env = container["Env"].as_array().expect("a list");
         assert!(env.contains(&"SWARMGUARD_OBSERVE=false".into()), "{env:?}");
-        assert!(env.contains(&"SWARMGUARD_OPERATOR_TOKEN_FILE=/run/secrets/swarmguard-operator-token".into()));
+        assert!(
+            env.contains(&"SWARMGUARD_OPERATOR_TOKEN_FILE=/run/secrets/swarmguard-operator-token".into())
+        );
         assert_eq!(coordinator["EndpointSpec"]["Ports"][0]["PublishedPort"], 7_443);
         assert_eq!(coordinator["Labels"]["swarmguard.role"], "coordinator");
         assert_eq!(balancer["Mode"], json!({"Replicated": {"Replicas": 2}}));

@@ -99,7 +99,8 @@ pub fn show(session: &Session, lines: &[Line], short: bool) -> Outcome {
         let mut text = String::new();
         for line in lines.iter().filter(|line| !short || line.state != State::Ok) {
             let (word, tone) = word(line.state);
-            let _ = writeln!(text, "{}  {}", session.style.paint(tone, &format!("{word:<7}")), clean(&line.text));
+            let _ =
+                writeln!(text, "{}  {}", session.style.paint(tone, &format!("{word:<7}")), clean(&line.text));
             if line.state != State::Ok && !line.hint.is_empty() {
                 let _ = writeln!(text, "         do: {}", clean(&line.hint));
             }
@@ -140,7 +141,13 @@ async fn all(session: &Session, wanted: &Wanted) -> Outcome<Vec<Line>> {
 struct Lines(Vec<Line>);
 
 impl Lines {
-    fn add(&mut self, code: &'static str, wrong: Option<State>, text: impl Into<String>, hint: impl Into<String>) {
+    fn add(
+        &mut self,
+        code: &'static str,
+        wrong: Option<State>,
+        text: impl Into<String>,
+        hint: impl Into<String>,
+    ) {
         self.0.push(Line { code, state: wrong.unwrap_or(State::Ok), text: text.into(), hint: hint.into() });
     }
 }
@@ -161,13 +168,26 @@ pub async fn before(engine: &Engine, pre: bool) -> Outcome<Vec<Line>> {
     let mut lines = Lines(Vec::new());
     let version: Vec<u32> = engine.version.split('.').filter_map(|part| part.parse().ok()).collect();
     let old = (version.first().copied().unwrap_or(0), version.get(1).copied().unwrap_or(0)) < OLDEST_API;
-    lines.add("api", failed(old), format!("the engine speaks API {}", engine.version), "Docker 20.10 or later is needed");
+    lines.add(
+        "api",
+        failed(old),
+        format!("the engine speaks API {}", engine.version),
+        "Docker 20.10 or later is needed",
+    );
     let info = engine.get("/info").await?;
     let swarm = &info["Swarm"];
     let manager = swarm["LocalNodeState"] == "active" && swarm["ControlAvailable"] == true;
     let state = swarm["LocalNodeState"].as_str().unwrap_or("unknown");
-    let text = if manager { "the engine is a manager's".into() } else { format!("the engine is no manager's (swarm: {state})") };
-    let hint = if state == "active" { "name a manager's engine with --host or DOCKER_HOST" } else { "swarmguard init, or docker swarm init" };
+    let text = if manager {
+        "the engine is a manager's".into()
+    } else {
+        format!("the engine is no manager's (swarm: {state})")
+    };
+    let hint = if state == "active" {
+        "name a manager's engine with --host or DOCKER_HOST"
+    } else {
+        "swarmguard init, or docker swarm init"
+    };
     lines.add("manager", failed(!manager), text, hint);
     of_engine(&mut lines, &info);
     if !manager {
@@ -175,7 +195,11 @@ pub async fn before(engine: &Engine, pre: bool) -> Outcome<Vec<Line>> {
     }
     let spec = engine.get("/swarm").await?;
     let locked = spec["Spec"]["EncryptionConfig"]["AutoLockManagers"] == true;
-    let text = if locked { "autolock is on: managers' certificates cannot be read" } else { "certificates can be read (no autolock)" };
+    let text = if locked {
+        "autolock is on: managers' certificates cannot be read"
+    } else {
+        "certificates can be read (no autolock)"
+    };
     lines.add("autolock", failed(locked), text, "make certificates (swarmguard-coordinator certs create) and set SWARMGUARD_IDENTITY=files:…, or docker swarm update --autolock=false");
     of_nodes(&mut lines, &engine.list("/nodes", &json!({})).await?);
     if pre {
@@ -186,17 +210,37 @@ pub async fn before(engine: &Engine, pre: bool) -> Outcome<Vec<Line>> {
 
 fn of_engine(lines: &mut Lines, info: &Value) {
     let cgroup = info["CgroupVersion"].as_str().unwrap_or("1");
-    lines.add("cgroup", failed(cgroup != "2"), format!("cgroup v{cgroup} on this node"), "boot with systemd.unified_cgroup_hierarchy=1: the agent reads cgroup v2");
+    lines.add(
+        "cgroup",
+        failed(cgroup != "2"),
+        format!("cgroup v{cgroup} on this node"),
+        "boot with systemd.unified_cgroup_hierarchy=1: the agent reads cgroup v2",
+    );
     let kernel = info["KernelVersion"].as_str().unwrap_or("unknown");
     let parts: Vec<u32> = kernel.split(['.', '-']).map_while(|part| part.parse().ok()).collect();
     let old = parts.len() >= 2 && (parts[0], parts[1]) < (5, 8);
-    lines.add("kernel", warning(old), format!("kernel {kernel} on this node"), "5.8 or later: older kernels give the agent no BPF ring buffer, and it samples only");
+    lines.add(
+        "kernel",
+        warning(old),
+        format!("kernel {kernel} on this node"),
+        "5.8 or later: older kernels give the agent no BPF ring buffer, and it samples only",
+    );
     let quota = info["CpuCfsQuota"] != false;
-    let text = if quota { "the engine takes CPU limits" } else { "the engine takes no CPU limits (no cpu controller in cgroup v2)" };
+    let text = if quota {
+        "the engine takes CPU limits"
+    } else {
+        "the engine takes no CPU limits (no cpu controller in cgroup v2)"
+    };
     lines.add("cpu_limits", warning(!quota), text, "install leaves the limits out; nothing is to be done");
-    let skew = info["SystemTime"].as_str().and_then(seconds).map(|engine| engine.abs_diff(clock::wall_ms() / 1_000));
+    let skew =
+        info["SystemTime"].as_str().and_then(seconds).map(|engine| engine.abs_diff(clock::wall_ms() / 1_000));
     if let Some(skew) = skew {
-        lines.add("clock", warning(skew > MAX_SKEW_S), format!("its clock and ours differ by {skew}s"), "run NTP on all nodes: certificates are valid by the clock");
+        lines.add(
+            "clock",
+            warning(skew > MAX_SKEW_S),
+            format!("its clock and ours differ by {skew}s"),
+            "run NTP on all nodes: certificates are valid by the clock",
+        );
     }
 }
 
@@ -207,26 +251,57 @@ fn seconds(text: &str) -> Option<u64> {
     // Days from the civil date, with years that begin in March.
     let (y, m) = if month > 2 { (year, month - 3) } else { (year.checked_sub(1)?, month + 9) };
     let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1;
-    Some((days.checked_sub(719_468)?) * 86_400 + number(11..13)? * 3_600 + number(14..16)? * 60 + number(17..19)?)
+    Some(
+        (days.checked_sub(719_468)?) * 86_400
+            + number(11..13)? * 3_600
+            + number(14..16)? * 60
+            + number(17..19)?,
+    )
 }
 
 fn of_nodes(lines: &mut Lines, nodes: &[Value]) {
     let host = |node: &&Value| node["Description"]["Hostname"].as_str().unwrap_or_default().to_owned();
-    let named = |wanted: &dyn Fn(&Value) -> bool| nodes.iter().filter(|node| wanted(node)).map(|node| host(&node)).collect::<Vec<_>>();
+    let named = |wanted: &dyn Fn(&Value) -> bool| {
+        nodes.iter().filter(|node| wanted(node)).map(|node| host(&node)).collect::<Vec<_>>()
+    };
     let down = named(&|node| node["Status"]["State"] != "ready");
-    let text = if down.is_empty() { format!("{} nodes, all ready", nodes.len()) } else { format!("not ready: {}", down.join(", ")) };
-    lines.add("nodes", warning(!down.is_empty()), text, "docker node ls; a node that is gone for good: docker node rm");
+    let text = if down.is_empty() {
+        format!("{} nodes, all ready", nodes.len())
+    } else {
+        format!("not ready: {}", down.join(", "))
+    };
+    lines.add(
+        "nodes",
+        warning(!down.is_empty()),
+        text,
+        "docker node ls; a node that is gone for good: docker node rm",
+    );
     let managers = named(&|node| node["Spec"]["Role"] == "manager").len();
-    lines.add("quorum", warning(managers < 3), format!("{managers} {}", status::plural(managers, "manager")), "3 or 5 managers go on when one is lost");
+    lines.add(
+        "quorum",
+        warning(managers < 3),
+        format!("{managers} {}", status::plural(managers, "manager")),
+        "3 or 5 managers go on when one is lost",
+    );
     let foreign = named(&|node| node["Description"]["Platform"]["OS"] != "linux");
     if !foreign.is_empty() {
-        lines.add("platform", warning(true), format!("not Linux: {}", foreign.join(", ")), "those nodes get no agent and are never a target");
+        lines.add(
+            "platform",
+            warning(true),
+            format!("not Linux: {}", foreign.join(", ")),
+            "those nodes get no agent and are never a target",
+        );
     }
-    let cutting = named(&|node| cuts(node["Description"]["Engine"]["EngineVersion"].as_str().unwrap_or_default()));
+    let cutting =
+        named(&|node| cuts(node["Description"]["Engine"]["EngineVersion"].as_str().unwrap_or_default()));
     lines.add(
         "engines",
         warning(!cutting.is_empty()),
-        if cutting.is_empty() { "no engine that cuts connections (29.0.0 to 29.1.4)".into() } else { format!("engines 29.0.0 to 29.1.4 cut connections when a replica stops: {}", cutting.join(", ")) },
+        if cutting.is_empty() {
+            "no engine that cuts connections (29.0.0 to 29.1.4)".into()
+        } else {
+            format!("engines 29.0.0 to 29.1.4 cut connections when a replica stops: {}", cutting.join(", "))
+        },
         "upgrade those engines to 29.1.5 or later (moby#51651)",
     );
 }
@@ -241,10 +316,16 @@ fn of_ports(lines: &mut Lines, services: &[Value]) {
         let taken = services.iter().find(|service| {
             let ours = service["Spec"]["Labels"].get("swarmguard.role").is_some();
             let ports = service["Endpoint"]["Ports"].as_array();
-            !ours && ports.is_some_and(|ports| ports.iter().any(|one| one["PublishedPort"] == port && one["Protocol"] == protocol))
+            !ours
+                && ports.is_some_and(|ports| {
+                    ports.iter().any(|one| one["PublishedPort"] == port && one["Protocol"] == protocol)
+                })
         });
         let text = match taken {
-            Some(service) => format!("port {port}/{protocol} is taken by {}", service["Spec"]["Name"].as_str().unwrap_or_default()),
+            Some(service) => format!(
+                "port {port}/{protocol} is taken by {}",
+                service["Spec"]["Name"].as_str().unwrap_or_default()
+            ),
             None => format!("port {port}/{protocol} is published by no service"),
         };
         lines.add("ports", failed(taken.is_some()), text, "publish that service on another port");
@@ -259,30 +340,73 @@ pub fn after(overview: &Overview) -> Vec<Line> {
         Some(leader) => format!("the coordinator on {leader} acts"),
         None => "no coordinator acts: the swarm has no leader".into(),
     };
-    lines.add("leader", failed(coordination.leader.is_none()), text, "docker node ls: managers must be reachable");
+    lines.add(
+        "leader",
+        failed(coordination.leader.is_none()),
+        text,
+        "docker node ls: managers must be reachable",
+    );
     let fresh = coordination.snapshot_age_ms.is_some_and(|age| age <= 5_000);
-    lines.add("reading", failed(!fresh), if fresh { "Swarm is read" } else { "Swarm was not read for 5s: nothing is decided" }, "docker service logs swarmguard_coordinator");
+    lines.add(
+        "reading",
+        failed(!fresh),
+        if fresh { "Swarm is read" } else { "Swarm was not read for 5s: nothing is decided" },
+        "docker service logs swarmguard_coordinator",
+    );
     if coordination.observe || coordination.paused {
-        lines.add("acts", warning(true), "nothing is changed: observing or paused", "swarmguard observe off, swarmguard resume");
+        lines.add(
+            "acts",
+            warning(true),
+            "nothing is changed: observing or paused",
+            "swarmguard observe off, swarmguard resume",
+        );
     }
     let own = env!("CARGO_PKG_VERSION");
     let differ = overview.version != own;
-    lines.add("version", warning(differ), format!("coordinator {}, command line {own}", overview.version), "swarmguard upgrade, or the command line of that version");
+    lines.add(
+        "version",
+        warning(differ),
+        format!("coordinator {}, command line {own}", overview.version),
+        "swarmguard upgrade, or the command line of that version",
+    );
     let silent: Vec<&str> = overview
         .nodes
         .iter()
         .filter(|node| status::node_state(node).1 == Tone::Bad)
         .map(|node| node.hostname.as_str())
         .collect();
-    let text = if silent.is_empty() { format!("agents of all {} nodes are heard", overview.nodes.len()) } else { format!("not heard, blind or down: {}", silent.join(", ")) };
-    lines.add("agents", failed(!silent.is_empty()), text, "docker service ps swarmguard_agent --no-trunc; UDP 7443 must be open from nodes to managers");
+    let text = if silent.is_empty() {
+        format!("agents of all {} nodes are heard", overview.nodes.len())
+    } else {
+        format!("not heard, blind or down: {}", silent.join(", "))
+    };
+    lines.add(
+        "agents",
+        failed(!silent.is_empty()),
+        text,
+        "docker service ps swarmguard_agent --no-trunc; UDP 7443 must be open from nodes to managers",
+    );
     for service in overview.services.iter().filter(|service| service.own) {
         let short = service.wanted.is_some_and(|wanted| service.running < wanted);
         let wanted = service.wanted.map_or_else(String::new, |wanted| format!("/{wanted}"));
-        lines.add("parts", failed(short), format!("{} {}{wanted} running", service.name, service.running), format!("docker service ps {} --no-trunc", service.name));
+        lines.add(
+            "parts",
+            failed(short),
+            format!("{} {}{wanted} running", service.name, service.running),
+            format!("docker service ps {} --no-trunc", service.name),
+        );
     }
-    let wrong: Vec<&str> = overview.services.iter().filter(|service| service.labels_invalid).map(|service| service.name.as_str()).collect();
-    let text = if wrong.is_empty() { "labels of all services make sense".into() } else { format!("labels make no sense: {}", wrong.join(", ")) };
+    let wrong: Vec<&str> = overview
+        .services
+        .iter()
+        .filter(|service| service.labels_invalid)
+        .map(|service| service.name.as_str())
+        .collect();
+    let text = if wrong.is_empty() {
+        "labels of all services make sense".into()
+    } else {
+        format!("labels make no sense: {}", wrong.join(", "))
+    };
     lines.add("labels", warning(!wrong.is_empty()), text, "swarmguard explain SERVICE names the label");
     lines.0
 }
@@ -293,12 +417,21 @@ fn of_service(found: &Explanation) -> Vec<Line> {
         lines.add("service", failed(true), error.clone(), "docs/labels.md lists what is allowed");
     }
     if let Some(policy) = &found.policy {
-        let text = if policy.enabled { format!("{} is protected", found.name) } else { format!("{} is not protected", found.name) };
+        let text = if policy.enabled {
+            format!("{} is protected", found.name)
+        } else {
+            format!("{} is not protected", found.name)
+        };
         lines.add("service", warning(!policy.enabled), text, format!("swarmguard enable {}", found.name));
     }
     for finding in &found.preflight {
         let state = if finding.refuses { State::Failed } else { State::Warning };
-        lines.add("service", Some(state), format!("{} ({})", finding.text, finding.code), finding.otherwise.clone());
+        lines.add(
+            "service",
+            Some(state),
+            format!("{} ({})", finding.text, finding.code),
+            finding.otherwise.clone(),
+        );
     }
     lines.0
 }

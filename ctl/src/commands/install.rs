@@ -72,9 +72,15 @@ pub async fn install(session: &Session, wanted: &Wanted) -> Outcome<Exit> {
     }
     let there = engine.list("/services", &json!({"label": ["swarmguard.role"]})).await?;
     if let Some(service) = there.first() {
-        return Err(Failure::new(Exit::Refused, format!("SwarmGuard is installed already ({})", service["Spec"]["Name"].as_str().unwrap_or_default()))
-            .code("installed")
-            .hint("swarmguard upgrade, or swarmguard uninstall"));
+        return Err(Failure::new(
+            Exit::Refused,
+            format!(
+                "SwarmGuard is installed already ({})",
+                service["Spec"]["Name"].as_str().unwrap_or_default()
+            ),
+        )
+        .code("installed")
+        .hint("swarmguard upgrade, or swarmguard uninstall"));
     }
     let limits = !lines.iter().any(|line| line.code == "cpu_limits" && line.state != check::State::Ok);
     if let Some(tar) = &wanted.load {
@@ -84,9 +90,11 @@ pub async fn install(session: &Session, wanted: &Wanted) -> Outcome<Exit> {
             load(session, engine, tar, wanted.ssh_user.as_deref()).await?;
         }
     }
-    let whole = stack::merged(&files(wanted.balancer.is_some(), limits), &variables(session, wanted)).map_err(no_image)?;
+    let whole = stack::merged(&files(wanted.balancer.is_some(), limits), &variables(session, wanted))
+        .map_err(no_image)?;
     if wanted.dry_run {
-        let services: Vec<&String> = whole["services"].as_object().map(|all| all.keys().collect()).unwrap_or_default();
+        let services: Vec<&String> =
+            whole["services"].as_object().map(|all| all.keys().collect()).unwrap_or_default();
         session.print(&format!("would: create {services:?} with their secrets as stack {STACK}\n"))?;
         return Ok(Exit::Done);
     }
@@ -143,7 +151,9 @@ impl Made {
             // Secrets are in use until the tasks are gone.
             for _ in 0..20 {
                 let removed = engine.raw(Method::DELETE, path, None).await;
-                if removed.is_ok_and(|answer| answer.status.is_success() || answer.status == StatusCode::NOT_FOUND) {
+                if removed
+                    .is_ok_and(|answer| answer.status.is_success() || answer.status == StatusCode::NOT_FOUND)
+                {
                     break;
                 }
                 tokio::time::sleep(Duration::from_millis(500)).await;
@@ -152,7 +162,13 @@ impl Made {
     }
 }
 
-async fn create(session: &Session, engine: &Engine, wanted: &Wanted, whole: &Value, made: &mut Made) -> Outcome {
+async fn create(
+    session: &Session,
+    engine: &Engine,
+    wanted: &Wanted,
+    whole: &Value,
+    made: &mut Made,
+) -> Outcome {
     let mut ids = Ids::default();
     for name in [OPERATOR_TOKEN, BALANCER_TOKEN] {
         ids.secrets.insert(name.into(), object(engine, "secrets", name, &random()?, made).await?);
@@ -173,7 +189,9 @@ async fn create(session: &Session, engine: &Engine, wanted: &Wanted, whole: &Val
     for name in coordinators {
         let Some(spec) = specs.iter().find(|spec| spec["Name"] == name) else { continue };
         let mut spec = spec.clone();
-        if name == "swarmguard_balancer" && let Some(env) = spec["TaskTemplate"]["ContainerSpec"]["Env"].as_array_mut() {
+        if name == "swarmguard_balancer"
+            && let Some(env) = spec["TaskTemplate"]["ContainerSpec"]["Env"].as_array_mut()
+        {
             // Managers' addresses are known only now.
             let managers = manager_addresses(engine).await?;
             env.retain(|one| !one.as_str().is_some_and(|one| one == "SWARMGUARD_COORDINATORS="));
@@ -191,8 +209,11 @@ async fn create(session: &Session, engine: &Engine, wanted: &Wanted, whole: &Val
                 return Err(Failure::failed(format!("{} does not run: {why}", watched.name)));
             }
             Ended::TooLate => {
-                return Err(Failure::new(Exit::TimedOut, format!("{} does not run after {}s", watched.name, wanted.timeout.as_secs()))
-                    .hint("are the images on every node? --load puts them there"));
+                return Err(Failure::new(
+                    Exit::TimedOut,
+                    format!("{} does not run after {}s", watched.name, wanted.timeout.as_secs()),
+                )
+                .hint("are the images on every node? --load puts them there"));
             }
         }
     }
@@ -204,7 +225,10 @@ async fn manager_addresses(engine: &Engine) -> Outcome<Vec<String>> {
     let nodes = engine.list("/nodes", &json!({"role": ["manager"]})).await?;
     let address = |node: &Value| {
         let own = node["Status"]["Addr"].as_str().filter(|addr| *addr != "0.0.0.0" && !addr.is_empty());
-        let known = node["ManagerStatus"]["Addr"].as_str().and_then(|addr| addr.rsplit_once(':')).map(|(host, _)| host);
+        let known = node["ManagerStatus"]["Addr"]
+            .as_str()
+            .and_then(|addr| addr.rsplit_once(':'))
+            .map(|(host, _)| host);
         own.or(known).map(|host| format!("{host}:7443"))
     };
     Ok(nodes.iter().filter_map(address).collect())
@@ -216,11 +240,23 @@ async fn object(engine: &Engine, kind: &str, name: &str, data: &[u8], made: &mut
     if let Some(found) = there.iter().find(|found| found["Spec"]["Name"] == name) {
         return Ok(found["ID"].as_str().unwrap_or_default().into());
     }
-    let body = json!({"Name": name, "Labels": {NAMESPACE: STACK}, "Data": STANDARD.encode(data)});
-    let answer = engine.call(Method::POST, &format!("/{kind}/create"), Some(&body)).await?;
-    let id = answer["ID"].as_str().or_else(|| answer["Id"].as_str()).unwrap_or_default().to_owned();
+    let id = make(engine, kind, name, data).await?;
     made.0.push(format!("/{kind}/{id}"));
     Ok(id)
+}
+
+async fn make(engine: &Engine, kind: &str, name: &str, data: &[u8]) -> Outcome<String> {
+    let body = json!({"Name": name, "Labels": {NAMESPACE: STACK}, "Data": STANDARD.encode(data)});
+    let answer = engine.call(Method::POST, &format!("/{kind}/create"), Some(&body)).await?;
+    Ok(answer["ID"].as_str().or_else(|| answer["Id"].as_str()).unwrap_or_default().to_owned())
+}
+
+/// A new secret of ours; its ID.
+///
+/// # Errors
+/// When the engine does not make it.
+pub async fn secret(engine: &Engine, name: &str, data: &[u8]) -> Outcome<String> {
+    make(engine, "secrets", name, data).await
 }
 
 async fn network(engine: &Engine, name: &str) -> Outcome<String> {
@@ -252,7 +288,9 @@ pub fn random() -> Outcome<Vec<u8>> {
 
 /// Puts images on every node: here through the engine, elsewhere over ssh.
 async fn load(session: &Session, engine: &Engine, tar: &PathBuf, user: Option<&str>) -> Outcome {
-    let bytes = tokio::fs::read(tar).await.map_err(|error| Failure::usage(format!("--load {}: {error}", tar.display())))?;
+    let bytes = tokio::fs::read(tar)
+        .await
+        .map_err(|error| Failure::usage(format!("--load {}: {error}", tar.display())))?;
     let nodes = engine.list("/nodes", &json!({})).await?;
     let info = engine.get("/info").await?;
     for node in nodes.iter().filter(|node| node["Status"]["State"] == "ready") {
@@ -264,12 +302,25 @@ async fn load(session: &Session, engine: &Engine, tar: &PathBuf, user: Option<&s
             let user = user.ok_or_else(|| {
                 Failure::usage(format!("--load must reach {host} too: --ssh-user names who logs in there"))
             })?;
-            let input = File::open(tar).map_err(|error| Failure::usage(format!("--load {}: {error}", tar.display())))?;
+            let input = File::open(tar)
+                .map_err(|error| Failure::usage(format!("--load {}: {error}", tar.display())))?;
             let mut ssh = Command::new("ssh");
-            ssh.args(["-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-l", user, "--", address, "docker", "load"]);
+            ssh.args([
+                "-o",
+                "BatchMode=yes",
+                "-o",
+                "ConnectTimeout=15",
+                "-l",
+                user,
+                "--",
+                address,
+                "docker",
+                "load",
+            ]);
             let ended = ssh.stdin(input).stdout(Stdio::null()).status().await;
             if !ended.is_ok_and(|ended| ended.success()) {
-                return Err(Failure::failed(format!("images could not be loaded on {host} ({address})")).hint(format!("ssh {user}@{address} docker load must work")));
+                return Err(Failure::failed(format!("images could not be loaded on {host} ({address})"))
+                    .hint(format!("ssh {user}@{address} docker load must work")));
             }
         }
         session.note(&format!("{host} has the images"));

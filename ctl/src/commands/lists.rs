@@ -192,20 +192,6 @@ pub async fn replicas(session: &Session, service: Option<&str>) -> Outcome<Listi
     } else {
         Vec::new()
     };
-    let columns = vec![
-        Column::text("REPLICA"),
-        Column::text("NODE"),
-        Column::text("STATE"),
-        Column::figure("CPU"),
-        Column::figure("MEM"),
-        Column::figure("NET"),
-        Column::figure("PSI"),
-        Column::figure("IN-FLIGHT"),
-        Column::figure("LATENCY"),
-        Column::text("ERROR"),
-        Column::text("TASK").wide(),
-        Column::text("CONTAINER").wide(),
-    ];
     let mut rows = Vec::new();
     let mut seen = Vec::new();
     for container in &containers {
@@ -232,7 +218,22 @@ pub async fn replicas(session: &Session, service: Option<&str>) -> Outcome<Listi
         rows.push(replica_row(&of.name, Some(task), node, state, None));
     }
     rows.sort_by(|one, other| one.name.cmp(&other.name));
-    Ok(Listing { kind: "ReplicaList", columns, rows })
+    Ok(Listing { kind: "ReplicaList", columns: replica_columns(), rows })
+}
+
+/// Replicas as agents see them, for the terminal view.
+pub fn containers_of<'a>(
+    containers: impl Iterator<Item = &'a ContainerStatus>,
+    overview: &Overview,
+) -> Listing {
+    let rows = containers.filter_map(|container| {
+        let node = overview.nodes.iter().find(|node| node.node == container.node);
+        let name = container.service_name.as_ref()?;
+        Some(replica_row(name, None, node.map(|node| node.hostname.as_str()), "running", Some(container)))
+    });
+    let mut rows: Vec<Row> = rows.collect();
+    rows.sort_by(|one, other| one.name.cmp(&other.name));
+    Listing { kind: "ReplicaList", columns: replica_columns(), rows }
 }
 
 /// What Swarm wants to run.
@@ -242,6 +243,23 @@ async fn tasks(session: &Session, service: Option<&str>) -> Outcome<Vec<Value>> 
         filters["service"] = json!([service]);
     }
     session.engine().await?.list("/tasks", &filters).await
+}
+
+fn replica_columns() -> Vec<Column> {
+    vec![
+        Column::text("REPLICA"),
+        Column::text("NODE"),
+        Column::text("STATE"),
+        Column::figure("CPU"),
+        Column::figure("MEM"),
+        Column::figure("NET"),
+        Column::figure("PSI"),
+        Column::figure("IN-FLIGHT"),
+        Column::figure("LATENCY"),
+        Column::text("ERROR"),
+        Column::text("TASK").wide(),
+        Column::text("CONTAINER").wide(),
+    ]
 }
 
 fn replica_row(

@@ -39,3 +39,60 @@ pub fn manual(session: &Session, out: Option<&Path>) -> Outcome<Exit> {
     }
     Ok(Exit::Done)
 }
+
+/// All commands and their options as Markdown, for docs/cli.md.
+pub fn reference() -> String {
+    let mut root = definition();
+    root.build();
+    let mut text = String::from("### Options of all commands\n\n");
+    text.push_str(&options(&root, true));
+    for command in root.get_subcommands().filter(|command| command.get_name() != "help") {
+        let arguments: Vec<String> = command
+            .get_positionals()
+            .map(|argument| {
+                let name = argument
+                    .get_value_names()
+                    .and_then(|names| names.first())
+                    .map_or(argument.get_id().as_str(), |name| name.as_str());
+                let dots = if matches!(argument.get_action(), clap::ArgAction::Append) { "…" } else { "" };
+                if argument.is_required_set() {
+                    format!(" {}{dots}", name.to_uppercase())
+                } else {
+                    format!(" [{}]", name.to_uppercase())
+                }
+            })
+            .collect();
+        let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+        text.push_str(&format!(
+            "\n### swarmguard {}{}\n\n{about}.\n",
+            command.get_name(),
+            arguments.concat()
+        ));
+        let options = options(command, false);
+        if !options.is_empty() {
+            text.push_str(&format!("\n{options}"));
+        }
+    }
+    text
+}
+
+/// A table of the options that are a command's own, or of those of all commands.
+fn options(command: &clap::Command, global: bool) -> String {
+    let mut lines = String::new();
+    for argument in command.get_arguments() {
+        let Some(long) = argument.get_long().filter(|long| !matches!(*long, "help" | "version")) else {
+            continue;
+        };
+        if argument.is_global_set() != global {
+            continue;
+        }
+        let short = argument.get_short().map_or_else(String::new, |short| format!("-{short}, "));
+        let value = match argument.get_value_names() {
+            Some([name, ..]) if argument.get_action().takes_values() => format!(" {name}"),
+            _ => String::new(),
+        };
+        let help = argument.get_help().map(ToString::to_string).unwrap_or_default().replace('|', "\\|");
+        lines.push_str(&format!("| `{short}--{long}{value}` | {help} |\n"));
+    }
+    if lines.is_empty() { lines } else { format!("| option | what |\n|---|---|\n{lines}") }
+}

@@ -1,15 +1,21 @@
 //! The commands.
 
 pub mod act;
+pub mod bundle;
+pub mod check;
 pub mod deploy;
 pub mod events;
 pub mod explain;
+pub mod init;
+pub mod install;
 pub mod labels;
 pub mod lists;
 pub mod manual;
 pub mod rollout;
 pub mod status;
+pub mod uninstall;
 pub mod update;
+pub mod upgrade;
 
 use std::{future::Future, time::Duration};
 
@@ -20,10 +26,11 @@ use act::Wanted;
 use labels::Enable;
 
 use crate::{
-    cli::{Command, ListArgs, Switch},
+    cli::{Command, ListArgs, Switch, TokenCommand},
     failure::{Exit, Failure, Outcome},
     out::{Format, Listing, document, table::View},
     session::Session,
+    top,
 };
 
 /// Runs one.
@@ -96,6 +103,56 @@ pub async fn run(session: &Session, command: Command) -> Outcome<Exit> {
             };
             deploy::deploy(session, &wanted, &args).await
         }
+        Command::Install {
+            observe,
+            balancer,
+            print,
+            load,
+            ssh_user,
+            agent_image,
+            coordinator_image,
+            balancer_image,
+            force,
+            timeout,
+            dry_run,
+        } => {
+            let named = [
+                ("SWARMGUARD_AGENT_IMAGE", agent_image),
+                ("SWARMGUARD_COORDINATOR_IMAGE", coordinator_image),
+                ("SWARMGUARD_BALANCER_IMAGE", balancer_image),
+            ];
+            let images = named.into_iter().filter_map(|(name, image)| Some((name.into(), image?))).collect();
+            let wanted =
+                install::Wanted { observe, balancer, print, load, ssh_user, images, timeout, force, dry_run };
+            install::install(session, &wanted).await
+        }
+        Command::Check { pre, service, short, strict, wait } => {
+            check::check(session, &check::Wanted { pre, service, short, strict, wait }).await
+        }
+        Command::Uninstall { keep_journal, remove_labels, force, act: args } => {
+            let (timeout, yes, dry_run) = (args.timeout, args.yes, args.dry_run);
+            let wanted = uninstall::Wanted { keep_journal, remove_labels, force, timeout, yes, dry_run };
+            uninstall::uninstall(session, &wanted).await
+        }
+        Command::Upgrade { agent_image, coordinator_image, balancer_image, act: args } => {
+            let images = upgrade::Images {
+                agent: agent_image,
+                coordinator: coordinator_image,
+                balancer: balancer_image,
+            };
+            upgrade::upgrade(session, &images, &args).await
+        }
+        Command::Init { advertise_addr, network } => {
+            init::init(session, advertise_addr.as_deref(), network.as_deref()).await
+        }
+        Command::Cleanup { keep, volumes, yes, dry_run } => {
+            init::cleanup(session, &keep, volumes, yes, dry_run).await
+        }
+        Command::Token { what: TokenCommand::Rotate { which, act: args } } => {
+            upgrade::rotate(session, &which, &args).await
+        }
+        Command::Bundle { out } => bundle::bundle(session, out).await,
+        Command::Top { delay, write } => top::top(session, delay, write).await,
         Command::Completion { shell } => manual::completion(session, shell),
         Command::Man { out } => manual::manual(session, out.as_deref()),
         Command::Version => version(session).await,

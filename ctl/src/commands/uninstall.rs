@@ -48,15 +48,21 @@ pub async fn uninstall(session: &Session, wanted: &Wanted) -> Outcome<Exit> {
     let engine = session.engine().await?;
     let there = left(engine, wanted).await?;
     if there.is_empty() {
-        session.answer("Result", json!({"left": []}), "nothing", || "nothing of SwarmGuard is here\n".into())?;
+        session
+            .answer("Result", json!({"left": []}), "nothing", || "nothing of SwarmGuard is here\n".into())?;
         return Ok(Exit::Done);
     }
     if wanted.dry_run {
-        session.answer("Plan", json!({"would_remove": there}), "plan", || format!("would remove:\n  {}\n", there.join("\n  ")))?;
+        session.answer("Plan", json!({"would_remove": there}), "plan", || {
+            format!("would remove:\n  {}\n", there.join("\n  "))
+        })?;
         return Ok(Exit::Done);
     }
-    session.confirm(&format!("Remove SwarmGuard ({} objects)? Services keep running.", there.len()), wanted.yes)?;
-    calm(session, wanted).await?;
+    session.confirm(
+        &format!("Remove SwarmGuard ({} objects)? Services keep running.", there.len()),
+        wanted.yes,
+    )?;
+    calm(session, wanted.force, wanted.timeout).await?;
     let image = coordinator_image(engine).await?;
     for service in services(engine).await? {
         remove(engine, &format!("/services/{service}")).await?;
@@ -87,7 +93,10 @@ pub async fn uninstall(session: &Session, wanted: &Wanted) -> Outcome<Exit> {
 }
 
 /// Nothing new begins, and what is under way is taken back or ends.
-async fn calm(session: &Session, wanted: &Wanted) -> Outcome {
+///
+/// # Errors
+/// When an action does not end, or nobody is there to end it.
+pub async fn calm(session: &Session, force: bool, longest: Duration) -> Outcome {
     let reached = async {
         let coordinator = session.coordinator().await?;
         coordinator.command("pause", &json!({})).await?;
@@ -95,7 +104,7 @@ async fn calm(session: &Session, wanted: &Wanted) -> Outcome {
     };
     let coordinator = match reached.await {
         Ok(coordinator) => coordinator,
-        Err(failure) if wanted.force => {
+        Err(failure) if force => {
             session.note(&format!("{failure}; going on (--force)"));
             return Ok(());
         }
@@ -123,11 +132,13 @@ async fn calm(session: &Session, wanted: &Wanted) -> Outcome {
             let what = action.service.as_deref().or(action.source.as_deref()).unwrap_or_default();
             match coordinator.command("cancel", &json!({"action": action.action})).await {
                 Ok(_) => session.note(&format!("{} {what} is taken back", action.kind)),
-                Err(failure) => session.note(&format!("{} {what}: {failure}; waiting for its end", action.kind)),
+                Err(failure) => {
+                    session.note(&format!("{} {what}: {failure}; waiting for its end", action.kind))
+                }
             }
             told.push(action.action.clone());
         }
-        if clock::now() - begun >= wanted.timeout {
+        if clock::now() - begun >= longest {
             return Err(Failure::new(Exit::TimedOut, "an action does not end; nothing was removed")
                 .hint("swarmguard actions says what it waits for; automation is paused: swarmguard resume"));
         }
@@ -147,14 +158,16 @@ async fn under_way(engine: &Engine) -> Outcome<Vec<String>> {
 
 async fn coordinator_image(engine: &Engine) -> Outcome<Option<String>> {
     let found = engine.list("/services", &json!({"label": ["swarmguard.role=coordinator"]})).await?;
-    let image = found.first().and_then(|service| service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"].as_str());
+    let image =
+        found.first().and_then(|service| service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"].as_str());
     Ok(image.map(ToOwned::to_owned))
 }
 
 async fn services(engine: &Engine) -> Outcome<Vec<String>> {
     let mut found = engine.list("/services", &json!({"label": ["swarmguard.role"]})).await?;
     found.extend(engine.list("/services", &json!({"label": [format!("{NAMESPACE}={STACK}")]})).await?);
-    let mut ids: Vec<String> = found.iter().filter_map(|service| Some(service["ID"].as_str()?.to_owned())).collect();
+    let mut ids: Vec<String> =
+        found.iter().filter_map(|service| Some(service["ID"].as_str()?.to_owned())).collect();
     ids.sort();
     ids.dedup();
     Ok(ids)
@@ -179,7 +192,8 @@ async fn remove(engine: &Engine, path: &str) -> Outcome {
         }
         if clock::now() - begun >= GOING {
             let words = String::from_utf8_lossy(&answer.body).trim().to_owned();
-            return Err(Failure::failed(format!("{path} cannot be removed: {words}")).hint("run swarmguard uninstall again"));
+            return Err(Failure::failed(format!("{path} cannot be removed: {words}"))
+                .hint("run swarmguard uninstall again"));
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -195,7 +209,8 @@ async fn no_tasks(engine: &Engine) -> Outcome {
     let begun = clock::now();
     while tasks(engine).await? > 0 {
         if clock::now() - begun >= GOING {
-            return Err(Failure::failed("tasks of SwarmGuard still run").hint("docker ps on their nodes; run swarmguard uninstall again"));
+            return Err(Failure::failed("tasks of SwarmGuard still run")
+                .hint("docker ps on their nodes; run swarmguard uninstall again"));
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -230,7 +245,8 @@ async fn sweep(session: &Session, engine: &Engine, image: &str) -> Outcome {
             break;
         }
         if clock::now() - begun >= GOING {
-            let error = tasks.iter().find_map(|task| task["Status"]["Err"].as_str()).unwrap_or("no error is told");
+            let error =
+                tasks.iter().find_map(|task| task["Status"]["Err"].as_str()).unwrap_or("no error is told");
             session.note(&format!("warning: volume {VOLUME} was not removed on every manager: {error}; docker volume rm {VOLUME} there"));
             break;
         }
@@ -261,9 +277,15 @@ async fn unlabel(session: &Session, engine: &Engine) -> Outcome {
 
 /// Everything of ours that the engine lists.
 async fn left(engine: &Engine, wanted: &Wanted) -> Outcome<Vec<String>> {
-    let mut left: Vec<String> = services(engine).await?.into_iter().map(|id| format!("service {id}")).collect();
+    let mut left: Vec<String> =
+        services(engine).await?.into_iter().map(|id| format!("service {id}")).collect();
     for kind in ["configs", "secrets"] {
-        left.extend(named(engine, kind).await?.into_iter().map(|(_, name)| format!("{} {name}", kind.trim_end_matches('s'))));
+        left.extend(
+            named(engine, kind)
+                .await?
+                .into_iter()
+                .map(|(_, name)| format!("{} {name}", kind.trim_end_matches('s'))),
+        );
     }
     let running = tasks(engine).await?;
     if running > 0 {
@@ -273,12 +295,15 @@ async fn left(engine: &Engine, wanted: &Wanted) -> Outcome<Vec<String>> {
     left.extend(networks.iter().filter_map(|network| Some(format!("network {}", network["Name"].as_str()?))));
     if !wanted.keep_journal {
         let volumes = engine.get("/volumes").await?;
-        let ours = volumes["Volumes"].as_array().into_iter().flatten().filter(|volume| volume["Name"] == VOLUME);
+        let ours =
+            volumes["Volumes"].as_array().into_iter().flatten().filter(|volume| volume["Name"] == VOLUME);
         left.extend(ours.map(|_| format!("volume {VOLUME}")));
     }
     if wanted.remove_labels {
         for service in engine.list("/services", &json!({})).await? {
-            let labelled = service["Spec"]["Labels"].as_object().is_some_and(|labels| labels.keys().any(|key| key.starts_with(PREFIX)));
+            let labelled = service["Spec"]["Labels"]
+                .as_object()
+                .is_some_and(|labels| labels.keys().any(|key| key.starts_with(PREFIX)));
             let own = service["Spec"]["Labels"].get("swarmguard.role").is_some();
             if labelled && !own {
                 left.push(format!("labels of {}", service["Spec"]["Name"].as_str().unwrap_or_default()));

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::StatusCode;
 use serde_json::{Value, json};
 use swarmguard_runtime::clock;
@@ -165,46 +166,11 @@ async fn operators_previous(engine: &Engine, service: &Value) -> Outcome<Value> 
     let data = records
         .first()
         .and_then(|record| record["Spec"]["Data"].as_str())
-        .and_then(unbase64)
+        .and_then(|data| STANDARD.decode(data).ok())
         .ok_or_else(none)?;
     let before: Value = serde_json::from_slice(&data).map_err(|_| none())?;
     match &before["previous_spec"] {
         Value::Null => Err(none()),
         spec => Ok(spec.clone()),
-    }
-}
-
-/// Standard base64, as the engine writes the data of configs.
-fn unbase64(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(text.len() * 3 / 4);
-    let (mut bits, mut held) = (0_u32, 0);
-    for c in text.bytes().filter(|c| *c != b'=') {
-        let value = match c {
-            b'A'..=b'Z' => c - b'A',
-            b'a'..=b'z' => c - b'a' + 26,
-            b'0'..=b'9' => c - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        bits = (bits << 6) | u32::from(value);
-        held += 6;
-        if held >= 8 {
-            held -= 8;
-            bytes.push(u8::try_from((bits >> held) & 0xFF).ok()?);
-        }
-    }
-    Some(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn base64_is_read() {
-        assert_eq!(unbase64("aGVsbG8=").as_deref(), Some(&b"hello"[..]));
-        assert_eq!(unbase64("/+8=").as_deref(), Some(&[0xff, 0xef][..]));
-        assert_eq!((unbase64("").as_deref(), unbase64("a b")), (Some(&b""[..]), None));
     }
 }

@@ -76,7 +76,7 @@ impl Sender {
         body: Option<Bytes>,
     ) -> Result<Response<Incoming>, String> {
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
-        if body.is_some() {
+        if body.is_some() && !headers.iter().any(|(name, _)| *name == "content-type") {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
         for (name, value) in headers {
@@ -124,7 +124,7 @@ pub fn escape(text: &str) -> String {
     for byte in text.bytes() {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                escaped.push(char::from(byte))
+                escaped.push(char::from(byte));
             }
             other => escaped.push_str(&format!("%{other:02X}")),
         }

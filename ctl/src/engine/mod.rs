@@ -102,6 +102,21 @@ impl Engine {
         Ok(answer)
     }
 
+    /// Hands an archive of images over.
+    ///
+    /// # Errors
+    /// When the engine does not take it.
+    pub async fn load_images(&self, archive: Bytes) -> Outcome {
+        let path = format!("/v{}/images/load?quiet=1", self.version);
+        let headers = [("content-type", "application/x-tar")];
+        let sent = self.sender().await?.send(Method::POST, &path, &headers, Some(archive)).await;
+        let answer = sent.map_err(|why| self.connector.unreachable(&format!("images/load: {why}")))?;
+        if answer.status.is_success() && !String::from_utf8_lossy(&answer.body).contains("\"error\"") {
+            return Ok(());
+        }
+        Err(refusal(&Method::POST, "/images/load", &answer))
+    }
+
     /// A connection of its own.
     ///
     /// # Errors

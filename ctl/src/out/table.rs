@@ -29,6 +29,11 @@ impl Column {
         Self { name, right: true, wide: false }
     }
 
+    /// Whether it stands at the right.
+    pub const fn is_right(&self) -> bool {
+        self.right
+    }
+
     /// Only in the wide table.
     #[must_use]
     pub const fn wide(mut self) -> Self {
@@ -55,6 +60,16 @@ impl Cell {
     /// Sorted as a figure; the unknown last.
     pub fn figure(text: impl AsRef<str>, order: Option<f64>) -> Self {
         Self { order: order.or(Some(f64::NEG_INFINITY)), ..Self::new(text) }
+    }
+
+    /// What it says.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// How it is to be looked at.
+    pub const fn get_tone(&self) -> Tone {
+        self.tone
     }
 
     /// Coloured.
@@ -166,15 +181,44 @@ impl Listing {
             None => (sort, false),
         };
         let at = self.column(name, "--sort")?;
+        self.sort_by(at, turned);
+        Ok(())
+    }
+
+    /// Sorts by the column at this place.
+    pub fn sort_by(&mut self, at: usize, turned: bool) {
         self.rows.sort_by(|one, other| {
-            let (one, other) = (&one.cells[at], &other.cells[at]);
+            let (Some(one), Some(other)) = (one.cells.get(at), other.cells.get(at)) else {
+                return std::cmp::Ordering::Equal;
+            };
             let order = match (one.order, other.order) {
                 (Some(one), Some(other)) => other.total_cmp(&one),
                 _ => one.text.cmp(&other.text),
             };
             if turned { order.reverse() } else { order }
         });
-        Ok(())
+    }
+
+    /// Keeps rows that have a word: `column:part`, or a part of any column. A column that is not here keeps all.
+    pub fn keep_word(&mut self, word: &str) {
+        let word = word.to_lowercase();
+        let (column, part) = match word.split_once(':') {
+            // What users call the verdict.
+            Some(("rule", part)) => (Some(["VERDICT", "RULE"]), part),
+            Some((name, part)) => {
+                let found = self.columns.iter().find(|column| column.name.eq_ignore_ascii_case(name));
+                let Some(found) = found else { return };
+                (Some([found.name; 2]), part)
+            }
+            None => (None, word.as_str()),
+        };
+        let columns = &self.columns;
+        self.rows.retain(|row| {
+            let mut cells = columns.iter().zip(&row.cells);
+            cells.any(|(at, cell)| {
+                column.is_none_or(|names| names.contains(&at.name)) && cell.text.to_lowercase().contains(part)
+            })
+        });
     }
 
     fn table(&self, view: &View, style: Style) -> String {
