@@ -139,6 +139,7 @@ impl Look {
             .iter()
             .filter_map(|task| task["Status"]["Err"].as_str())
             .chain(tasks.iter().filter(wish).filter_map(|task| task["Status"]["Err"].as_str()))
+            .filter(|error| !error.is_empty())
             .map(ToOwned::to_owned)
             .collect();
         errors.dedup();
