@@ -123,6 +123,19 @@ pub struct Settings {
     /// File with the token for commands over the API; without it they need an operator's certificate
     #[arg(long, env = "SWARMGUARD_OPERATOR_TOKEN_FILE", value_parser = file, global = true)]
     pub operator_token_file: Option<NamedFile>,
+    /// File with a token that lets reads in, over plain HTTP too: for Prometheus and for browsers
+    #[arg(long, env = "SWARMGUARD_READER_TOKEN_FILE", value_parser = file, global = true)]
+    pub reader_token_file: Option<NamedFile>,
+    /// Answer reads to everybody who reaches the port; else they need a token, an operator's certificate or loopback
+    #[arg(long, env = "SWARMGUARD_OPEN_READS", default_value_t = false, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", action = ArgAction::Set, global = true)]
+    pub open_reads: bool,
+    /// Further names that browsers may call the API by, comma-separated (addresses, node names and localhost always)
+    #[arg(long, env = "SWARMGUARD_API_HOSTS", value_delimiter = ',', global = true)]
+    pub api_hosts: Vec<String>,
+    /// A name of this swarm for people
+    #[arg(long, env = "SWARMGUARD_SWARM_NAME", global = true)]
+    pub swarm_name: Option<String>,
     /// Log filter, for instance info or swarmguard_coordinator=debug
     #[arg(long, env = "SWARMGUARD_LOG", default_value = "info", global = true)]
     pub log: String,

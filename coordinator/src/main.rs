@@ -24,7 +24,10 @@ fn begin() -> anyhow::Result<()> {
     let cli = Cli::read()?;
     match cli.command {
         Some(Command::Healthcheck) => {
-            println!("{}", errands::healthcheck(cli.settings.api_addr)?);
+            println!(
+                "{}",
+                errands::healthcheck(cli.settings.api_socket.0.as_deref(), cli.settings.api_addr)?
+            );
             Ok(())
         }
         Some(Command::Certs { what: Certs::Create(wanted) }) => errands::create_certs(&wanted),

@@ -21,7 +21,7 @@ use swarmguard_common::{
     },
 };
 use swarmguard_coordinator::{
-    api::Plain,
+    api::Access,
     ingest::{Limits, token::Token},
     journal,
     seam::SwarmApi,
@@ -118,8 +118,8 @@ async fn world(own: u64) -> World {
         journal: journal::Settings { dir: Some(dir.path().join("state")), ..journal::Settings::default() },
         limits: Limits::default(),
         balancer_token: Some(Token::of(TOKEN)),
-        operator_token: Some(Token::of(OPERATOR)),
-        plain: Plain::Reads,
+        access: Access { token: Some(Token::of(OPERATOR)), ..Access::default() },
+        swarm_name: Some("prod".into()),
         quic: loopback(),
         api: loopback(),
         socket: Some(dir.path().join("api.sock")),

@@ -59,6 +59,8 @@ pub struct Node {
     pub version: u64,
     /// Host name.
     pub hostname: String,
+    /// Where other nodes reach it, as Swarm knows it.
+    pub address: Option<IpAddr>,
     /// Runs a manager.
     pub manager: bool,
     /// Holds the raft leadership.

@@ -6,6 +6,8 @@
 mod access;
 mod commands;
 mod events;
+pub mod forward;
+mod overview;
 mod problem;
 mod read;
 pub mod server;
@@ -22,7 +24,9 @@ use axum::{
 use clap::ValueEnum;
 use tokio::sync::Semaphore;
 
-use crate::{ingest::token::Token, journal::Journal, metrics::Metrics, run::Handle};
+use crate::{crowd::Crowd, glance::Glance, journal::Journal, metrics::Metrics, quiet::Quiet, run::Handle};
+pub use access::Access;
+pub use forward::Forward;
 use problem::Problem;
 
 /// Largest request body, in bytes.
@@ -31,6 +35,10 @@ const MAX_BODY_BYTES: usize = 16 * 1024;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Event streams at once.
 const MAX_STREAMS: usize = 64;
+/// Of those, from one address other than this machine's own.
+const MAX_STREAMS_PER_ADDRESS: usize = 8;
+/// Port where nothing else is said.
+const PORT: u16 = 7480;
 
 /// What plain HTTP, without TLS, may be used for. TLS may always be used for everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -53,6 +61,8 @@ pub struct Via {
     pub tls: bool,
     /// Name in the operator certificate that was presented, if one was.
     pub operator: Option<String>,
+    /// Node ID in the manager's certificate that was presented, if one was: another coordinator.
+    pub manager: Option<String>,
 }
 
 /// What the API is made of; cheap to clone.
@@ -64,22 +74,37 @@ struct Inner {
     handle: Handle,
     journal: Journal,
     metrics: Arc<Metrics>,
-    token: Option<Token>,
-    plain: Plain,
+    access: Access,
+    glance: Arc<Glance>,
+    forward: Option<Forward>,
     streams: Arc<Semaphore>,
+    listeners: Arc<Crowd>,
+    made: overview::Made,
+    quiet: Quiet<access::Reason>,
 }
 
 impl Api {
-    /// Without a token, commands need an operator's certificate.
+    /// Without a way to others, commands are only taken where they are to be carried out.
     pub fn new(
         handle: Handle,
         journal: Journal,
         metrics: Arc<Metrics>,
-        token: Option<Token>,
-        plain: Plain,
+        access: Access,
+        glance: Arc<Glance>,
+        forward: Option<Forward>,
     ) -> Self {
-        let streams = Arc::new(Semaphore::new(MAX_STREAMS));
-        Self(Arc::new(Inner { handle, journal, metrics, token, plain, streams }))
+        Self(Arc::new(Inner {
+            handle,
+            journal,
+            metrics,
+            access,
+            glance,
+            forward,
+            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            listeners: Crowd::new(MAX_STREAMS_PER_ADDRESS),
+            made: overview::Made::default(),
+            quiet: Quiet::default(),
+        }))
     }
 
     /// Asks the loop, but not for ever.
@@ -109,6 +134,11 @@ pub fn router(api: Api) -> Router {
         .route("/journal", get(read::journal))
         .route("/explain", get(read::explain))
         .route("/status", get(read::status))
+        .route("/overview", get(overview::overview))
+        .route("/placement", get(overview::placement))
+        .route("/health", get(overview::health))
+        .route("/series", get(overview::series))
+        .route("/targets", get(overview::targets))
         .route("/events", get(events::stream))
         .route("/commands/{command}", post(commands::command));
     Router::new()
@@ -117,6 +147,6 @@ pub fn router(api: Api) -> Router {
         .route("/healthz", get(read::healthz))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
-        .layer(axum::middleware::from_fn_with_state(api.clone(), access::transport))
+        .layer(axum::middleware::from_fn_with_state(api.clone(), access::guard))
         .with_state(api)
 }

@@ -85,7 +85,12 @@ fn is_trusted(stream: &UnixStream) -> bool {
 
 /// As the access rules see it: from this machine, by an operator.
 fn local(name: String) -> Via {
-    Via { peer: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0), tls: false, operator: Some(name) }
+    Via {
+        peer: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
+        tls: false,
+        operator: Some(name),
+        manager: None,
+    }
 }
 
 async fn name_operator(mut request: Request, next: Next) -> Response {

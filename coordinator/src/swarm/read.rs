@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     marker::PhantomData,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -131,6 +131,7 @@ struct EngineDescription {
 #[serde(rename_all = "PascalCase", default)]
 struct Status {
     state: String,
+    addr: String,
 }
 
 #[derive(Deserialize)]
@@ -138,6 +139,15 @@ struct Status {
 struct ManagerStatus {
     #[serde(default)]
     leader: bool,
+    #[serde(default)]
+    addr: String,
+}
+
+/// Where a node is reached. Old engines say 0.0.0.0 of a leader itself; what they say of its raft port is right then.
+fn reached_at(status: &Status, manager: Option<&ManagerStatus>) -> Option<IpAddr> {
+    let of_raft = manager.and_then(|manager| manager.addr.parse::<SocketAddr>().ok()).map(|addr| addr.ip());
+    let usable = |address: &IpAddr| !address.is_unspecified();
+    of_raft.filter(usable).or_else(|| status.addr.parse().ok().filter(usable))
 }
 
 pub(super) fn node(raw: RawNode) -> Option<Node> {
@@ -146,6 +156,7 @@ pub(super) fn node(raw: RawNode) -> Option<Node> {
         id: raw.id.parse().ok()?,
         version: raw.version.index,
         hostname: raw.description.hostname,
+        address: reached_at(&raw.status, raw.manager_status.as_ref()),
         manager: raw.spec.get("Role").and_then(Value::as_str) == Some("manager")
             || raw.manager_status.is_some(),
         leader: raw.manager_status.is_some_and(|status| status.leader),

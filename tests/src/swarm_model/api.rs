@@ -188,6 +188,7 @@ impl SwarmModel {
             id: found.id.clone(),
             version: found.version,
             hostname: hostname(found),
+            address: None,
             manager: found.manager,
             leader: found.id == self.leader,
             ready: found.ready && !found.is_unknown(),

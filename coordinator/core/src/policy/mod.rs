@@ -122,6 +122,9 @@ enum Precedence {
     ScaleOut,
 }
 
+/// PSI share from which a node is short, whatever its utilisation, in basis points.
+pub const SHORT_PSI: u16 = 2_000;
+
 /// The rules' own constants, in one place.
 mod constant {
     use std::time::Duration;
@@ -130,8 +133,7 @@ mod constant {
     pub const ACT_AFTER_STALLED: Duration = Duration::from_secs(1);
     /// PSI share from which a node or task is taken for stalled, in basis points.
     pub const STALLED: u16 = 2_500;
-    /// PSI share from which a node is short, whatever its utilisation, in basis points.
-    pub const SHORT_PSI: u16 = 2_000;
+    pub use super::SHORT_PSI;
     /// A service whose replica is hot again where it was moved does not move again for this long.
     pub const MOVED_IN_VAIN: Duration = crate::view::MOVES_WATCHED;
     /// After a migration off or to a node its figures are given this long to show it.
