@@ -565,6 +565,8 @@ pub enum EntryKind {
     Lease,
     /// Something to know.
     Notice,
+    /// An operator's command.
+    Operator,
 }
 
 fn rhythm(text: &str) -> Result<Duration, String> {

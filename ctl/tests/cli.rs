@@ -59,7 +59,7 @@ async fn everything_is_read_through_the_engine_and_a_move_is_watched_to_its_end(
         explained.out,
         explained.err
     );
-    for list in ["alerts", "actions", "history", "lb"] {
+    for list in ["alerts", "actions", "history"] {
         let said = world.run(&[list, "-o", "json"]).await;
         assert!(said.code == 0 && json_of(&said)["items"].is_array(), "{list}: {}{}", said.out, said.err);
     }

@@ -46,6 +46,7 @@ impl From<EntryKind> for Kind {
             EntryKind::Action => Self::Action,
             EntryKind::Lease => Self::Lease,
             EntryKind::Notice => Self::Notice,
+            EntryKind::Operator => Self::Operator,
         }
     }
 }
@@ -187,5 +188,6 @@ pub fn kind_word(kind: Kind) -> (&'static str, Tone) {
         Kind::Action => ("action", Tone::Plain),
         Kind::Lease => ("lease", Tone::Dim),
         Kind::Notice => ("notice", Tone::Bad),
+        Kind::Operator => ("operator", Tone::Head),
     }
 }
