@@ -130,7 +130,14 @@ pub fn files(balancer: bool, limits: bool) -> Vec<&'static str> {
 
 /// What the files are filled in from: the environment, as docker does it, and what was said.
 fn variables(session: &Session, wanted: &Wanted) -> BTreeMap<String, String> {
-    let mut variables = session.env.clone();
+    let mut variables: BTreeMap<String, String> = ["agent", "coordinator", "balancer"]
+        .iter()
+        .map(|part| {
+            let name = format!("SWARMGUARD_{}_IMAGE", part.to_uppercase());
+            (name, format!("swarmguard/{part}:{}", env!("CARGO_PKG_VERSION")))
+        })
+        .collect();
+    variables.extend(session.env.clone());
     variables.extend(wanted.images.clone());
     if wanted.observe {
         variables.insert("SWARMGUARD_OBSERVE".into(), "true".into());

@@ -125,7 +125,8 @@ impl Look {
         let wanted = match mode["Replicated"]["Replicas"].as_u64() {
             Some(replicas) => usize::try_from(replicas).unwrap_or(usize::MAX),
             None if mode.get("Replicated").is_some() => 1,
-            None => desired,
+            // Swarm makes a global service's tasks only after a moment.
+            None => desired.max(1),
         };
         // Swarm's times are RFC 3339 in UTC, so that they sort as text.
         let mut failed: Vec<&Value> = tasks
@@ -248,6 +249,14 @@ mod tests {
         let back = service(json!({"State": "rollback_completed", "Message": "rolled back"}), 1);
         let Verdict::Ended(Ended::RolledBack(why)) = verdict(&back, &runs) else { panic!("rolled back") };
         assert_eq!(why, "rolled back");
+    }
+
+    #[test]
+    fn a_global_service_without_tasks_does_not_run_yet() {
+        let global = json!({"Spec": {"Mode": {"Global": {}}}});
+        assert!(matches!(verdict(&global, &[]), Verdict::Goes));
+        let runs = [task("running", "running", "2026-01-01T00:00:06Z", "")];
+        assert!(matches!(verdict(&global, &runs), Verdict::Runs));
     }
 
     #[test]
