@@ -7,7 +7,7 @@ use std::{
 };
 
 use swarmguard_common::{
-    api::{Overview, Series, SeriesOf, SwarmName},
+    api::{Balancers, Overview, Series, SeriesOf, SwarmName},
     domain::{NodeId, ServiceId},
 };
 use tokio::sync::watch;
@@ -24,6 +24,7 @@ const MAX_SERIES: usize = 4_000;
 pub struct Glance {
     swarm: SwarmName,
     newest: watch::Sender<Option<Arc<Overview>>>,
+    balancers: watch::Sender<Arc<Balancers>>,
     kept: Mutex<Kept>,
 }
 
@@ -49,7 +50,12 @@ struct Point {
 impl Glance {
     /// Of a swarm, without anything seen yet.
     pub fn new(swarm: SwarmName) -> Arc<Self> {
-        Arc::new(Self { swarm, newest: watch::Sender::new(None), kept: Mutex::default() })
+        Arc::new(Self {
+            swarm,
+            newest: watch::Sender::new(None),
+            balancers: watch::Sender::default(),
+            kept: Mutex::default(),
+        })
     }
 
     /// Which swarm.
@@ -61,6 +67,16 @@ impl Glance {
     pub fn publish(&self, overview: Overview) {
         self.keep(&overview);
         self.newest.send_replace(Some(Arc::new(overview)));
+    }
+
+    /// Takes in what the balancers say.
+    pub fn publish_balancers(&self, balancers: Balancers) {
+        self.balancers.send_replace(Arc::new(balancers));
+    }
+
+    /// What the balancers said last.
+    pub fn balancers(&self) -> Arc<Balancers> {
+        Arc::clone(&self.balancers.borrow())
     }
 
     /// The newest; `None` in the first second.

@@ -2,6 +2,7 @@
 //! is decided in `swarmguard-core`, which does no IO; here is everything that does.
 
 pub mod api;
+pub mod balancers;
 pub mod bridge;
 pub mod config;
 pub mod connect;

@@ -32,7 +32,7 @@ use swarmguard_runtime::clock;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::{
-    connect,
+    balancers, connect,
     glance::Glance,
     ingest::{Event, Inputs, Outbox, hub::Hub},
     journal::{Journal, Notices},
@@ -515,6 +515,8 @@ impl<S: SwarmApi> Runner<S> {
     /// The overview that all readers of the next second are given.
     fn look(&self) {
         let at_ms = clock::wall_ms();
+        let all = self.parts.hub.balancers();
+        let balancers = balancers::of(self.facts.snapshot.as_deref(), all, self.facts.now);
         let (last_day, began_ms) = self.parts.journal.last_day(at_ms);
         let overview = self.parts.brain.overview(
             self.facts.now,
@@ -524,12 +526,13 @@ impl<S: SwarmApi> Runner<S> {
                 swarm: self.parts.glance.swarm().clone(),
                 trouble: self.facts.trouble.clone(),
                 balancers: self.parts.hub.connected(),
-                out_of_balance: Vec::new(),
+                out_of_balance: balancers::out_of_balance(&balancers),
                 last_day,
                 began_ms,
             },
         );
         self.parts.glance.publish(overview);
+        self.parts.glance.publish_balancers(balancers);
     }
 
     /// Tells the balancers: always on the beat, for fresh loads, and else when more than load changed.

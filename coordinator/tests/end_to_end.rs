@@ -44,6 +44,8 @@ use tokio::{
     sync::watch,
 };
 
+mod described;
+
 const TOKEN: &str = "a-token-long-enough";
 const OPERATOR: &str = "another-token-long-enough";
 
@@ -390,6 +392,36 @@ async fn a_hot_replica_leaves_its_node_and_the_journal_tells_how() {
             "{path}: {answer:#}"
         );
     }
+    // Made once a second.
+    let mut overview = world.get("/api/v1/overview").await;
+    for _ in 0..100 {
+        if overview["last_day"]["moved"] == 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        overview = world.get("/api/v1/overview").await;
+    }
+    assert_eq!((&overview["swarm"]["name"], &overview["last_day"]["moved"]), (&"prod".into(), &1.into()));
+    assert_eq!(overview["nodes"].as_array().map(Vec::len), Some(4));
+    assert_eq!(
+        (&overview["services"][0]["running"], &overview["services"][0]["wanted"]),
+        (&2.into(), &2.into())
+    );
+    let placement = world.get("/api/v1/placement").await;
+    let replicas: u64 =
+        placement["cells"].as_array().into_iter().flatten().filter_map(|cell| cell[2].as_u64()).sum();
+    assert_eq!(replicas, 2, "{placement:#}");
+    let series = world.get("/api/v1/series?node=node1").await;
+    assert!(series["cpu_percent"].as_array().is_some_and(|points| points.len() > 1), "{series:#}");
+    let mut paths = vec!["overview", "placement", "health", "targets", "balancers", "history", "journal"];
+    paths.extend(["nodes", "containers", "services", "leases", "alerts", "actions", "decisions", "status"]);
+    for path in paths {
+        let path = format!("/api/v1/{path}");
+        assert_eq!(described::faults(&path, &world.get(&path).await), [""; 0], "{path}");
+    }
+    assert_eq!(described::faults("/api/v1/series", &series), [""; 0]);
+    assert_eq!(described::faults("/api/v1/explain", &explained), [""; 0]);
+    assert_eq!(described::faults("/healthz", &world.get("/healthz").await), [""; 0]);
     world.running.until(async {}).await.expect("ends in order");
 }
 
@@ -412,6 +444,19 @@ async fn commands_are_taken_with_the_token_and_only_where_the_leader_is() {
     leading.until_code("pause").await;
     let (status, _) = leading.http("POST", path, Some("not-the-token-at-all"), "{}").await;
     assert_eq!(status, 401);
+
+    let (status, plan) = leading.http("POST", &format!("{path}?dry_run=true"), Some(OPERATOR), "{}").await;
+    assert_eq!((status, &plan["dry_run"]), (200, &true.into()), "{plan}");
+    let journal = leading.get("/api/v1/journal?kinds=operator").await;
+    let asked = journal.as_array().expect("a list");
+    assert!(!asked.is_empty() && asked.iter().all(|entry| entry["code"] == "pause"), "{journal:#}");
+    let text = asked.last().and_then(|entry| entry["text"].as_str()).unwrap_or_default();
+    assert!(text.contains("asked from 127.0.0.1: pause service=") && text.ends_with(": taken"), "{text}");
+    assert_eq!(
+        leading.get("/api/v1/overview").await["coordination"]["paused"],
+        false,
+        "a dry run does nothing"
+    );
 
     // Who may use the engine reaches the socket, and needs no token.
     let mut stream = UnixStream::connect(leading.dir.path().join("api.sock")).await.expect("connected");

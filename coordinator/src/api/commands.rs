@@ -22,7 +22,7 @@ use super::{
 };
 use crate::run::{Busy, Facts};
 
-const COMMANDS: [&str; 7] = ["migrate", "scale", "drain", "cancel", "pause", "resume", "observe"];
+pub(super) const COMMANDS: [&str; 7] = ["migrate", "scale", "drain", "cancel", "pause", "resume", "observe"];
 
 pub(super) async fn command(
     State(api): State<Api>,

@@ -7,7 +7,10 @@ mod access;
 mod commands;
 mod events;
 pub mod forward;
+#[cfg(test)]
+mod openapi_tests;
 mod overview;
+mod page;
 mod problem;
 mod read;
 pub mod server;
@@ -19,7 +22,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    routing::{get, post},
+    routing::{MethodRouter, get, post},
 };
 use clap::ValueEnum;
 use tokio::sync::Semaphore;
@@ -120,31 +123,42 @@ impl Api {
     }
 }
 
+type Route = (&'static str, fn() -> MethodRouter<Api>);
+
+/// Everything below `/api/v1` and beside it that is not the page: a list, so that a test holds the API's description
+/// (`openapi.json`) against it.
+const ROUTES: [Route; 22] = [
+    ("/api/v1/nodes", || get(read::nodes)),
+    ("/api/v1/containers", || get(read::containers)),
+    ("/api/v1/services", || get(read::services)),
+    ("/api/v1/leases", || get(read::leases)),
+    ("/api/v1/alerts", || get(read::alerts)),
+    ("/api/v1/actions", || get(read::actions)),
+    ("/api/v1/decisions", || get(read::decisions)),
+    ("/api/v1/history", || get(read::history)),
+    ("/api/v1/journal", || get(read::journal)),
+    ("/api/v1/explain", || get(read::explain)),
+    ("/api/v1/status", || get(read::status)),
+    ("/api/v1/overview", || get(overview::overview)),
+    ("/api/v1/placement", || get(overview::placement)),
+    ("/api/v1/health", || get(overview::health)),
+    ("/api/v1/series", || get(overview::series)),
+    ("/api/v1/targets", || get(overview::targets)),
+    ("/api/v1/balancers", || get(overview::balancers)),
+    ("/api/v1/events", || get(events::stream)),
+    ("/api/v1/openapi.json", || get(read::openapi)),
+    ("/api/v1/commands/{command}", || post(commands::command)),
+    ("/metrics", || get(read::metrics)),
+    ("/healthz", || get(read::healthz)),
+];
+
 /// All routes. A request must carry a [`Via`] extension; without one it counts as plain and from afar.
 pub fn router(api: Api) -> Router {
-    let reads = Router::new()
-        .route("/nodes", get(read::nodes))
-        .route("/containers", get(read::containers))
-        .route("/services", get(read::services))
-        .route("/leases", get(read::leases))
-        .route("/alerts", get(read::alerts))
-        .route("/actions", get(read::actions))
-        .route("/decisions", get(read::decisions))
-        .route("/history", get(read::history))
-        .route("/journal", get(read::journal))
-        .route("/explain", get(read::explain))
-        .route("/status", get(read::status))
-        .route("/overview", get(overview::overview))
-        .route("/placement", get(overview::placement))
-        .route("/health", get(overview::health))
-        .route("/series", get(overview::series))
-        .route("/targets", get(overview::targets))
-        .route("/events", get(events::stream))
-        .route("/commands/{command}", post(commands::command));
-    Router::new()
-        .nest("/api/v1", reads)
-        .route("/metrics", get(read::metrics))
-        .route("/healthz", get(read::healthz))
+    let mut router = page::routes();
+    for (path, route) in ROUTES {
+        router = router.route(path, route());
+    }
+    router
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
         .layer(axum::middleware::from_fn_with_state(api.clone(), access::guard))

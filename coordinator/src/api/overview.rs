@@ -18,7 +18,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use swarmguard_common::{
-    api::{Health, Overview, Series, SeriesOf, TargetGroup, Targets},
+    api::{Balancers, Health, Overview, Series, SeriesOf, TargetGroup, Targets},
     time::Time,
 };
 use swarmguard_runtime::clock;
@@ -150,6 +150,11 @@ pub(super) async fn series(State(api): State<Api>, uri: Uri) -> Result<Json<Seri
         }
     };
     api.0.glance.series(of).map(Json).ok_or_else(early)
+}
+
+pub(super) async fn balancers(State(api): State<Api>, uri: Uri) -> Result<Json<Balancers>, Problem> {
+    let Nothing {} = query(&uri)?;
+    Ok(Json((*api.0.glance.balancers()).clone()))
 }
 
 /// In the form of Prometheus' `http_sd_configs`.

@@ -261,6 +261,13 @@ pub(super) async fn healthz(State(api): State<Api>) -> Result<Json<serde_json::V
     Ok(Json(serde_json::json!({"status": status})))
 }
 
+/// The API's description (OpenAPI 3.1).
+pub(super) const OPENAPI: &str = include_str!("../../openapi.json");
+
+pub(super) async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+}
+
 pub(super) async fn metrics(State(api): State<Api>) -> Response {
     let kind = [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
     (kind, api.0.metrics.text()).into_response()
