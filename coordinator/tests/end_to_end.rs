@@ -1,8 +1,10 @@
 //! A whole coordinator in one process: real QUIC, real HTTP, real journal, the model of a swarm behind the seam, and
 //! agents that say what a hot node's agent would say.
 
+#[path = "support/agents.rs"]
+mod agents;
+
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex},
@@ -12,10 +14,9 @@ use std::{
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 use swarmguard_common::{
-    domain::{BasisPoints, Condition, Edge, NodeId, ServiceId, TaskId},
+    domain::{NodeId, ServiceId, TaskId},
     wire::{
-        agent::{Alert, Hello, NodeLoad, Report, TaskIntro, TaskLoad, ToAgent, ToCoordinator},
-        codec,
+        agent::ToAgent,
         connect::ReplicaState,
         routes::{FromRouteSource, ToRouteSource},
     },
@@ -35,7 +36,6 @@ use swarmguard_core::{
 use swarmguard_runtime::{
     clock, frame,
     identity::{Identity, Source, Unit, anonymous_client_config, issue::Authority},
-    transport,
 };
 use swarmguard_tests::swarm_model::{SwarmModel, Workload};
 use tokio::{
@@ -138,95 +138,19 @@ fn identity(dir: &Path) -> Identity {
 }
 
 impl World {
-    async fn connect(
-        &self,
-        tls: rustls::ClientConfig,
-    ) -> (quinn::Connection, quinn::SendStream, quinn::RecvStream) {
-        let config = transport::client_config(tls).expect("usable");
-        let endpoint = transport::bind(loopback(), None).expect("bound");
-        let connecting =
-            endpoint.connect_with(config, self.running.quic, "swarm-manager").expect("startable");
-        let connection = connecting.await.expect("let in");
-        let (send, receive) = connection.open_bi().await.expect("opened");
-        (connection, send, receive)
-    }
-
     /// The agent of a node, until the test ends. `hot`: the node is short and its replica of the service over 75 %.
     /// Answers what it is told about balancing at `connect()`.
     async fn agent(&self, number: u64, hot: bool) -> Arc<Mutex<Vec<ToAgent>>> {
         let identity = identity(&self.dir.path().join(number.to_string()));
-        let (connection, mut send, mut receive) =
-            self.connect(identity.client_config().expect("usable")).await;
-        let node = SwarmModel::node_id(number);
-        let hello = Hello {
-            node: node.clone(),
-            epoch: 1,
-            hostname: format!("host{number}"),
-            version: "test".into(),
-            cpu_millis: 4_000,
-            memory_bytes: 8 << 30,
-            link_mbps: Some(1_000),
-            blind: false,
-        };
-        frame::write(&mut send, &ToCoordinator::Hello(hello)).await.expect("written");
-        // What it is told is read, as an agent would.
-        let told = Arc::<Mutex<Vec<ToAgent>>>::default();
-        let hear = Arc::clone(&told);
-        tokio::spawn(async move {
-            while let Ok(Some(message)) = frame::read::<ToAgent>(&mut receive).await {
-                if matches!(message, ToAgent::Connect(_) | ToAgent::ConnectStill { .. }) {
-                    hear.lock().expect("unpoisoned").push(message);
-                }
-            }
-        });
-        let (swarm, service) = (Arc::clone(&self.swarm), self.service.clone());
-        tokio::spawn(async move {
-            let mut handles: BTreeMap<TaskId, u32> = BTreeMap::new();
-            for round in 1.. {
-                let here: Vec<TaskIntro> = swarm.with(|model| {
-                    let here = model.tasks.values().filter(|task| task.node.as_ref() == Some(&node));
-                    here.filter_map(|task| intro(task.container()?, &task.id, &service)).collect()
-                });
-                for mut task in here {
-                    let next = u32::try_from(handles.len()).expect("few") + 1;
-                    let id = task.task.clone().expect("set");
-                    if handles.contains_key(&id) {
-                        continue;
-                    }
-                    task.handle = *handles.entry(id).or_insert(next);
-                    let handle = task.handle;
-                    frame::write(&mut send, &ToCoordinator::Task(task)).await.expect("written");
-                    if hot {
-                        let alert = alert(handle.into(), handle, Edge::Raise, 300);
-                        frame::write(&mut send, &alert).await.expect("written");
-                    }
-                }
-                // What stands is said again every second.
-                if hot && round % 4 == 0 {
-                    for handle in handles.values() {
-                        let seq = round * 1_000 + u64::from(*handle);
-                        let age_ms = u32::try_from(round * 250).expect("minutes");
-                        let alert = alert(seq, *handle, Edge::Refresh, age_ms);
-                        if frame::write(&mut send, &alert).await.is_err() {
-                            return;
-                        }
-                    }
-                }
-                let report = load(round, hot, handles.values());
-                let sent = connection.send_datagram(codec::encode(&report).expect("small").into());
-                if sent.is_err() {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(250)).await;
-            }
-        });
-        told
+        let swarm = Arc::clone(&self.swarm);
+        agents::play(self.running.quic, &identity, number, hot, move |look| swarm.with(|model| look(model)))
+            .await
     }
 
     /// A balancer that says "drained" at once. Answers what it was told to drain, and whether that still ran then.
     async fn balancer(&self) -> tokio::sync::mpsc::Receiver<(TaskId, bool)> {
         let tls = anonymous_client_config(&self.dir.path().join("1/ca.pem")).expect("usable");
-        let (connection, mut send, mut receive) = self.connect(tls).await;
+        let (connection, mut send, mut receive) = agents::connect(self.running.quic, tls).await;
         let hello = ToRouteSource::Hello { token: TOKEN.into(), name: "lb".into() };
         frame::write(&mut send, &hello).await.expect("written");
         let (tell, told) = tokio::sync::mpsc::channel(64);
@@ -285,47 +209,6 @@ impl World {
         }
         panic!("{code} never stood in the journal: {:#}", self.get("/api/v1/journal?limit=1000").await);
     }
-}
-
-fn intro(
-    container: swarmguard_common::domain::ContainerId,
-    task: &TaskId,
-    service: &ServiceId,
-) -> Option<TaskIntro> {
-    Some(TaskIntro {
-        handle: 0,
-        container,
-        task: Some(task.clone()),
-        service: Some(service.clone()),
-        cpu_limit_millis: None,
-        memory_limit_bytes: None,
-        healthcheck: Some(true),
-    })
-}
-
-fn alert(seq: u64, handle: u32, edge: Edge, age_ms: u32) -> ToCoordinator {
-    let condition = Condition::CpuHigh as u8;
-    ToCoordinator::Alert(Alert { epoch: 1, seq, handle, condition, edge: edge as u8, value: 9_200, age_ms })
-}
-
-fn load<'a>(seq: u64, hot: bool, handles: impl Iterator<Item = &'a u32>) -> Report {
-    let cpu = Some(BasisPoints(if hot { 9_200 } else { 1_000 }));
-    let low = Some(BasisPoints(500));
-    let task = |handle: &u32| TaskLoad {
-        handle: *handle,
-        cpu,
-        memory: low,
-        network: low,
-        cpu_millis: if hot { 3_600 } else { 200 },
-        memory_kib: 64 * 1_024,
-        psi_cpu: low,
-        psi_memory: low,
-        ..TaskLoad::default()
-    };
-    let psi_cpu = Some(BasisPoints(if hot { 6_000 } else { 100 }));
-    let node =
-        NodeLoad { cpu, memory: low, network: low, psi_cpu, psi_memory: low, psi_io: low, starved: false };
-    Report { epoch: 1, seq, node, tasks: handles.map(task).collect() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -87,7 +87,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if !args.quick && wanted("clients") {
         all += tier("clients", "the balancer under clients that other people wrote", |log| {
             host::ensure(CLIENTS, args.install.allowed())?;
-            cargo_test(cargo(), CLIENT_TESTS, log)
+            let mut command = cargo();
+            crate::bench::with_proxies(&mut command, args.install.allowed())?;
+            cargo_test(command, CLIENT_TESTS, log)
         });
     }
     if !args.quick && wanted("contract") {
@@ -134,14 +136,27 @@ const QUIC_CHECKERS: &[&str] =
     &["test", "--package", "swarmguard-tests", "--features", "quic", "--test", "checkers_quic"];
 
 /// Tests that need other people's programs, and so are ignored by a plain `cargo test`.
-const CLIENT_TESTS: &[&str] =
-    &["test", "--package", "swarmguard-balancer", "--test", "clients", "--", "--ignored"];
+const CLIENT_TESTS: &[&str] = &[
+    "test",
+    "--package",
+    "swarmguard-balancer",
+    "--test",
+    "clients",
+    "--test",
+    "differential",
+    "--",
+    "--ignored",
+];
 
 /// Those programs.
 const CLIENTS: &[Package] = &[
     Package { name: "curl", why: "asking the balancer in every version of HTTP, with and without TLS" },
     Package { name: "wrk", why: "sending the balancer as much as it takes" },
     Package { name: "nghttp2-client", why: "loading the balancer over HTTP/2 (h2load)" },
+    Package {
+        name: "python3-h2",
+        why: "checking the balancer's HTTP/2 by an implementation that is not ours",
+    },
     Package { name: "python3-websockets", why: "WebSockets through the balancer" },
 ];
 

@@ -7,6 +7,7 @@ pub mod agents;
 pub mod dns;
 pub mod feed;
 pub mod fixed;
+pub mod freshest;
 
 use std::net::SocketAddr;
 

@@ -94,6 +94,9 @@ impl Brain {
             // It still stands: nothing new.
             Edge::Refresh => return,
         };
+        if !edge.news {
+            return;
+        }
         let container = edge.container.as_ref().and_then(|id| self.view.agents.get(node)?.containers.get(id));
         let service =
             container.and_then(|container| self.view.service_of(container)).map(|found| found.id.clone());

@@ -1,5 +1,8 @@
-//! From the engine's JSON to a snapshot. What is not known is not looked at; an object that cannot be understood is left
-//! out and counted, because one odd task must not blind the coordinator to all the others.
+//! From the engine's JSON to what is judged. The client of a real engine and the model of Swarm in tests both hand their
+//! objects through here, so that what a test saw is what an engine would have shown.
+//!
+//! What is not known is not looked at; an object that cannot be understood is left out and counted, because one odd task
+//! must not blind the coordinator to all the others.
 
 use std::{
     collections::BTreeMap,
@@ -15,29 +18,57 @@ use serde::{
 };
 use serde_json::Value;
 use swarmguard_common::{domain::NetworkId, labels::ServicePolicy};
-use swarmguard_core::{
-    action::is_record,
-    swarm::{Availability, Mode, Node, RecordObject, Service, Task, TaskState},
-};
 
-/// Reads a list of objects; tells how many of them were left out, and why the first was. One object at a time: a large
-/// swarm's tasks as a tree would take several times the memory of their text.
-pub(super) fn list<T: DeserializeOwned, U>(
-    bytes: &[u8],
-    read: impl Fn(T) -> Option<U>,
-) -> Result<(Vec<U>, Option<String>), serde_json::Error> {
+use super::{Availability, Mode, Node, RecordObject, Service, Task, TaskState, UpdateState};
+
+/// Names of all config objects that SwarmGuard keeps in Swarm begin with this: action records, node leases, settings,
+/// jobs. The engine is asked for these only, and all of them are handed on.
+pub const OWN_CONFIGS: &str = "swarmguard-";
+
+/// An object as the engine lists it.
+pub trait FromEngine: Sized {
+    /// The part of its JSON that is looked at.
+    type Raw: DeserializeOwned;
+
+    /// `None` where it is of no interest, such as a task that ended.
+    fn from_raw(raw: Self::Raw) -> Option<Self>;
+}
+
+/// Reads one object.
+///
+/// # Errors
+/// Where it is not one of its kind.
+pub fn one<T: FromEngine>(object: Value) -> Result<Option<T>, serde_json::Error> {
+    serde_json::from_value(object).map(T::from_raw)
+}
+
+/// Objects of one list.
+#[derive(Debug)]
+pub struct Listed<T> {
+    /// Those of interest.
+    pub items: Vec<T>,
+    /// Why the first of those that were not understood was not; `None` where all were.
+    pub odd: Option<String>,
+}
+
+/// Reads a list of objects. One object at a time: a large swarm's tasks as a tree would take several times the memory of
+/// their text.
+///
+/// # Errors
+/// Where it is not a list.
+pub fn list<T: FromEngine>(bytes: &[u8]) -> Result<Listed<T>, serde_json::Error> {
     let mut items = Vec::new();
     // Nearly always all are understood: then what nobody looks at is skipped instead of made a tree of.
-    if each(bytes, |item: T| items.extend(read(item))).is_ok() {
-        return Ok((items, None));
+    if each(bytes, |raw: T::Raw| items.extend(T::from_raw(raw))).is_ok() {
+        return Ok(Listed { items, odd: None });
     }
     items.clear();
     let mut odd = None;
-    each(bytes, |item: Value| match serde_json::from_value::<T>(item) {
-        Ok(item) => items.extend(read(item)),
+    each(bytes, |object: Value| match one(object) {
+        Ok(item) => items.extend(item),
         Err(error) => drop(odd.get_or_insert_with(|| error.to_string())),
     })?;
-    Ok((items, odd))
+    Ok(Listed { items, odd })
 }
 
 fn each<T: DeserializeOwned>(bytes: &[u8], take: impl FnMut(T)) -> Result<(), serde_json::Error> {
@@ -82,7 +113,7 @@ struct Version {
 /// A node as `GET /nodes` gives it.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub(super) struct RawNode {
+pub struct RawNode {
     #[serde(rename = "ID")]
     id: String,
     version: Version,
@@ -150,38 +181,42 @@ fn reached_at(status: &Status, manager: Option<&ManagerStatus>) -> Option<IpAddr
     of_raft.filter(usable).or_else(|| status.addr.parse().ok().filter(usable))
 }
 
-pub(super) fn node(raw: RawNode) -> Option<Node> {
-    let labels = raw.spec.get("Labels").and_then(|labels| serde_json::from_value(labels.clone()).ok());
-    Some(Node {
-        id: raw.id.parse().ok()?,
-        version: raw.version.index,
-        hostname: raw.description.hostname,
-        address: reached_at(&raw.status, raw.manager_status.as_ref()),
-        manager: raw.spec.get("Role").and_then(Value::as_str) == Some("manager")
-            || raw.manager_status.is_some(),
-        leader: raw.manager_status.is_some_and(|status| status.leader),
-        ready: raw.status.state == "ready",
-        unknown: raw.status.state == "unknown",
-        availability: match raw.spec.get("Availability").and_then(Value::as_str) {
-            Some("pause") => Availability::Pause,
-            Some("drain") => Availability::Drain,
-            _ => Availability::Active,
-        },
-        labels: labels.unwrap_or_default(),
-        engine_labels: raw.description.engine.labels.unwrap_or_default(),
-        engine_version: raw.description.engine.engine_version,
-        os: raw.description.platform.os,
-        architecture: raw.description.platform.architecture,
-        nano_cpus: raw.description.resources.nano_cpus,
-        memory_bytes: raw.description.resources.memory_bytes,
-        spec: raw.spec,
-    })
+impl FromEngine for Node {
+    type Raw = RawNode;
+
+    fn from_raw(raw: RawNode) -> Option<Self> {
+        let labels = raw.spec.get("Labels").and_then(|labels| serde_json::from_value(labels.clone()).ok());
+        Some(Node {
+            id: raw.id.parse().ok()?,
+            version: raw.version.index,
+            address: reached_at(&raw.status, raw.manager_status.as_ref()),
+            hostname: raw.description.hostname,
+            manager: raw.spec.get("Role").and_then(Value::as_str) == Some("manager")
+                || raw.manager_status.is_some(),
+            leader: raw.manager_status.is_some_and(|status| status.leader),
+            ready: raw.status.state == "ready",
+            unknown: raw.status.state == "unknown",
+            availability: match raw.spec.get("Availability").and_then(Value::as_str) {
+                Some("pause") => Availability::Pause,
+                Some("drain") => Availability::Drain,
+                _ => Availability::Active,
+            },
+            labels: labels.unwrap_or_default(),
+            engine_labels: raw.description.engine.labels.unwrap_or_default(),
+            engine_version: raw.description.engine.engine_version,
+            os: raw.description.platform.os,
+            architecture: raw.description.platform.architecture,
+            nano_cpus: raw.description.resources.nano_cpus,
+            memory_bytes: raw.description.resources.memory_bytes,
+            spec: raw.spec,
+        })
+    }
 }
 
 /// A service as `GET /services` gives it.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub(super) struct RawService {
+pub struct RawService {
     #[serde(rename = "ID")]
     id: String,
     version: Version,
@@ -221,21 +256,34 @@ struct JobStatus {
     job_iteration: Option<Version>,
 }
 
-pub(super) fn service(raw: RawService) -> Option<Service> {
-    let labels = raw.spec.get("Labels").and_then(Value::as_object);
-    let pairs = labels.into_iter().flatten().filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)));
-    Some(Service {
-        id: raw.id.parse().ok()?,
-        version: raw.version.index,
-        name: raw.spec.get("Name").and_then(Value::as_str).unwrap_or_default().into(),
-        mode: mode(&raw.spec),
-        policy: ServicePolicy::from_labels(pairs),
-        previous_spec: raw.previous_spec.filter(|spec| !spec.is_null()),
-        update_state: raw.update_status.map(|status| status.state).filter(|state| !state.is_empty()),
-        job_iteration: raw.job_status.and_then(|status| status.job_iteration).map(|version| version.index),
-        virtual_addresses: virtual_addresses(raw.endpoint),
-        spec: raw.spec,
-    })
+impl FromEngine for Service {
+    type Raw = RawService;
+
+    fn from_raw(raw: RawService) -> Option<Self> {
+        let labels = raw.spec.get("Labels").and_then(Value::as_object);
+        let pairs =
+            labels.into_iter().flatten().filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)));
+        Some(Service {
+            id: raw.id.parse().ok()?,
+            version: raw.version.index,
+            name: raw.spec.get("Name").and_then(Value::as_str).unwrap_or_default().into(),
+            mode: mode(&raw.spec),
+            policy: ServicePolicy::from_labels(pairs),
+            previous_spec: raw.previous_spec.filter(|spec| !spec.is_null()),
+            update_state: update_state(raw.update_status),
+            job_iteration: raw
+                .job_status
+                .and_then(|status| status.job_iteration)
+                .map(|version| version.index),
+            virtual_addresses: virtual_addresses(raw.endpoint),
+            spec: raw.spec,
+        })
+    }
+}
+
+fn update_state(status: Option<UpdateStatus>) -> Option<UpdateState> {
+    let state = status.map(|status| status.state).filter(|state| !state.is_empty())?;
+    serde_json::from_value(Value::String(state)).ok()
 }
 
 fn virtual_addresses(endpoint: Endpoint) -> Vec<(NetworkId, Ipv4Addr)> {
@@ -266,7 +314,7 @@ fn mode(spec: &Value) -> Mode {
 /// A task as `GET /tasks` gives it.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub(super) struct RawTask {
+pub struct RawTask {
     #[serde(rename = "ID")]
     id: String,
     #[serde(rename = "ServiceID", default)]
@@ -321,37 +369,41 @@ struct NetworkSpec {
     ingress: bool,
 }
 
-/// A task that still matters: wanted, or running though not wanted any more, or of a job.
-pub(super) fn task(raw: RawTask) -> Option<Task> {
-    let wanted = raw.desired_state <= TaskState::Running;
-    let lingers = raw.status.state <= TaskState::Running && !raw.node.is_empty();
-    if !wanted && !lingers && raw.job_iteration.is_none() {
-        return None;
-    }
-    let (mut addresses, mut attachments) = (Vec::new(), Vec::new());
-    // On the ingress network Swarm lets nothing through but what comes by the routing mesh: no way to a replica.
-    let attached = raw.networks_attachments.unwrap_or_default().into_iter();
-    for attached in attached.filter(|attached| !attached.network.spec.ingress) {
-        let cidrs = attached.addresses.unwrap_or_default();
-        addresses.extend(cidrs.iter().filter_map(|cidr| address::<IpAddr>(cidr)));
-        if let Ok(network) = attached.network.id.parse::<NetworkId>() {
-            attachments.extend(cidrs.iter().filter_map(|cidr| Some((network.clone(), version_4(cidr)?))));
+impl FromEngine for Task {
+    type Raw = RawTask;
+
+    /// A task that still matters: wanted, or running though not wanted any more, or of a job.
+    fn from_raw(raw: RawTask) -> Option<Self> {
+        let wanted = raw.desired_state <= TaskState::Running;
+        let lingers = raw.status.state <= TaskState::Running && !raw.node.is_empty();
+        if !wanted && !lingers && raw.job_iteration.is_none() {
+            return None;
         }
+        let (mut addresses, mut attachments) = (Vec::new(), Vec::new());
+        // On the ingress network Swarm lets nothing through but what comes by the routing mesh: no way to a replica.
+        let attached = raw.networks_attachments.unwrap_or_default().into_iter();
+        for attached in attached.filter(|attached| !attached.network.spec.ingress) {
+            let cidrs = attached.addresses.unwrap_or_default();
+            addresses.extend(cidrs.iter().filter_map(|cidr| address::<IpAddr>(cidr)));
+            if let Ok(network) = attached.network.id.parse::<NetworkId>() {
+                attachments.extend(cidrs.iter().filter_map(|cidr| Some((network.clone(), version_4(cidr)?))));
+            }
+        }
+        let TaskStatus { state, message, err, container_status } = raw.status;
+        Some(Task {
+            id: raw.id.parse().ok()?,
+            service: raw.service.parse().ok()?,
+            slot: raw.slot,
+            node: raw.node.parse().ok(),
+            desired: raw.desired_state,
+            state,
+            container: container_status.and_then(|status| status.id.parse().ok()),
+            addresses,
+            attachments,
+            message: if err.is_empty() { message } else { err },
+            job_iteration: raw.job_iteration.map(|version| version.index),
+        })
     }
-    let TaskStatus { state, message, err, container_status } = raw.status;
-    Some(Task {
-        id: raw.id.parse().ok()?,
-        service: raw.service.parse().ok()?,
-        slot: raw.slot,
-        node: raw.node.parse().ok(),
-        desired: raw.desired_state,
-        state,
-        container: container_status.and_then(|status| status.id.parse().ok()),
-        addresses,
-        attachments,
-        message: if err.is_empty() { message } else { err },
-        job_iteration: raw.job_iteration.map(|version| version.index),
-    })
 }
 
 /// The address of one in CIDR notation.
@@ -366,7 +418,7 @@ fn version_4(cidr: &str) -> Option<Ipv4Addr> {
 /// A config as `GET /configs` gives it.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub(super) struct RawConfig {
+pub struct RawConfig {
     #[serde(rename = "ID")]
     id: String,
     version: Version,
@@ -382,18 +434,23 @@ struct ConfigSpec {
     data: String,
 }
 
-/// A config that is one of our records.
-pub(super) fn record(raw: RawConfig) -> Option<RecordObject> {
-    is_record(&raw.spec.name).then(|| RecordObject {
-        id: raw.id,
-        version: raw.version.index,
-        name: raw.spec.name,
-        labels: raw.spec.labels.unwrap_or_default(),
-        // What is not base64 is not ours; the record then says that it cannot be read.
-        data: STANDARD.decode(raw.spec.data).unwrap_or_default(),
-    })
+impl FromEngine for RecordObject {
+    type Raw = RawConfig;
+
+    /// One of our own. What it holds is judged by who reads it: a record, the settings, a job.
+    fn from_raw(raw: RawConfig) -> Option<Self> {
+        raw.spec.name.starts_with(OWN_CONFIGS).then(|| RecordObject {
+            id: raw.id,
+            version: raw.version.index,
+            name: raw.spec.name,
+            labels: raw.spec.labels.unwrap_or_default(),
+            // What is not base64 is not ours; the record then says that it cannot be read.
+            data: STANDARD.decode(raw.spec.data).unwrap_or_default(),
+        })
+    }
 }
 
-pub(super) fn encode(data: &[u8]) -> String {
+/// The data of a config as the engine wants it.
+pub fn encode(data: &[u8]) -> String {
     STANDARD.encode(data)
 }
