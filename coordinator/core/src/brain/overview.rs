@@ -230,7 +230,6 @@ impl Brain {
             Mode::ReplicatedJob { .. } | Mode::GlobalJob => (ServiceMode::Job, None),
         };
         let pending = |task: &&crate::swarm::Task| task.is_wanted() && task.state <= TaskState::Pending;
-        let complete = |state: &&str| matches!(*state, "completed" | "rollback_completed");
         ServiceRow {
             service: service.id.clone(),
             name: service.name.clone(),
@@ -254,7 +253,10 @@ impl Brain {
             labels_invalid: service.policy.is_err(),
             alerts: 0,
             action: None,
-            update: service.update_state.clone().filter(|state| !complete(&state.as_str())),
+            update: service
+                .update_state
+                .filter(|state| state.is_unfinished())
+                .map(|state| state.word().into()),
         }
     }
 
