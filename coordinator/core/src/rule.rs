@@ -161,6 +161,10 @@ rules! {
     EnoughReplicas = "enough_replicas",
     /// It would be left without one.
     LastReplica = "last_replica",
+    /// The source is the only manager, which is never paused, and Swarm would place the successor there.
+    OnlyManager = "only_manager",
+    /// There is no spec to roll back to.
+    NoPreviousSpec = "no_previous_spec",
     /// Another action has the lease.
     Busy = "busy",
     /// There is no such service.

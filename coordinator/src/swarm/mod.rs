@@ -6,7 +6,7 @@ mod http;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ::http::Method;
 use bytes::Bytes;
@@ -17,8 +17,8 @@ use swarmguard_common::{domain::NodeId, time::Time};
 use swarmguard_core::{
     command::{Command, CommandError, CommandResult},
     swarm::{
-        Node, RecordObject, Service, Snapshot, Task,
-        engine::{self, FromEngine, Listed},
+        Node, RecordObject, Service, Snapshot,
+        engine::{self, AnyTask, FromEngine, Listed},
     },
 };
 use swarmguard_runtime::clock;
@@ -195,12 +195,23 @@ struct Answers {
 impl Answers {
     fn read(self, taken: Time, own_node: NodeId) -> Result<Snapshot, EngineError> {
         // The longest first: its text is gone before the others add to what is held.
-        let tasks: Vec<Task> = listed("/tasks", &self.tasks)?;
+        let (mut tasks, mut failures) = (BTreeMap::new(), BTreeMap::new());
+        for read in listed("/tasks", &self.tasks)? {
+            match read {
+                AnyTask::Current(task) => {
+                    tasks.insert(task.id.clone(), task);
+                }
+                AnyTask::Failed(id, failure) => {
+                    failures.insert(id, failure);
+                }
+            }
+        }
         drop(self.tasks);
         Ok(Snapshot {
             taken,
             own_node: Some(own_node),
-            tasks: tasks.into_iter().map(|task| (task.id.clone(), task)).collect(),
+            tasks,
+            failures,
             nodes: listed::<Node>("/nodes", &self.nodes)?
                 .into_iter()
                 .map(|node| (node.id.clone(), node))

@@ -332,6 +332,7 @@ pub(super) fn kind_word(intent: &crate::action::Intent) -> &'static str {
         Intent::Migrate { .. } => "migrate",
         Intent::ScaleOut { .. } => "scale_out",
         Intent::ScaleIn { .. } => "scale_in",
+        Intent::Rollback { .. } => "rollback",
         Intent::Drain { .. } => "drain",
     }
 }

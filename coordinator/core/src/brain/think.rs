@@ -89,6 +89,7 @@ impl Brain {
         let hot_since = verdict.judgement.hot_for.map(|stood| now.before(stood));
         let token = self.actions.token();
         let order = Order {
+            closed: self.closed(&intent),
             intent,
             token: token.clone(),
             holder: self.settings.holder.clone(),
@@ -194,6 +195,18 @@ impl Brain {
         let policy = service.policy.as_ref().unwrap_or(&default);
         let found = preflight::findings(service, policy, self.view.healthcheck(service, now));
         found.into_iter().find(|finding| finding.refuses && finding.code != Rule::Singleton)
+    }
+
+    /// Nodes that Swarm's filters would refuse for one more replica of the service that an intent is about.
+    pub(super) fn closed(&self, intent: &Intent) -> Vec<NodeId> {
+        let Some(snapshot) = self.view.snapshot.as_deref() else { return Vec::new() };
+        let Some(service) = intent.service().and_then(|id| snapshot.services.get(id)) else {
+            return Vec::new();
+        };
+        let refuses = |node: &&crate::swarm::Node| {
+            policy::placement::obstacle(self.view.placed(), service, node).is_some()
+        };
+        snapshot.nodes.values().filter(refuses).map(|node| node.id.clone()).collect()
     }
 
     /// The node with most room for one more replica of a service, other than its source.

@@ -31,6 +31,8 @@ pub struct Snapshot {
     pub services: BTreeMap<ServiceId, Service>,
     /// All tasks whose desired state is not past `running`, and those of the last generation that still run.
     pub tasks: BTreeMap<TaskId, Task>,
+    /// Tasks that failed or were rejected and are past: what they said. Of each slot the newest at least.
+    pub failures: BTreeMap<TaskId, Failure>,
     /// Our own config objects (`swarmguard-…`), by name.
     pub records: BTreeMap<String, RecordObject>,
 }
@@ -235,6 +237,46 @@ pub enum TaskState {
     Rejected,
     Remove,
     Orphaned,
+}
+
+impl TaskState {
+    /// Swarm's own word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Allocated => "allocated",
+            Self::Pending => "pending",
+            Self::Assigned => "assigned",
+            Self::Accepted => "accepted",
+            Self::Preparing => "preparing",
+            Self::Ready => "ready",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Complete => "complete",
+            Self::Shutdown => "shutdown",
+            Self::Failed => "failed",
+            Self::Rejected => "rejected",
+            Self::Remove => "remove",
+            Self::Orphaned => "orphaned",
+        }
+    }
+}
+
+/// An attempt to run a replica that came to nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Whose.
+    pub service: ServiceId,
+    /// Number of the replica.
+    pub slot: u64,
+    /// Where, if it came so far.
+    pub node: Option<NodeId>,
+    /// `Failed` or `Rejected`.
+    pub state: TaskState,
+    /// Why, in Swarm's words.
+    pub message: String,
+    /// Version of the task: of two failures the newer has the higher.
+    pub version: u64,
 }
 
 /// One attempt to run one replica.

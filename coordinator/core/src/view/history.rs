@@ -17,7 +17,7 @@ use super::{
     lows::Lows,
 };
 use crate::{
-    action::{Ages, Kind, Record, State, TARGET_LOST, action_name, drain_name},
+    action::{Ages, Kind, Record, State, Why, action_name, drain_name},
     swarm::{Availability, Node, Snapshot},
 };
 
@@ -138,7 +138,7 @@ impl History {
             let past = Past {
                 ended,
                 undone: record.undone.is_some(),
-                target_lost: record.undone.as_ref().is_some_and(|(code, _)| code == TARGET_LOST),
+                target_lost: record.undone.as_ref().is_some_and(|(why, _)| *why == Why::TargetLost),
                 source: record.source.clone(),
                 target: record.target.clone(),
                 token: record.token.clone(),
@@ -150,13 +150,19 @@ impl History {
                 }
                 moved.push_back(Moved { to, ended, in_vain: false });
             }
-            let code = record.undone.as_ref().map(|(code, _)| code.as_str());
-            match code {
+            match record.undone.as_ref().map(|(why, _)| *why) {
                 None => {
                     self.failures.remove(&key);
                 }
                 // Somebody else's doing, or a node's: neither the service nor the attempt is to blame.
-                Some(TARGET_LOST | "foreign_change" | "scaled_by_hand" | "cancelled" | "service_gone") => {}
+                Some(
+                    Why::TargetLost
+                    | Why::ForeignChange
+                    | Why::RolledBack
+                    | Why::ScaledByHand
+                    | Why::Cancelled
+                    | Why::ServiceGone,
+                ) => {}
                 Some(_) => *self.failures.entry(key.clone()).or_default() += 1,
             }
             self.past.insert(key, past);
