@@ -106,7 +106,7 @@ impl Endpoint {
                 handshake(stream).await?
             }
         };
-        let mut request = Request::builder().method(method).uri(path).header(header::HOST, "swarmguard-test");
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
         for (name, value) in headers {
             request = request.header(*name, value);
         }

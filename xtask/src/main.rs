@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod browser;
 mod cache;
 mod clock;
 mod cluster;
@@ -56,6 +57,8 @@ enum Command {
     Lint(lint::Args),
     /// Run every test tier
     Test(test::Args),
+    /// Take pictures of the coordinator's page for the docs
+    Screenshots(browser::Args),
     /// Try the readers of foreign text with bytes that nobody would write
     Fuzz(fuzz::Args),
 }
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Lint(args) => lint::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Screenshots(args) => browser::screenshots(&args),
         Command::Fuzz(args) => fuzz::run(&args),
     };
     result.unwrap_or_else(|error| {

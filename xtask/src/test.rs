@@ -92,6 +92,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             cargo_test(command, CLIENT_TESTS, log)
         });
     }
+    if !args.quick && wanted("contract") {
+        all += tier("contract", "the API against its description, by requests made from it", |log| {
+            crate::browser::contract(args.install.allowed(), log)
+        });
+    }
+    if !args.quick && wanted("browser") {
+        all += tier("browser", "the coordinator's page in a real browser", |log| {
+            crate::browser::check(args.install.allowed(), log)
+        });
+    }
     if !args.quick {
         let real = real::Tiers::new(args.install.allowed(), args.scenarios.clone());
         for (name, what) in real::TIERS {

@@ -1,7 +1,6 @@
 //! Swarm, read and written through the engine beside us: any manager's engine passes writes on to the leader.
 
 mod http;
-mod read;
 #[cfg(test)]
 mod tests;
 
@@ -15,7 +14,10 @@ use serde_json::{Value, json};
 use swarmguard_common::{domain::NodeId, time::Time};
 use swarmguard_core::{
     command::{Command, CommandError, CommandResult},
-    swarm::Snapshot,
+    swarm::{
+        Node, RecordObject, Service, Snapshot, Task,
+        engine::{self, FromEngine, Listed},
+    },
 };
 use swarmguard_runtime::clock;
 use tokio::sync::{Mutex, watch};
@@ -70,7 +72,7 @@ impl Client {
     /// When the engine does not answer, or is not a manager's.
     pub async fn snapshot(&self) -> Result<Snapshot, EngineError> {
         let taken = clock::now();
-        let ours = http::filters(&json!({ "name": ["swarmguard-"] }));
+        let ours = http::filters(&json!({ "name": [engine::OWN_CONFIGS] }));
         let configs_path = format!("/configs{ours}");
         let read = tokio::try_join!(
             self.own_node(),
@@ -118,11 +120,11 @@ impl Client {
     pub async fn execute(&self, command: &Command) -> CommandResult {
         let done = match command {
             Command::CreateRecord { name, labels, data } => {
-                let body = json!({ "Name": name, "Labels": labels, "Data": read::encode(data) });
+                let body = json!({ "Name": name, "Labels": labels, "Data": engine::encode(data) });
                 self.post("/configs/create".into(), &body).await
             }
             Command::UpdateRecord { id, version, name, labels, data } => {
-                let body = json!({ "Name": name, "Labels": labels, "Data": read::encode(data) });
+                let body = json!({ "Name": name, "Labels": labels, "Data": engine::encode(data) });
                 self.post(format!("/configs/{id}/update?version={version}"), &body).await
             }
             Command::RemoveRecord { id } => {
@@ -191,21 +193,21 @@ struct Answers {
 impl Answers {
     fn read(self, taken: Time, own_node: NodeId) -> Result<Snapshot, EngineError> {
         // The longest first: its text is gone before the others add to what is held.
-        let tasks = listed("/tasks", &self.tasks, read::task)?;
+        let tasks: Vec<Task> = listed("/tasks", &self.tasks)?;
         drop(self.tasks);
         Ok(Snapshot {
             taken,
             own_node: Some(own_node),
             tasks: tasks.into_iter().map(|task| (task.id.clone(), task)).collect(),
-            nodes: listed("/nodes", &self.nodes, read::node)?
+            nodes: listed::<Node>("/nodes", &self.nodes)?
                 .into_iter()
                 .map(|node| (node.id.clone(), node))
                 .collect(),
-            services: listed("/services", &self.services, read::service)?
+            services: listed::<Service>("/services", &self.services)?
                 .into_iter()
                 .map(|service| (service.id.clone(), service))
                 .collect(),
-            records: listed("/configs", &self.configs, read::record)?
+            records: listed::<RecordObject>("/configs", &self.configs)?
                 .into_iter()
                 .map(|record| (record.name.clone(), record))
                 .collect(),
@@ -213,11 +215,8 @@ impl Answers {
     }
 }
 
-fn listed<T, U>(path: &str, bytes: &[u8], read: impl Fn(T) -> Option<U>) -> Result<Vec<U>, EngineError>
-where
-    T: serde::de::DeserializeOwned,
-{
-    let (items, odd) = read::list(bytes, read).map_err(|error| EngineError::Answer {
+fn listed<T: FromEngine>(path: &str, bytes: &[u8]) -> Result<Vec<T>, EngineError> {
+    let Listed { items, odd } = engine::list(bytes).map_err(|error| EngineError::Answer {
         request: format!("GET {path}"),
         status: 200,
         words: format!("not a list of objects: {error}"),

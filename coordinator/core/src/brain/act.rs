@@ -30,7 +30,7 @@ const DURABLE_WITHIN: Duration = Duration::from_secs(10);
 const HOLD_OFF: Duration = Duration::from_secs(2);
 
 /// A command given out for a record, until a snapshot that was begun after its answer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Outstanding {
     id: CommandId,
     command: Command,
@@ -39,7 +39,7 @@ struct Outstanding {
 }
 
 /// An order that no record of Swarm shows yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Pending {
     order: Order,
     since: Time,
@@ -59,7 +59,7 @@ pub(super) struct Track {
 }
 
 /// Actions under way and being begun. Only a memory: what matters is in Swarm's records.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Actions {
     token_stem: String,
     next_token: u64,

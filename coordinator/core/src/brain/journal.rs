@@ -25,7 +25,7 @@ use crate::{
 const AGAIN: Duration = Duration::from_secs(60);
 
 /// What was said lately of each service; bounded by the services that there are.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Said {
     job_steps: BTreeMap<ServiceId, Time>,
     refusals: BTreeMap<ServiceId, BTreeMap<Rule, Time>>,
