@@ -15,6 +15,7 @@ mod clock;
 mod cluster;
 mod cpio;
 mod demo;
+mod deploy;
 mod ebpf;
 mod fuzz;
 mod guest;
@@ -24,10 +25,12 @@ mod interrupt;
 mod lint;
 mod modules;
 mod process;
+mod programs;
 mod progress;
 mod rootfs;
 mod test;
 mod vm;
+mod workspace;
 
 /// Build, run, test and measure SwarmGuard
 #[derive(Parser)]

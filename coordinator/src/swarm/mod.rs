@@ -1,5 +1,7 @@
 //! Swarm, read and written through the engine beside us: any manager's engine passes writes on to the leader.
 
+#[cfg(test)]
+mod docker29_tests;
 mod http;
 #[cfg(test)]
 mod tests;

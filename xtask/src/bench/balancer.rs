@@ -87,7 +87,7 @@ pub fn run_hostile(args: &HostileArgs, root: &Path) -> Result<ExitCode> {
 }
 
 fn measure(args: &Args, name: &str, root: &Path) -> Result<ExitCode> {
-    let mut command = crate::image::cargo();
+    let mut command = crate::workspace::cargo();
     with_peers(&mut command, root, args.install.allowed())?;
     command.args(["bench", "--package", "swarmguard-balancer", "--bench", "balancer", "--"]);
     command.arg(format!("--rounds={}", args.rounds)).arg(format!("--seconds={}", args.seconds));
