@@ -9,7 +9,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::host::{self, Package};
-use crate::image::{cargo, root};
+use crate::workspace::{cargo, root};
 use crate::interrupt;
 use crate::test::{Counts, Log};
 
