@@ -8,9 +8,9 @@
 use std::time::Duration;
 
 use swarmguard_common::{
-    clock::Time,
     domain::{BasisPoints, Condition, Edge},
     labels::{CLEAR_RATIO, Thresholds},
+    time::Time,
 };
 
 use crate::model::Ewma;

@@ -3,9 +3,9 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand, builder::RangedU64ValueParser};
-use swarmguard_common::{
+use swarmguard_common::{domain::BasisPoints, time};
+use swarmguard_runtime::{
     config::{self, ConfigError},
-    domain::BasisPoints,
     identity::Source,
 };
 
@@ -144,7 +144,7 @@ fn socket(text: &str) -> Result<Socket, String> {
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
-    config::duration(text, Duration::from_millis(20)..=Duration::from_secs(10))
+    time::duration(text, Duration::from_millis(20)..=Duration::from_secs(10))
 }
 
 fn percent(text: &str) -> Result<BasisPoints, String> {

@@ -3,7 +3,7 @@
 use std::{io::Write as _, process::ExitCode};
 
 use serde::Serialize;
-use swarmguard_common::identity::Identity;
+use swarmguard_runtime::identity::Identity;
 
 use crate::{
     bpf::KernelFacts,

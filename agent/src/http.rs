@@ -15,10 +15,8 @@ use axum::{
 };
 use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
-use swarmguard_common::{
-    clock::{self, Time},
-    http::serve_figures,
-};
+use swarmguard_common::time::Time;
+use swarmguard_runtime::{clock, http::serve_figures};
 
 use crate::{metrics, sampler::Vitals, uplink::Shared};
 

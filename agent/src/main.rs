@@ -7,7 +7,7 @@ use swarmguard_agent::{
     config::{Cli, Command},
     doctor, http, run,
 };
-use swarmguard_common::logging;
+use swarmguard_runtime::logging;
 
 fn main() -> ExitCode {
     match begin() {

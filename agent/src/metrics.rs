@@ -7,7 +7,8 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::{Registry, Unit},
 };
-use swarmguard_common::{clock, domain::BasisPoints};
+use swarmguard_common::domain::BasisPoints;
+use swarmguard_runtime::clock;
 
 use crate::{
     http::Served,

@@ -7,9 +7,9 @@
 use std::time::Duration;
 
 use swarmguard_common::{
-    clock::Time,
     domain::BasisPoints,
     kernel::{GroupCounters, WAIT_SLOTS, Waits},
+    time::Time,
 };
 
 use crate::sources::{

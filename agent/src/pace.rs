@@ -11,7 +11,7 @@
 
 use std::time::Duration;
 
-use swarmguard_common::{clock::Time, domain::BasisPoints};
+use swarmguard_common::{domain::BasisPoints, time::Time};
 
 /// Longest time without a full pass while idle.
 pub const IDLE_INTERVAL: Duration = Duration::from_millis(300);

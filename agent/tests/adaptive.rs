@@ -16,9 +16,9 @@ use swarmguard_agent::{
     state::{Agent, Told},
 };
 use swarmguard_common::{
-    clock::Time,
     domain::{Condition, Edge},
     labels::Thresholds,
+    time::Time,
     wire::agent::{Hello, ToAgent, ToCoordinator},
 };
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use kernel::{Group, Process, Wire};
 use swarmguard_agent::bpf::{NetworkMode, Options, Programs};
-use swarmguard_common::clock;
+use swarmguard_runtime::clock;
 
 const PACKETS: u64 = 20_000;
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use kernel::{DEADLINE, Group, Process};
 use swarmguard_agent::bpf::{EventSource, GroupEvent, Options, Programs};
-use swarmguard_common::clock;
 use swarmguard_common::kernel::{GroupSample, HAS_CPU, HAS_MEMORY, HAS_PRESSURE, HAS_THROTTLING};
+use swarmguard_runtime::clock;
 
 fn load(test: &str) -> Option<(Programs, std::path::PathBuf)> {
     let (facts, root) = kernel::facts_or_skip(test)?;

@@ -17,7 +17,7 @@ use std::{
 use clap::Parser as _;
 use kernel::{DEADLINE, Group, Process};
 use swarmguard_agent::{config::Cli, run};
-use swarmguard_common::clock;
+use swarmguard_runtime::clock;
 
 /// One agent at a time: descriptors and memory are those of the process.
 static TURN: Mutex<()> = Mutex::new(());

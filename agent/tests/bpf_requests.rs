@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use kernel::{DEADLINE, Group, Process, Wire};
 use swarmguard_agent::bpf::{Options, Programs};
-use swarmguard_common::clock;
 use swarmguard_common::kernel::GroupCounters;
+use swarmguard_runtime::clock;
 
 const CLIENTS: u64 = 4;
 const REQUESTS: u64 = 10;

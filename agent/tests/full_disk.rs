@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use swarmguard_common::clock;
+use swarmguard_runtime::clock;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 

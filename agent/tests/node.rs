@@ -19,8 +19,8 @@ use swarmguard_agent::{
     uplink::Shared,
 };
 use swarmguard_common::{
-    clock::Time,
     domain::{BasisPoints, Condition, ContainerId, Edge},
+    time::Time,
     wire::agent::{Hello, ToAgent, ToCoordinator},
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -102,7 +102,7 @@ impl Node {
 
     /// With vitals of the real clock, which is the one that the HTTP side goes by.
     fn served(&self) -> Served {
-        let vitals = Vitals { ticked_at: Some(swarmguard_common::clock::now()), ..self.sampler.vitals() };
+        let vitals = Vitals { ticked_at: Some(swarmguard_runtime::clock::now()), ..self.sampler.vitals() };
         Served { shared: self.shared.clone(), vitals: Arc::new(Mutex::new(vitals)), blind: None }
     }
 }

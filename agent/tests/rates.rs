@@ -15,8 +15,8 @@ use swarmguard_agent::{
     state::{Agent, Figures, Told},
 };
 use swarmguard_common::{
-    clock::Time,
     domain::{Condition, Edge},
+    time::Time,
     wire::agent::{Hello, ToCoordinator},
 };
 

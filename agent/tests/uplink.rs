@@ -15,15 +15,17 @@ use swarmguard_agent::{
     uplink::{self, Shared, Uplink, addresses::Addresses},
 };
 use swarmguard_common::{
-    clock,
     domain::{BasisPoints, Condition, ContainerId, Edge},
-    identity::{Identity, Source, Unit, issue::Authority},
     labels::Thresholds,
-    transport,
     wire::{
         agent::{Alert, ContainerChange, Hello, Report, ToAgent, ToCoordinator},
-        codec, frame,
+        codec,
     },
+};
+use swarmguard_runtime::{
+    clock, frame,
+    identity::{Identity, Source, Unit, issue::Authority},
+    transport,
 };
 use tokio::time::timeout;
 
@@ -156,7 +158,7 @@ struct Workload {
     shared: Shared,
     handle: u32,
     used_usec: u64,
-    now: swarmguard_common::clock::Time,
+    now: swarmguard_common::time::Time,
 }
 
 impl Workload {

@@ -8,7 +8,7 @@ use http::{Request, Response, StatusCode, header};
 use http_body_util::{Empty, Full};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
-use swarmguard_common::http::serve_figures;
+use swarmguard_runtime::http::serve_figures;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::proxy::{Global, answer};

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use swarmguard_common::clock::Time;
+use swarmguard_common::time::Time;
 
 /// Failures in a row that open it.
 const IN_A_ROW: u32 = 5;

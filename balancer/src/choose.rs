@@ -15,7 +15,7 @@ use std::{
 };
 
 use fastrand::Rng;
-use swarmguard_common::{clock::Time, labels::Algorithm};
+use swarmguard_common::{labels::Algorithm, time::Time};
 
 use crate::{
     breaker::Gate,

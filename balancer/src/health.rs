@@ -14,7 +14,8 @@ use http::{Request, Uri, header};
 use http_body_util::Empty;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use swarmguard_common::clock::{self, Time};
+use swarmguard_common::time::Time;
+use swarmguard_runtime::clock;
 use tokio::{net::TcpStream, sync::Semaphore};
 
 use crate::{breaker::Gate, proxy::Global, replica::Replica, service::Service};

@@ -5,7 +5,7 @@
 
 use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
-use swarmguard_common::clock::Time;
+use swarmguard_common::time::Time;
 
 use crate::{replica::Replica, service::Shared};
 

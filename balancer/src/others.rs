@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use swarmguard_common::clock::Time;
+use swarmguard_common::time::Time;
 
 /// Over this time both counts are averaged.
 const WINDOW: Duration = Duration::from_secs(3);

@@ -5,7 +5,7 @@ use std::sync::atomic::{
     Ordering::{AcqRel, Acquire, Relaxed},
 };
 
-use swarmguard_common::clock::Time;
+use swarmguard_common::time::Time;
 
 /// Requests a second with a burst of a tenth of a second's worth: the generic cell rate algorithm (ITU-T I.371), one
 /// number that says when the next request would be on time.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use swarmguard_common::{clock::Time, domain::TaskId, labels::Algorithm, wire::routes::ReplicaLoad};
+use swarmguard_common::{domain::TaskId, labels::Algorithm, time::Time, wire::routes::ReplicaLoad};
 
 use crate::{
     pick::metrics,

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use swarmguard_common::{clock::Time, domain::TaskId};
+use swarmguard_common::{domain::TaskId, time::Time};
 
 use crate::{
     breaker::{Breaker, Gate},

@@ -10,10 +10,8 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use arc_swap::ArcSwap;
-use swarmguard_common::{
-    clock::{self, Time},
-    domain::TaskId,
-};
+use swarmguard_common::{domain::TaskId, time::Time};
+use swarmguard_runtime::clock;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},

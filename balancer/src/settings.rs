@@ -10,7 +10,8 @@ use std::{
 };
 
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
-use swarmguard_common::{config, labels::Algorithm};
+use swarmguard_common::labels::Algorithm;
+use swarmguard_runtime::config;
 
 use crate::{pick::Tuning, registry::Weighing};
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use serde_json::json;
-use swarmguard_common::clock::Time;
+use swarmguard_common::time::Time;
 
 use crate::routing::Table;
 

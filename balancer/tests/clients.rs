@@ -14,7 +14,7 @@ use std::{
 };
 
 use support::{After, PATIENCE, Replica, say};
-use swarmguard_common::identity::{Unit, issue::Authority};
+use swarmguard_runtime::identity::{Unit, issue::Authority};
 
 /// The program, killed when dropped.
 struct Program {

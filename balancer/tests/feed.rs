@@ -181,7 +181,7 @@ fn hcl_leaves_replicas_alone_that_are_busy_for_other_balancers_while_agents_say_
     let others = || {
         let table = lb.global.table.load();
         let replicas = table.services.iter().flat_map(|service| &service.replicas);
-        replicas.map(|it| it.others(swarmguard_common::clock::now())).max().unwrap_or(0)
+        replicas.map(|it| it.others(swarmguard_runtime::clock::now())).max().unwrap_or(0)
     };
     eventually("the load is known", || others() == 40);
     for _ in 0..200 {

@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use support::{Lb, Replica, coordinator::Coordinator, eventually};
 use swarmguard_balancer::source::labels;
-use swarmguard_common::identity::{Unit, issue::Authority};
+use swarmguard_runtime::identity::{Unit, issue::Authority};
 use tokio::net::{TcpListener, TcpStream};
 
 fn runtime() -> tokio::runtime::Runtime {

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{ArgAction, Args, Parser, Subcommand};
-use swarmguard_common::{
+use swarmguard_runtime::{
     config::{self, ConfigError},
     identity::Source,
 };

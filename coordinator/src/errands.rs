@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use sha2::{Digest, Sha256};
-use swarmguard_common::identity::{Unit, issue::Authority};
+use swarmguard_runtime::identity::{Unit, issue::Authority};
 
 use crate::config::CreateCerts;
 
@@ -92,10 +92,8 @@ pub fn token() -> anyhow::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use swarmguard_common::{
-        domain::Role,
-        identity::{Identity, Source},
-    };
+    use swarmguard_common::domain::Role;
+    use swarmguard_runtime::identity::{Identity, Source};
 
     use super::*;
 

@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use swarmguard_common::logging;
 use swarmguard_coordinator::{
     config::{Certs, Cli, Command},
     errands, start,
 };
+use swarmguard_runtime::logging;
 
 fn main() -> ExitCode {
     match begin() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use swarmguard_common::{
-    clock::Time,
+    time::Time,
     wire::routes::{RoutedReplica, RoutedService, Routes},
 };
 use swarmguard_core::{

@@ -8,9 +8,9 @@ use std::{
 };
 
 use swarmguard_common::{
-    clock::{self, Time},
     domain::{Condition, NodeId},
     journal::{Entry, Kind},
+    time::Time,
     wire::{
         agent::{ToAgent, ToCoordinator},
         connect::{ConnectRoutes, ROUTES_LEASE_MS},
@@ -26,6 +26,7 @@ use swarmguard_core::{
     lease::LeaseState,
     swarm::Snapshot,
 };
+use swarmguard_runtime::clock;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::{

@@ -3,8 +3,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use swarmguard_common::clock;
 use swarmguard_core::{brain::Wish, swarm::Snapshot};
+use swarmguard_runtime::clock;
 use tokio::sync::{mpsc, watch};
 
 use crate::seam::SwarmApi;

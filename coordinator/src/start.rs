@@ -4,13 +4,13 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use quinn::Endpoint;
-use swarmguard_common::{
+use swarmguard_common::domain::Role;
+use swarmguard_core::brain::{self, Brain};
+use swarmguard_runtime::{
     clock,
-    domain::Role,
     identity::{Identity, Source},
     transport,
 };
-use swarmguard_core::brain::{self, Brain};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -303,7 +303,7 @@ impl Freshness {
 
 #[cfg(test)]
 mod tests {
-    use swarmguard_common::identity::{Unit, issue::Authority};
+    use swarmguard_runtime::identity::{Unit, issue::Authority};
 
     use super::*;
 

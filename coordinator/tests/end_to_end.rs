@@ -12,15 +12,11 @@ use std::{
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 use swarmguard_common::{
-    clock,
     domain::{BasisPoints, Condition, Edge, NodeId, ServiceId, TaskId},
-    identity::{Identity, Source, Unit, anonymous_client_config, issue::Authority},
-    transport,
     wire::{
         agent::{Alert, Hello, NodeLoad, Report, TaskIntro, TaskLoad, ToAgent, ToCoordinator},
         codec,
         connect::ReplicaState,
-        frame,
         routes::{FromRouteSource, ToRouteSource},
     },
 };
@@ -35,6 +31,11 @@ use swarmguard_core::{
     brain,
     command::{Command, CommandResult},
     swarm::Snapshot,
+};
+use swarmguard_runtime::{
+    clock, frame,
+    identity::{Identity, Source, Unit, anonymous_client_config, issue::Authority},
+    transport,
 };
 use swarmguard_tests::swarm_model::{SwarmModel, Workload};
 use tokio::{

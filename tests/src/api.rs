@@ -8,8 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use http_body_util::BodyExt as _;
 use serde_json::Value;
-use swarmguard_common::clock::{Time, now};
 use swarmguard_common::journal::{Entry, Kind};
+use swarmguard_common::time::Time;
+use swarmguard_runtime::clock::now;
 use tokio::task::JoinHandle;
 
 use crate::http::{Endpoint, text as text_of};

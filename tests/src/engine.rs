@@ -168,7 +168,7 @@ impl Engine {
     pub async fn past_events(&self, container: &str, kinds: &[&str]) -> Result<Vec<Value>> {
         let filters = escaped(&json!({"container": [container], "event": kinds}));
         // A time that has come ends the stream.
-        let now_ms = swarmguard_common::clock::wall_ms();
+        let now_ms = swarmguard_runtime::clock::wall_ms();
         let until = format!("{}.{:03}000000", now_ms / 1_000, now_ms % 1_000);
         let path = format!("{}/events?since=1&until={until}&filters={filters}", self.api);
         let (status, answer) = self.endpoint.call(Method::GET, &path, Bytes::new(), LIMIT).await?;

@@ -9,6 +9,7 @@ pub mod http;
 pub mod kernel;
 pub mod load;
 pub mod simulation;
+pub mod played_engine;
 pub mod swarm_model;
 pub mod tasks;
 pub mod web_stress;

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
-use swarmguard_common::clock::{Time, now};
+use swarmguard_common::time::Time;
+use swarmguard_runtime::clock::now;
 use tokio::task::JoinHandle;
 
 use crate::engine::Engine;

@@ -4,8 +4,8 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use swarmguard_common::{
-    clock::Time,
     domain::{BasisPoints, NodeId, ServiceId},
+    time::Time,
     wire::agent::{Hello, NodeLoad, Report, TaskIntro, TaskLoad, ToCoordinator},
 };
 use swarmguard_core::{

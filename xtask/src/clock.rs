@@ -1,4 +1,4 @@
-//! The one place of this crate that reads a clock. `swarmguard_common::clock` is not used here, because xtask
+//! The one place of this crate that reads a clock. `swarmguard_runtime::clock` is not used here, because xtask
 //! is compiled before everything else and stays free of the product's dependencies.
 
 use std::fmt;

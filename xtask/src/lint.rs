@@ -9,8 +9,13 @@ use anyhow::{Context as _, Result, bail};
 use crate::clock::Stopwatch;
 use crate::image::root;
 
+mod purity;
+
 /// Lines a source file may have; longer ones are split.
 const MAX_LINES: usize = 600;
+
+/// Whose dependencies are looked at: crates for other systems would be fetched for nothing.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// `cargo xtask lint`.
 #[derive(clap::Args)]
@@ -38,6 +43,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let watch = Stopwatch::start();
     check("format", cargo(&["fmt", "--all", "--check"]))?;
     check("sources", sources(&root()))?;
+    check("purity", purity())?;
     check("clippy", cargo(&["clippy", "--quiet", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
     if deny_is_there(args.install_deny)? {
         check("dependencies", deny())?;
@@ -46,6 +52,19 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     println!("lint: {} in {watch}", if fine { "nothing to complain about" } else { "see above" });
     Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// That the judgement can reach no runtime, socket or clock.
+fn purity() -> Result<Vec<String>> {
+    let output =
+        cargo_command(&["metadata", "--format-version", "1", "--locked", "--filter-platform", TARGET])
+            .stderr(Stdio::inherit())
+            .output()
+            .context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("cargo metadata failed ({})", output.status);
+    }
+    purity::problems(&output.stdout)
 }
 
 /// What cargo says, where it fails.

@@ -4,7 +4,7 @@
 use std::{fs, path::Path, thread, time::Duration};
 
 use anyhow::Result;
-use swarmguard_common::clock;
+use swarmguard_runtime::clock;
 
 use swarmguard_tests::figures::{Report, Row};
 

@@ -14,10 +14,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use swarmguard_agent::{bpf::Programs, connect::Planner};
-use swarmguard_common::{
-    clock,
-    wire::connect::{ConnectReplica, ConnectRoutes, Front, ReplicaState},
-};
+use swarmguard_common::wire::connect::{ConnectReplica, ConnectRoutes, Front, ReplicaState};
+use swarmguard_runtime::clock;
 
 use swarmguard_tests::figures::{Report, Row};
 

@@ -12,11 +12,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use swarmguard_common::{
-    clock,
     domain::{BasisPoints, Condition, Edge},
-    identity::{Identity, Source, Unit, issue::Authority},
     labels::Thresholds,
-    transport,
     wire::agent::{ToAgent, ToCoordinator},
 };
 use swarmguard_coordinator::{
@@ -24,6 +21,11 @@ use swarmguard_coordinator::{
     metrics::Metrics,
 };
 use swarmguard_core::brain::AgentEvent;
+use swarmguard_runtime::{
+    clock,
+    identity::{Identity, Source, Unit, issue::Authority},
+    transport,
+};
 use tokio::{
     sync::{mpsc, watch},
     time::timeout,

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use swarmguard_common::clock;
+use swarmguard_runtime::clock;
 
 use swarmguard_tests::figures::{Report, Row};
 

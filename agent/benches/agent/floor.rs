@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use swarmguard_common::clock;
+use swarmguard_runtime::clock;
 
 const EACH_TIME: [&str; 2] = ["cpu.stat", "memory.current"];
 const EACH_SECOND: [&str; 4] = ["memory.stat", "cpu.pressure", "memory.pressure", "io.pressure"];

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use swarmguard_common::clock;
+use swarmguard_runtime::clock;
 
 /// Longest wait for a program to be ready.
 const PATIENCE: Duration = Duration::from_secs(60);

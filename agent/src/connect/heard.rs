@@ -11,8 +11,8 @@ use std::{
 };
 
 use swarmguard_common::{
-    clock::Time,
     domain::TaskId,
+    time::Time,
     wire::connect::{ConnectRoutes, ROUTES_LEASE_MS, ReplicaState},
 };
 

@@ -6,7 +6,8 @@
 use std::{io, os::fd::OwnedFd, time::Duration};
 
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
-use swarmguard_common::clock::{self, Time};
+use swarmguard_common::time::Time;
+use swarmguard_runtime::clock;
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// A time that can be waited for, again and again.

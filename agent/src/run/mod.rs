@@ -10,7 +10,8 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use swarmguard_common::{clock, domain::NodeId, wire::agent::Hello};
+use swarmguard_common::{domain::NodeId, wire::agent::Hello};
+use swarmguard_runtime::clock;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{

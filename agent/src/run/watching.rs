@@ -7,11 +7,8 @@ use std::{
     time::Duration,
 };
 
-use swarmguard_common::{
-    clock::{self, Time},
-    domain::ContainerId,
-    wire::agent::ContainerChange,
-};
+use swarmguard_common::{domain::ContainerId, time::Time, wire::agent::ContainerChange};
+use swarmguard_runtime::clock;
 use tokio::sync::mpsc;
 
 use super::alarm::Alarm;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
-use swarmguard_common::{clock::Time, domain::ContainerId};
+use swarmguard_common::{domain::ContainerId, time::Time};
 
 use super::Sampler;
 use crate::connect::Planner;

@@ -14,9 +14,10 @@ use std::{
 };
 
 use swarmguard_common::{
-    clock::{self, Time},
     domain::{BasisPoints, ContainerId},
+    time::Time,
 };
+use swarmguard_runtime::clock;
 
 use tokio::sync::mpsc;
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use swarmguard_common::{
-    clock::Time,
     kernel::{GroupSample, HAS_CPU, HAS_PRESSURE},
+    time::Time,
 };
 
 use crate::{

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use swarmguard_common::clock::Time;
+use swarmguard_common::time::Time;
 
 use super::{KeptFile, cpu, memory};
 use crate::model::Limits;

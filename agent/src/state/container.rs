@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use swarmguard_common::{
-    clock::Time,
     domain::{BasisPoints, ContainerId, ServiceId, TaskId},
     kernel::GroupCounters,
     labels::Thresholds,
+    time::Time,
     wire::agent::{TaskIntro, TaskLoad},
 };
 

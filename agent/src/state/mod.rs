@@ -10,9 +10,9 @@ use std::{
 };
 
 use swarmguard_common::{
-    clock::Time,
     domain::{BasisPoints, Condition, ContainerId, Edge, ServiceId, TaskId},
     labels::Thresholds,
+    time::Time,
     wire::agent::{ContainerChange, ContainerEvent, Hello, NodeLoad, TaskIntro, ToAgent},
 };
 

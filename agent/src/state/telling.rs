@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use swarmguard_common::{
-    clock::Time,
     domain::{Condition, Edge},
+    time::Time,
     wire::agent::{Alert, ContainerEvent, NodeLoad, Report, TaskIntro, TaskLoad, ToCoordinator},
 };
 

@@ -16,9 +16,9 @@ use std::{
 };
 
 use quinn::Endpoint;
-use swarmguard_common::{
+use swarmguard_common::domain::NodeId;
+use swarmguard_runtime::{
     clock,
-    domain::NodeId,
     identity::{Identity, IdentityError, Source},
     transport::{self, TransportError},
 };

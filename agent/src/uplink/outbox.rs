@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use swarmguard_common::{
-    clock::Time,
     domain::{BasisPoints, Condition, Edge},
+    time::Time,
 };
 
 /// Most alerts kept. A coordinator that is away for longer learns what stands when it is back, only not its history.

@@ -4,16 +4,16 @@
 use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
-use swarmguard_common::{
+use swarmguard_common::wire::{
+    HEARTBEAT_INTERVAL_MS, MAX_DATAGRAM_BYTES,
+    agent::{Report, TaskLoad, ToAgent, ToCoordinator},
+    codec::{self, CodecError},
+};
+use swarmguard_runtime::{
     clock,
+    frame::{self, FrameError},
     identity::{COORDINATOR_NAME, Identity, IdentityError},
     transport::{self, TransportError},
-    wire::{
-        HEARTBEAT_INTERVAL_MS, MAX_DATAGRAM_BYTES,
-        agent::{Report, TaskLoad, ToAgent, ToCoordinator},
-        codec::{self, CodecError},
-        frame::{self, FrameError},
-    },
 };
 use tokio::time::MissedTickBehavior;
 

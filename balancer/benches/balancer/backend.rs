@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
-use swarmguard_common::clock;
+use swarmguard_runtime::clock;
 
 use crate::{
     cgroup::Group,

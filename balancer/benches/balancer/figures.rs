@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use swarmguard_common::clock;
+use swarmguard_runtime::clock;
 
 use crate::{cgroup::Group, peers::cpu_of};
 

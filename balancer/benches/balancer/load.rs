@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use swarmguard_common::clock;
+use swarmguard_runtime::clock;
 
 /// Connections, and so the most requests in flight.
 const CONNECTIONS: usize = 192;

@@ -8,7 +8,8 @@ use swarmguard_balancer::{
     pick::Tuning,
     replica::{Load, Outcome},
 };
-use swarmguard_common::{clock, labels::Algorithm};
+use swarmguard_common::labels::Algorithm;
+use swarmguard_runtime::clock;
 use swarmguard_tests::figures::{Report, Row, median};
 
 /// Picks timed together.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
-use swarmguard_common::clock;
+use swarmguard_runtime::clock;
 
 use super::Global;
 

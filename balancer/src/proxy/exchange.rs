@@ -12,7 +12,7 @@ use std::{
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
-use swarmguard_common::clock;
+use swarmguard_runtime::clock;
 
 use super::{
     NO_ANSWER, UNREACHABLE, answer,

@@ -5,7 +5,7 @@ use std::{cell::RefCell, collections::HashMap, io, net::SocketAddr, time::Durati
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt;
-use swarmguard_common::clock::Time;
+use swarmguard_common::time::Time;
 use tokio::net::TcpStream;
 
 use super::body::RequestBody;

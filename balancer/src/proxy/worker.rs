@@ -9,7 +9,8 @@ use std::{
     time::Duration,
 };
 
-use swarmguard_common::clock::{self, Time};
+use swarmguard_common::time::Time;
+use swarmguard_runtime::clock;
 use tokio::{
     net::{TcpListener, TcpSocket},
     sync::Semaphore,

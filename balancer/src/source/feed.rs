@@ -14,12 +14,12 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use swarmguard_common::{
     domain::TaskId,
+    wire::routes::{FromRouteSource, Routes, ToRouteSource},
+};
+use swarmguard_runtime::{
+    frame,
     identity::{self, COORDINATOR_NAME},
     transport,
-    wire::{
-        frame,
-        routes::{FromRouteSource, Routes, ToRouteSource},
-    },
 };
 use tokio::{sync::mpsc, task::JoinHandle};
 

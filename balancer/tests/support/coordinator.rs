@@ -9,13 +9,13 @@ use std::{
 
 use swarmguard_common::{
     domain::TaskId,
-    identity::{Identity, Source, Unit, issue::Authority},
     labels::RouteLabels,
+    wire::routes::{FromRouteSource, ReplicaLoad, RoutedReplica, RoutedService, Routes, ToRouteSource},
+};
+use swarmguard_runtime::{
+    frame,
+    identity::{Identity, Source, Unit, issue::Authority},
     transport,
-    wire::{
-        frame,
-        routes::{FromRouteSource, ReplicaLoad, RoutedReplica, RoutedService, Routes, ToRouteSource},
-    },
 };
 
 use super::PATIENCE;

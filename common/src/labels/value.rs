@@ -78,7 +78,7 @@ pub(super) fn bounded<T: FromStr + PartialOrd + Display>(text: &str, least: T, m
 
 /// A duration with its unit, such as `300ms` or `1m 30s`, between `least` and `most` seconds.
 pub(super) fn duration(text: &str, least: u64, most: u64) -> Result<Duration, String> {
-    crate::config::duration(text, Duration::from_secs(least)..=Duration::from_secs(most))
+    crate::time::duration(text, Duration::from_secs(least)..=Duration::from_secs(most))
 }
 
 #[cfg(test)]

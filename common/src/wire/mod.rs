@@ -1,7 +1,7 @@
 //! The protocol `swarmguard/1`: messages between agents, balancers and coordinators over QUIC.
 //!
 //! A peer opens one bidirectional *control stream* and says hello on it; everything reliable travels there as
-//! length-prefixed frames ([`frame`]). What repeats itself travels as datagrams, where the newest wins. All of it is
+//! length-prefixed frames (`swarmguard_runtime::frame`). What repeats itself travels as datagrams, where the newest wins. All of it is
 //! bincode 2 with limits ([`codec`]); golden-bytes tests pin the format.
 //!
 //! Times of day never travel, only ages: an event of `age_ms` happened that long before the message was written.
@@ -9,7 +9,6 @@
 pub mod agent;
 pub mod codec;
 pub mod connect;
-pub mod frame;
 pub mod routes;
 
 /// ALPN of the protocol; a peer with another is refused in the TLS handshake.

@@ -13,15 +13,18 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use swarmguard_common::{
-    clock::{self, Time},
     domain::BasisPoints,
-    identity::{Identity, Source},
-    transport,
+    time::Time,
     wire::{
         HEARTBEAT_INTERVAL_MS,
         agent::{Alert, Hello, NodeLoad, Report, TaskIntro, TaskLoad, ToAgent, ToCoordinator},
-        codec, frame,
+        codec,
     },
+};
+use swarmguard_runtime::{
+    clock, frame,
+    identity::{Identity, Source},
+    transport,
 };
 use swarmguard_tests::figures::float;
 use tokio::{

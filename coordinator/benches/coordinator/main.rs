@@ -13,9 +13,9 @@ use std::{path::Path, process::ExitCode, time::Duration};
 use anyhow::{Context as _, bail};
 use swarmguard_common::{
     domain::NodeId,
-    identity::{Unit, issue::Authority},
     wire::{agent::ToCoordinator, codec},
 };
+use swarmguard_runtime::identity::{Unit, issue::Authority};
 
 use swarmguard_tests::figures::{Report, Row, float};
 

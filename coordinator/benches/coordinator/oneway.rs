@@ -4,19 +4,19 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use swarmguard_common::{
-    clock::{self, Time},
-    identity::{Identity, Source},
-    transport,
-    wire::{
-        agent::{Hello, TaskIntro, ToCoordinator},
-        frame,
-    },
+    time::Time,
+    wire::agent::{Hello, TaskIntro, ToCoordinator},
 };
 use swarmguard_coordinator::{
     ingest::{Event, Ingest, Limits, hub::Hub},
     metrics::Metrics,
 };
 use swarmguard_core::brain::AgentEvent;
+use swarmguard_runtime::{
+    clock, frame,
+    identity::{Identity, Source},
+    transport,
+};
 use swarmguard_tests::figures::Row;
 
 use crate::{agents::alert, node_id};

@@ -1,29 +1,15 @@
-//! Why a service was or was not touched: what the API answers to `explain`.
+//! Why a service was or was not touched: the judgement's own words, and how the API tells them.
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+pub use swarmguard_common::api::Conclusion;
 use swarmguard_common::{
-    domain::{NodeId, ServiceId, TaskId},
-    labels::ServicePolicy,
+    api,
+    domain::{NodeId, TaskId},
 };
 
-use crate::brain::{ActionStatus, AlertStatus};
-
-/// What a judgement came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Conclusion {
-    /// Something is to be done.
-    Act,
-    /// Something would have been done, were it not for the rule.
-    Refuse,
-    /// Nothing is the matter.
-    Calm,
-}
-
 /// A judgement with its reasons.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Judgement {
     /// What it came to.
     pub conclusion: Conclusion,
@@ -43,41 +29,8 @@ pub struct Judgement {
     pub target: Option<NodeId>,
 }
 
-/// Everything that bears on one service now.
-#[derive(Clone, Debug, Serialize)]
-pub struct Explanation {
-    /// Swarm's ID.
-    pub service: ServiceId,
-    /// Swarm's name.
-    pub name: String,
-    /// The last judgement; `None` before the first snapshot of it, or on a coordinator that has none yet.
-    pub verdict: Option<Judgement>,
-    /// How old that is.
-    pub verdict_age_ms: Option<u64>,
-    /// Whether this coordinator is the one to act.
-    pub acting: bool,
-    /// Decides and explains only.
-    pub observe: bool,
-    /// Automation is paused for it, or for all.
-    pub paused: bool,
-    /// Its labels as understood, thresholds included; absent where they make no sense.
-    pub policy: Option<ServicePolicy>,
-    /// What is wrong with its labels.
-    pub label_errors: Vec<String>,
-    /// Cooldowns that still run, by kind of action, in milliseconds left.
-    pub cooldowns_ms: BTreeMap<&'static str, u64>,
-    /// How long all of it has been spare, where it is.
-    pub spare_ms: Option<u64>,
-    /// Standing alerts of its tasks.
-    pub alerts: Vec<AlertStatus>,
-    /// The action under way, or its tombstone.
-    pub action: Option<ActionStatus>,
-    /// What stands against a migration whatever the load: codes and sentences.
-    pub preflight: Vec<Finding>,
-}
-
 /// Something about a service that stands against moving it, or weakens the promise.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// A stable word, for instance `no_healthcheck`.
     pub code: &'static str,
@@ -87,4 +40,30 @@ pub struct Finding {
     pub text: String,
     /// What would change it.
     pub otherwise: String,
+}
+
+impl From<&Judgement> for api::Judgement {
+    fn from(judgement: &Judgement) -> Self {
+        Self {
+            conclusion: judgement.conclusion,
+            rule: judgement.rule.into(),
+            text: judgement.text.clone(),
+            otherwise: judgement.otherwise.clone(),
+            signals: judgement.signals.iter().map(|(name, value)| ((*name).into(), *value)).collect(),
+            task: judgement.task.clone(),
+            node: judgement.node.clone(),
+            target: judgement.target.clone(),
+        }
+    }
+}
+
+impl From<Finding> for api::Finding {
+    fn from(finding: Finding) -> Self {
+        Self {
+            code: finding.code.into(),
+            refuses: finding.refuses,
+            text: finding.text,
+            otherwise: finding.otherwise,
+        }
+    }
 }

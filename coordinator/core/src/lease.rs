@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
-use swarmguard_common::clock::Time;
+pub use swarmguard_common::api::LeaseState;
+use swarmguard_common::time::Time;
 
 /// Silence from which a lease is suspect.
 pub const SUSPECT_AFTER: Duration = Duration::from_secs(1);
@@ -14,18 +14,6 @@ pub const SUSPECT_AFTER: Duration = Duration::from_secs(1);
 pub const LAPSED_AFTER: Duration = Duration::from_secs(3);
 /// Being starved for this long doubles the patience once more.
 const LONG_STARVED: Duration = Duration::from_secs(3);
-
-/// How much a node's agent is to be believed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LeaseState {
-    /// Heard lately.
-    Live,
-    /// Silent for a while: nothing new is begun from or to its node.
-    Suspect,
-    /// Silent too long: what it said counts for nothing.
-    Lapsed,
-}
 
 /// The lease of one node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,10 +9,11 @@ use std::{
 };
 
 use serde_json::Value;
+pub use swarmguard_common::api::Availability;
 use swarmguard_common::{
-    clock::Time,
     domain::{ContainerId, NetworkId, NodeId, ServiceId, TaskId},
     labels::{LabelError, ServicePolicy},
+    time::Time,
 };
 
 /// Everything that was read from Swarm at one moment.
@@ -47,18 +48,6 @@ impl Snapshot {
     pub fn tasks_of(&self, service: &ServiceId) -> impl Iterator<Item = &Task> {
         self.tasks.values().filter(move |task| task.service == *service)
     }
-}
-
-/// Whether new tasks may be placed on a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Availability {
-    /// Takes tasks.
-    Active,
-    /// Keeps its tasks, takes none.
-    Pause,
-    /// Loses its tasks, stop first.
-    Drain,
 }
 
 /// A node of the swarm.

@@ -4,35 +4,17 @@ use axum::{
     http::{HeaderValue, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
-use serde::Serialize;
+use swarmguard_common::api;
 
 /// An error as the API answers it. Boxed, because it is the rare arm of every result here.
 #[derive(Clone, Debug)]
-pub(super) struct Problem(Box<Members>);
-
-#[derive(Clone, Debug, Serialize)]
-struct Members {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    title: &'static str,
-    status: u16,
-    /// A stable word.
-    code: String,
-    /// What happened, to what, and what to do.
-    detail: String,
-    /// What would change it, where it is not in `detail`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    otherwise: Option<String>,
-    /// Host name of the coordinator that acts, where that is the answer.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    leader: Option<String>,
-}
+pub(super) struct Problem(Box<api::Problem>);
 
 impl Problem {
     pub(super) fn new(status: StatusCode, code: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self(Box::new(Members {
-            kind: "about:blank",
-            title: status.canonical_reason().unwrap_or("Error"),
+        Self(Box::new(api::Problem {
+            kind: "about:blank".into(),
+            title: status.canonical_reason().unwrap_or("Error").into(),
             status: status.as_u16(),
             code: code.into(),
             detail: detail.into(),

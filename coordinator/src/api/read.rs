@@ -6,17 +6,15 @@ use axum::{
     http::{StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, de::DeserializeOwned};
 use swarmguard_common::{
-    clock::Time,
+    api::{Explanation, Status, StatusWord},
     domain::ServiceId,
     journal::{Entry, Kind},
+    time::Time,
 };
-use swarmguard_core::{
-    brain::{
-        ActionStatus, AlertStatus, Brain, ContainerStatus, LeaseStatus, NodeStatus, ServiceStatus, Statistics,
-    },
-    explain::Explanation,
+use swarmguard_core::brain::{
+    ActionStatus, AlertStatus, Brain, ContainerStatus, LeaseStatus, NodeStatus, ServiceStatus,
 };
 
 use super::{Api, problem::Problem};
@@ -191,28 +189,10 @@ pub(super) async fn history(State(api): State<Api>, uri: Uri) -> Result<Json<Vec
     Ok(Json(api.0.journal.actions(limit(wanted)?)))
 }
 
-/// The coordinator itself.
-#[derive(Serialize)]
-pub(super) struct Status {
-    status: &'static str,
-    version: &'static str,
-    /// This coordinator is the one that acts.
-    acting: bool,
-    /// Host name of the node with the raft leadership.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    leader: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    snapshot_age_ms: Option<u64>,
-    /// Why Swarm cannot be read, if it cannot.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    trouble: Option<String>,
-    statistics: Statistics,
-}
-
 async fn own_status(api: &Api) -> Result<Status, Problem> {
     api.ask(|brain, facts| Status {
-        status: if facts.trouble.is_none() { "ok" } else { "degraded" },
-        version: env!("CARGO_PKG_VERSION"),
+        status: if facts.trouble.is_none() { StatusWord::Ok } else { StatusWord::Degraded },
+        version: env!("CARGO_PKG_VERSION").into(),
         acting: brain.is_acting(),
         leader: facts.leader_host(),
         snapshot_age_ms: facts.snapshot_age().map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),

@@ -14,7 +14,6 @@ use hyper_util::service::TowerToHyperService;
 use serde_json::Value;
 use swarmguard_common::{
     domain::Role,
-    identity::{Identity, Source, Unit, issue::Authority},
     journal::{Entry, Kind},
 };
 use swarmguard_core::{
@@ -22,6 +21,7 @@ use swarmguard_core::{
     command::{Command, CommandResult},
     swarm::Snapshot,
 };
+use swarmguard_runtime::identity::{Identity, Source, Unit, issue::Authority};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},

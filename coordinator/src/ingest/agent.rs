@@ -4,16 +4,15 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use quinn::{Connection, RecvStream, SendStream};
 use swarmguard_common::{
-    clock,
     domain::{BasisPoints, Condition, NodeId},
-    identity::Peer,
     wire::{
         MAX_DATAGRAM_BYTES,
         agent::{Alert, Hello, Report, ToAgent, ToCoordinator},
-        codec, frame,
+        codec,
     },
 };
 use swarmguard_core::brain::{AgentEvent, AgentInput, ConnectionId};
+use swarmguard_runtime::{clock, frame, identity::Peer};
 use tokio::sync::{mpsc::error::TrySendError, watch};
 
 use super::{Event, Ingest, Outbox, Streams, is_ordinary, rate::Bucket, reason_of, refusal::Reason};

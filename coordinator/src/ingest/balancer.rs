@@ -4,10 +4,8 @@ use std::sync::Arc;
 
 use super::{Ingest, Streams, hub::Seat, rate::Bucket, reason_of, refusal::Reason, token::Token};
 use quinn::{RecvStream, SendStream};
-use swarmguard_common::{
-    clock,
-    wire::{frame, routes::ToRouteSource},
-};
+use swarmguard_common::wire::routes::ToRouteSource;
+use swarmguard_runtime::{clock, frame};
 
 /// Longest name of a balancer, in bytes.
 const MAX_NAME_BYTES: usize = 255;

@@ -13,10 +13,10 @@ use swarmguard_common::{
     domain::TaskId,
     wire::{
         codec::CodecError,
-        frame,
         routes::{FromRouteSource, Routes},
     },
 };
+use swarmguard_runtime::frame;
 use tokio::sync::{mpsc, watch};
 
 /// Balancers at once, those that are owed for included.

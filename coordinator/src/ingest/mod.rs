@@ -29,13 +29,13 @@ use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
 use swarmguard_common::{
     domain::{NodeId, Role},
-    identity::Peer,
-    wire::{
-        agent::ToAgent,
-        frame::{self, FrameError},
-    },
+    wire::agent::ToAgent,
 };
 use swarmguard_core::brain::{AgentInput, ConnectionId};
+use swarmguard_runtime::{
+    frame::{self, FrameError},
+    identity::Peer,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::{

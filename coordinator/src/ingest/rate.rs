@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use swarmguard_common::clock::Time;
+use swarmguard_common::time::Time;
 
 /// Allows `rate` messages a second with bursts of `burst`.
 #[derive(Clone, Copy, Debug)]

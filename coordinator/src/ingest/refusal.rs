@@ -3,7 +3,8 @@
 
 use std::{collections::BTreeMap, fmt::Display, net::IpAddr, sync::Mutex, time::Duration};
 
-use swarmguard_common::clock::{self, Time};
+use swarmguard_common::time::Time;
+use swarmguard_runtime::clock;
 
 use crate::metrics::{Metrics, ReasonLabel};
 

@@ -2,16 +2,17 @@
 
 use std::{future::Future, net::SocketAddr};
 
-use swarmguard_common::{
-    identity::{Identity, Source, Unit, anonymous_client_config, issue::Authority},
-    transport,
-    wire::{
-        agent::{Alert, Hello, NodeLoad, Report, TaskIntro, TaskLoad, ToCoordinator},
-        codec, frame,
-        routes::{FromRouteSource, ToRouteSource},
-    },
+use swarmguard_common::wire::{
+    agent::{Alert, Hello, NodeLoad, Report, TaskIntro, TaskLoad, ToCoordinator},
+    codec,
+    routes::{FromRouteSource, ToRouteSource},
 };
 use swarmguard_core::brain::AgentEvent;
+use swarmguard_runtime::{
+    frame,
+    identity::{Identity, Source, Unit, anonymous_client_config, issue::Authority},
+    transport,
+};
 use tempfile::TempDir;
 
 use super::*;

@@ -2,67 +2,14 @@
 
 use std::collections::VecDeque;
 
-use serde::{Deserialize, Serialize};
-use swarmguard_common::{
-    domain::{NodeId, ServiceId, TaskId},
-    journal::{Entry, Kind},
-};
+use swarmguard_common::journal::{Entry, Kind};
+
+pub use swarmguard_common::api::{ActionRow, StepRow};
 
 /// Actions kept in memory.
 const MAX_ACTIONS: usize = 1_000;
 /// Steps kept for one action; a drain of a large node has many.
 const MAX_STEPS: usize = 200;
-
-/// An action from its decision to its end.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ActionRow {
-    /// Its token.
-    pub action: String,
-    /// What was decided (`migrate`, `scale_out`, ...); empty when the decision was made by an earlier leader.
-    #[serde(default)]
-    pub what: String,
-    /// Why, in one sentence.
-    #[serde(default)]
-    pub reason: String,
-    /// The service it is about.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub service: Option<ServiceId>,
-    /// Swarm's name of it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub service_name: Option<String>,
-    /// The node that is relieved.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub source: Option<NodeId>,
-    /// Where the successor runs.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub target: Option<NodeId>,
-    /// The task named last.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub task: Option<TaskId>,
-    /// Wall clock of the first entry, in milliseconds since the Unix epoch.
-    pub started_at_ms: u64,
-    /// Wall clock of the last entry once the action is over.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ended_at_ms: Option<u64>,
-    /// `running`, `done` or `undone`.
-    pub outcome: String,
-    /// First sample over the threshold to the successor healthy and the old replica out of use.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mttr_ms: Option<f64>,
-    /// Its steps, oldest first.
-    pub steps: Vec<StepRow>,
-}
-
-/// One step of an action.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StepRow {
-    /// A stable word.
-    pub code: String,
-    /// Milliseconds since the action's first entry.
-    pub after_ms: u64,
-    /// One sentence.
-    pub text: String,
-}
 
 /// The newest actions, oldest first.
 #[derive(Debug, Default)]
@@ -85,11 +32,11 @@ impl History {
                 if self.0.len() >= MAX_ACTIONS {
                     self.0.pop_front();
                 }
-                self.0.push_back(ActionRow::begun(token, entry));
+                self.0.push_back(begun(token, entry));
                 self.0.back_mut()?
             }
         };
-        row.take(entry);
+        take(row, entry);
         Some(row.clone())
     }
 
@@ -105,51 +52,49 @@ impl History {
     }
 }
 
-impl ActionRow {
-    fn begun(token: &str, entry: &Entry) -> Self {
-        Self {
-            action: token.into(),
-            what: String::new(),
-            reason: String::new(),
-            service: None,
-            service_name: None,
-            source: None,
-            target: None,
-            task: None,
-            started_at_ms: entry.at_ms,
-            ended_at_ms: None,
-            outcome: "running".into(),
-            mttr_ms: None,
-            steps: Vec::new(),
+fn begun(token: &str, entry: &Entry) -> ActionRow {
+    ActionRow {
+        action: token.into(),
+        what: String::new(),
+        reason: String::new(),
+        service: None,
+        service_name: None,
+        source: None,
+        target: None,
+        task: None,
+        started_at_ms: entry.at_ms,
+        ended_at_ms: None,
+        outcome: "running".into(),
+        mttr_ms: None,
+        steps: Vec::new(),
+    }
+}
+
+fn take(row: &mut ActionRow, entry: &Entry) {
+    fn newer<T: Clone>(mine: &mut Option<T>, theirs: &Option<T>) {
+        if theirs.is_some() {
+            mine.clone_from(theirs);
         }
     }
-
-    fn take(&mut self, entry: &Entry) {
-        fn newer<T: Clone>(mine: &mut Option<T>, theirs: &Option<T>) {
-            if theirs.is_some() {
-                mine.clone_from(theirs);
-            }
-        }
-        newer(&mut self.service, &entry.service);
-        newer(&mut self.service_name, &entry.service_name);
-        newer(&mut self.source, &entry.node);
-        newer(&mut self.target, &entry.target);
-        newer(&mut self.task, &entry.task);
-        if let Some(mttr_ms) = entry.figures.get("mttr_ms") {
-            self.mttr_ms = Some(*mttr_ms);
-        }
-        if entry.kind == Kind::Decision {
-            self.what.clone_from(&entry.code);
-            self.reason.clone_from(&entry.text);
-            return;
-        }
-        if matches!(entry.code.as_str(), "done" | "undone") && self.ended_at_ms.is_none() {
-            self.outcome.clone_from(&entry.code);
-            self.ended_at_ms = Some(entry.at_ms);
-        }
-        if self.steps.len() < MAX_STEPS {
-            let after_ms = entry.at_ms.saturating_sub(self.started_at_ms);
-            self.steps.push(StepRow { code: entry.code.clone(), after_ms, text: entry.text.clone() });
-        }
+    newer(&mut row.service, &entry.service);
+    newer(&mut row.service_name, &entry.service_name);
+    newer(&mut row.source, &entry.node);
+    newer(&mut row.target, &entry.target);
+    newer(&mut row.task, &entry.task);
+    if let Some(mttr_ms) = entry.figures.get("mttr_ms") {
+        row.mttr_ms = Some(*mttr_ms);
+    }
+    if entry.kind == Kind::Decision {
+        row.what.clone_from(&entry.code);
+        row.reason.clone_from(&entry.text);
+        return;
+    }
+    if matches!(entry.code.as_str(), "done" | "undone") && row.ended_at_ms.is_none() {
+        row.outcome.clone_from(&entry.code);
+        row.ended_at_ms = Some(entry.at_ms);
+    }
+    if row.steps.len() < MAX_STEPS {
+        let after_ms = entry.at_ms.saturating_sub(row.started_at_ms);
+        row.steps.push(StepRow { code: entry.code.clone(), after_ms, text: entry.text.clone() });
     }
 }

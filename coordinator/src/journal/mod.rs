@@ -17,10 +17,10 @@ use std::{
 };
 
 use swarmguard_common::{
-    clock,
     domain::ServiceId,
     journal::{Entry, Kind},
 };
+use swarmguard_runtime::clock;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::metrics::{Metrics, StateLabel};

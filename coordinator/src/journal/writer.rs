@@ -11,10 +11,8 @@ use std::{
     time::Duration,
 };
 
-use swarmguard_common::{
-    clock::{self, Time},
-    journal::Entry,
-};
+use swarmguard_common::{journal::Entry, time::Time};
+use swarmguard_runtime::clock;
 use tokio::sync::{mpsc as notes, oneshot};
 
 use super::{

@@ -12,8 +12,8 @@ use std::{
 };
 
 use swarmguard_common::{
-    clock::Time,
     domain::{NodeId, ServiceId, TaskId},
+    time::Time,
 };
 use swarmguard_core::swarm::{Availability, Mode, Node, RecordObject, Service, Snapshot, Task, TaskState};
 
@@ -146,7 +146,7 @@ impl Known {
         let mut unknown = Vec::new();
         for task in &marks.tasks {
             match self.tasks.get(task) {
-                Some(task) => drop(self.followed.insert(task.service.clone(), now)),
+                Some(task) => self.followed.extend([(task.service.clone(), now)]),
                 None => unknown.push(task.clone()),
             }
         }

@@ -25,13 +25,14 @@ use futures_util::{StreamExt as _, future::BoxFuture};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use swarmguard_common::{
-    clock,
     domain::{NodeId, ServiceId, TaskId},
+    time::Time,
 };
 use swarmguard_core::{
     command::{Command, CommandError, CommandResult},
     swarm::{Node, RecordObject, Service, Snapshot, Task},
 };
+use swarmguard_runtime::clock;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
@@ -152,7 +153,7 @@ impl Client {
     async fn carry_out(
         &self,
         inside: &mut Inside,
-        taken: clock::Time,
+        taken: Time,
         plan: Plan,
     ) -> Result<Snapshot, EngineError> {
         let own_node = self.own_node(inside).await?;
@@ -311,7 +312,7 @@ impl Client {
             Command::CreateRecord { .. } | Command::UpdateRecord { .. } | Command::RemoveRecord { .. } => {
                 marks.records = true;
             }
-            Command::WriteService { service, .. } => drop(marks.services.insert(service.clone())),
+            Command::WriteService { service, .. } => marks.services.extend([service.clone()]),
             Command::WriteNode { .. } => marks.nodes = true,
             Command::DrainBalancers { .. } | Command::ResumeBalancers { .. } => {}
         }
@@ -381,7 +382,7 @@ impl SwarmApi for Client {
     }
 
     fn task_changed(&self, task: &TaskId) {
-        self.mark(|marks| drop(marks.tasks.insert(task.clone())));
+        self.mark(|marks| marks.tasks.extend([task.clone()]));
     }
 }
 
@@ -438,7 +439,7 @@ async fn listen(engine: &Engine, client: &std::sync::Weak<Client>) -> Result<(),
             Some(Ok(None)) => {}
             Some(Ok(Some(change))) => client.mark(|marks| match change {
                 Change::Node => marks.nodes = true,
-                Change::Service(service) => drop(marks.services.insert(service)),
+                Change::Service(service) => marks.services.extend([service]),
                 Change::Record => marks.records = true,
                 Change::Task(task, service) => {
                     marks.tasks.insert(task);

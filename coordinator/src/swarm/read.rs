@@ -3,75 +3,17 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
-    marker::PhantomData,
     net::{IpAddr, Ipv4Addr},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use serde::{
-    Deserialize, Deserializer,
-    de::{DeserializeOwned, SeqAccess, Visitor},
-};
+use serde::Deserialize;
 use serde_json::Value;
 use swarmguard_common::{domain::NetworkId, labels::ServicePolicy};
 use swarmguard_core::{
     action::is_record,
     swarm::{Availability, Mode, Node, RecordObject, Service, Task, TaskState},
 };
-
-/// Reads a list of objects; tells how many of them were left out, and why the first was. One object at a time: a large
-/// swarm's tasks as a tree would take several times the memory of their text.
-pub(super) fn list<T: DeserializeOwned, U>(
-    bytes: &[u8],
-    read: impl Fn(T) -> Option<U>,
-) -> Result<(Vec<U>, Option<String>), serde_json::Error> {
-    let mut items = Vec::new();
-    // Nearly always all are understood: then what nobody looks at is skipped instead of made a tree of.
-    if each(bytes, |item: T| items.extend(read(item))).is_ok() {
-        return Ok((items, None));
-    }
-    items.clear();
-    let mut odd = None;
-    each(bytes, |item: Value| match serde_json::from_value::<T>(item) {
-        Ok(item) => items.extend(read(item)),
-        Err(error) => drop(odd.get_or_insert_with(|| error.to_string())),
-    })?;
-    Ok((items, odd))
-}
-
-fn each<T: DeserializeOwned>(bytes: &[u8], take: impl FnMut(T)) -> Result<(), serde_json::Error> {
-    let mut text = serde_json::Deserializer::from_slice(bytes);
-    text.deserialize_option(Each(take, PhantomData))?;
-    text.end()
-}
-
-/// Hands over the items of a list as they are read.
-struct Each<T, F>(F, PhantomData<T>);
-
-impl<'de, T: Deserialize<'de>, F: FnMut(T)> Visitor<'de> for Each<T, F> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list of objects")
-    }
-
-    // `null` is an empty list to Go.
-    fn visit_none<E>(self) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_some<D: Deserializer<'de>>(self, list: D) -> Result<(), D::Error> {
-        list.deserialize_seq(self)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<(), A::Error> {
-        while let Some(item) = list.next_element()? {
-            (self.0)(item);
-        }
-        Ok(())
-    }
-}
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]

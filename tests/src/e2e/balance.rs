@@ -11,7 +11,8 @@ use axum::body::Bytes;
 use axum::http::{Method, StatusCode, header};
 use serde::Serialize;
 use serde_json::{Value, json};
-use swarmguard_common::clock::{Time, now};
+use swarmguard_common::time::Time;
+use swarmguard_runtime::clock::now;
 
 use super::demo::say;
 use super::report;

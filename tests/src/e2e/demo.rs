@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
-use swarmguard_common::clock::{Time, now};
+use swarmguard_common::time::Time;
+use swarmguard_runtime::clock::now;
 
 use super::report::{self, Report};
 use super::stage::{Stage, until};

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use serde_json::Value;
-use swarmguard_common::clock::now;
+use swarmguard_runtime::clock::now;
 use tokio::task::JoinSet;
 
 use crate::api::Coordinator;

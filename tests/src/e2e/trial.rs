@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use swarmguard_common::clock::{Time, now, wall_ms};
 use swarmguard_common::journal::{Entry, Kind};
+use swarmguard_common::time::Time;
+use swarmguard_runtime::clock::{now, wall_ms};
 
 use super::heat;
 use super::service::Web;

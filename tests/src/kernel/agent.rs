@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use swarmguard_common::clock::now;
+use swarmguard_runtime::clock::now;
 use tokio::process::{Child, Command};
 
 use crate::http::Endpoint;

@@ -13,7 +13,7 @@ pub mod load;
 pub mod net;
 
 use anyhow::Result;
-use swarmguard_common::clock::now;
+use swarmguard_runtime::clock::now;
 
 use agent::Agent;
 

@@ -4,9 +4,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use swarmguard_common::{
-    clock::Time,
     domain::{BasisPoints, Condition, Edge, NodeId, TaskId},
     labels::{CLEAR_RATIO, Thresholds},
+    time::Time,
     wire::agent::{Alert, Hello, Report, TaskIntro, TaskLoad, ToAgent, ToCoordinator},
 };
 use swarmguard_core::brain::{AgentEvent, AgentOrder, ConnectionId};

@@ -7,9 +7,9 @@ use std::{
 
 use serde_json::{Value, json};
 use swarmguard_common::{
-    clock::Time,
     domain::{NodeId, ServiceId, TaskId},
     journal::{Entry, Kind},
+    time::Time,
 };
 use swarmguard_core::{
     action::{TARGET_LOST, action_name},

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use swarmguard_common::{clock::Time, domain::NodeId, journal::Kind};
+use swarmguard_common::{domain::NodeId, journal::Kind, time::Time};
 use swarmguard_core::{
     brain::{AgentEvent, AgentInput, Brain, ConnectionId, Input, Settings, Wish},
     command::{Command, CommandError, CommandId, CommandResult},

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use swarmguard_common::{
-    clock::Time,
     domain::{BasisPoints, NodeId, ServiceId, TaskId},
+    time::Time,
     wire::agent::{NodeLoad, TaskLoad},
 };
 

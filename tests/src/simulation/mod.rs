@@ -18,8 +18,8 @@ mod scenario;
 use std::{collections::BTreeMap, time::Duration};
 
 use swarmguard_common::{
-    clock::Time,
     domain::{NodeId, ServiceId, TaskId},
+    time::Time,
 };
 use swarmguard_core::swarm::TaskState;
 

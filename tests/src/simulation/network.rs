@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use swarmguard_common::{clock::Time, domain::NodeId};
+use swarmguard_common::{domain::NodeId, time::Time};
 use swarmguard_core::brain::{AgentEvent, AgentOrder, ConnectionId};
 
 use super::scenario::Scenario;

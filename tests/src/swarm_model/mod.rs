@@ -17,8 +17,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Value, json};
 use swarmguard_common::{
-    clock::Time,
     domain::{ContainerId, NodeId, ServiceId, TaskId},
+    time::Time,
 };
 use swarmguard_core::swarm::{Availability, RecordObject, TaskState};
 

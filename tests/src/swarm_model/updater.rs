@@ -5,8 +5,8 @@ use std::{collections::VecDeque, time::Duration};
 
 use serde_json::Value;
 use swarmguard_common::{
-    clock::Time,
     domain::{ServiceId, TaskId},
+    time::Time,
 };
 use swarmguard_core::swarm::TaskState;
 

@@ -22,7 +22,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use swarmguard_common::clock::{self, Time};
+use swarmguard_common::time::Time;
+use swarmguard_runtime::clock;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use swarmguard_common::clock::Time;
+use swarmguard_common::time::Time;
 use tokio::time::{Instant, Sleep};
 
 /// See the module.
@@ -63,7 +63,7 @@ impl Timer {
 mod tests {
     use std::future::poll_fn;
 
-    use swarmguard_common::clock;
+    use swarmguard_runtime::clock;
 
     use super::*;
 

@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use swarmguard_common::{clock::Time, domain::NodeId};
+use swarmguard_common::{domain::NodeId, time::Time};
 
 use crate::swarm::{Availability, Mode, Service, Snapshot};
 

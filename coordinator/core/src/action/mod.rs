@@ -29,8 +29,8 @@ use std::{
 };
 
 use swarmguard_common::{
-    clock::Time,
     domain::{NodeId, ServiceId, TaskId},
+    time::Time,
 };
 
 pub use ages::Ages;

@@ -16,7 +16,7 @@ use crate::{
     command::{Command, CommandError},
     swarm::{Service, Snapshot, Task, TaskState},
 };
-use swarmguard_common::{clock::Time, domain::TaskId};
+use swarmguard_common::{domain::TaskId, time::Time};
 
 use super::{
     Context, Next, Note, Step,

@@ -6,8 +6,8 @@ use std::{
 };
 
 use swarmguard_common::{
-    clock::Time,
     domain::{NodeId, ServiceId},
+    time::Time,
 };
 
 use super::{Brain, failing::Failing};

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 
 use swarmguard_common::{
-    clock::Time,
     domain::{NodeId, ServiceId},
+    time::Time,
 };
 
 use super::{Accepted, Brain, NotTaken, operator::not_taken, wishes::Change};

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use swarmguard_common::clock::Time;
+use swarmguard_common::time::Time;
 
 use crate::command::{CommandError, CommandResult};
 

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
+pub use swarmguard_common::api::Accepted;
 use swarmguard_common::{
     domain::{NodeId, ServiceId},
     labels::Thresholds,
@@ -173,15 +174,6 @@ pub enum OperatorCommand {
         /// On or off. Off has no effect against `--observe`.
         on: bool,
     },
-}
-
-/// An operator's command was taken.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Accepted {
-    /// The token of the action that begins, where one does: the journal's `action`.
-    pub action: Option<String>,
-    /// One sentence.
-    pub text: String,
 }
 
 /// An operator's command was not taken; nothing was done.

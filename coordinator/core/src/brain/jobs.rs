@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use swarmguard_common::{clock::Time, domain::ServiceId};
+use swarmguard_common::{domain::ServiceId, time::Time};
 
 use super::{Brain, think::Known};
 use crate::{

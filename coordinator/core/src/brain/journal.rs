@@ -4,9 +4,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use swarmguard_common::{
-    clock::Time,
     domain::{Edge, NodeId, ServiceId, TaskId},
     journal::{Entry, Kind},
+    time::Time,
 };
 
 use super::{Brain, MAX_ENTRIES};

@@ -9,7 +9,6 @@ mod jobs;
 mod journal;
 mod operator;
 mod report;
-mod status;
 mod think;
 mod wishes;
 
@@ -19,16 +18,16 @@ use std::{
 };
 
 use swarmguard_common::{
-    clock::Time,
     domain::{Edge, NodeId, ServiceId},
     journal::Entry,
+    time::Time,
 };
 
 pub use input::{
     Accepted, AgentEvent, AgentInput, AgentOrder, AgentOutput, ConnectionId, Input, NotTaken,
     OperatorCommand, Settings, Wish,
 };
-pub use status::{
+pub use swarmguard_common::api::{
     ActionStatus, AlertStatus, ContainerStatus, LeaseStatus, NodeStatus, ServiceStatus, Statistics,
 };
 

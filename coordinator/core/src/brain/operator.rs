@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use swarmguard_common::{
-    clock::Time,
     domain::{NodeId, ServiceId},
+    time::Time,
 };
 
 use super::{Accepted, Brain, NotTaken, OperatorCommand, SNAPSHOT_VALID, wishes::Change};

@@ -1,10 +1,11 @@
 //! What the API shows: the view and the actions as plain data.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use swarmguard_common::{
-    clock::Time,
+    api::{Explanation, Policy},
     domain::{BasisPoints, NodeId, ServiceId, TaskId},
+    time::Time,
     wire::routes::ReplicaLoad,
 };
 
@@ -13,7 +14,6 @@ use super::{
 };
 use crate::{
     action::{Kind, Record, action_name},
-    explain::Explanation,
     policy::preflight,
     swarm::{Mode, RecordObject, Service},
     view::agent::{Agent, Container},
@@ -34,12 +34,12 @@ impl Brain {
         Some(Explanation {
             service: service.id.clone(),
             name: service.name.clone(),
-            verdict: known.map(|known| known.judgement.clone()),
+            verdict: known.map(|known| (&known.judgement).into()),
             verdict_age_ms: known.map(|known| ms(now - known.at)),
             acting: self.is_acting(),
             observe: self.observes(service),
             paused: self.wishes.is_paused(&service.id),
-            policy: policy.cloned(),
+            policy: policy.map(Policy::from),
             label_errors: errors.map(ToString::to_string).collect(),
             cooldowns_ms: self.cooldowns(now, service),
             spare_ms: self.view.history.spare_since(&service.id).map(|since| ms(now - since)),
@@ -50,7 +50,10 @@ impl Brain {
                 .collect(),
             action: action.and_then(|object| self.action_status(now, object)),
             preflight: policy
-                .map_or_else(Vec::new, |policy| preflight::all(&self.view, service, policy, now)),
+                .map_or_else(Vec::new, |policy| preflight::all(&self.view, service, policy, now))
+                .into_iter()
+                .map(Into::into)
+                .collect(),
         })
     }
 
@@ -59,7 +62,7 @@ impl Brain {
         by_label || self.settings.observe || self.wishes.observe()
     }
 
-    fn cooldowns(&self, now: Time, service: &Service) -> BTreeMap<&'static str, u64> {
+    fn cooldowns(&self, now: Time, service: &Service) -> BTreeMap<Cow<'static, str>, u64> {
         let Ok(policy) = &service.policy else { return BTreeMap::new() };
         let kinds = [
             (Kind::Migrate, "migrate", policy.cooldown),
@@ -69,7 +72,7 @@ impl Brain {
         let left = kinds.iter().filter_map(|(kind, word, cooldown)| {
             let past = self.view.history.past(&service.id, *kind)?;
             let left = cooldown.saturating_sub(now - past.ended);
-            (!left.is_zero()).then(|| (*word, ms(left)))
+            (!left.is_zero()).then(|| ((*word).into(), ms(left)))
         });
         left.collect()
     }
@@ -88,7 +91,7 @@ impl Brain {
                 availability: node.availability,
                 lease: agent.map(|agent| lease_status(&node.id, agent, now)),
                 blind: agent.is_some_and(|agent| agent.hello.blind),
-                load: agent.and_then(|agent| agent.load),
+                load: agent.and_then(|agent| agent.load).map(Into::into),
                 tasks: self.view.tasks_on(&node.id).filter(|task| task.is_wanted()).count(),
             }
         });
@@ -115,7 +118,7 @@ impl Brain {
                 task: self.task_id(container),
                 service: service.map(|service| service.id.clone()),
                 service_name: service.map(|service| service.name.clone()),
-                load: container.load.map(|(load, _)| load),
+                load: container.load.map(|(load, _)| load.into()),
                 load_age_ms: container.load.map(|(_, at)| ms(now - at)),
             }
         })
@@ -154,7 +157,7 @@ impl Brain {
                 Vec::new,
                 |policy| {
                     let found = preflight::all(&self.view, service, policy, now);
-                    found.iter().map(|finding| finding.code).collect()
+                    found.iter().map(|finding| finding.code.into()).collect()
                 },
             ),
         });

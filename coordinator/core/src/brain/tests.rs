@@ -271,7 +271,7 @@ fn a_refusal_is_said_once_a_minute() {
     assert_eq!(stage.codes(Kind::Refusal), ["migrate_off", "migrate_off"]);
     let explanation = stage.brain.explain(at(stage.ms), &"s1".parse().expect("an ID")).expect("there");
     let verdict = explanation.verdict.expect("judged");
-    assert_eq!((verdict.rule, explanation.alerts.len()), ("migrate_off", 1));
+    assert_eq!((&*verdict.rule, explanation.alerts.len()), ("migrate_off", 1));
     assert!(verdict.otherwise.contains("swarmguard.migrate=auto"));
 }
 

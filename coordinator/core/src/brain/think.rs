@@ -1,8 +1,8 @@
 //! A round of judgement: what bears on it is gathered, verdicts are kept and journalled, and orders given.
 
 use swarmguard_common::{
-    clock::Time,
     domain::{NodeId, ServiceId},
+    time::Time,
 };
 
 use super::{Brain, SNAPSHOT_VALID};

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use swarmguard_common::{clock::Time, domain::ServiceId};
+use swarmguard_common::{domain::ServiceId, time::Time};
 
 use super::Brain;
 use crate::{command::Command, swarm::RecordObject};

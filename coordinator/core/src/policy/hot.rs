@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use swarmguard_common::{
-    clock::Time,
     domain::{BasisPoints, Condition, NodeId, ServiceId},
     labels::{ACT_AFTER, CLEAR_RATIO, ServicePolicy},
+    time::Time,
     wire::agent::{NodeLoad, TaskLoad},
 };
 

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use swarmguard_common::{clock::Time, domain::NodeId, labels::ServicePolicy};
+use swarmguard_common::{domain::NodeId, labels::ServicePolicy, time::Time};
 
 use super::placement;
 use crate::{

@@ -21,9 +21,9 @@ use std::{
 };
 
 use swarmguard_common::{
-    clock::Time,
     domain::{NodeId, ServiceId, TaskId},
     labels::ServicePolicy,
+    time::Time,
 };
 
 use crate::{

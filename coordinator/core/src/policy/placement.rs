@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 use swarmguard_common::{
-    clock::Time,
     domain::{NodeId, ServiceId},
+    time::Time,
 };
 
 use super::constraint;

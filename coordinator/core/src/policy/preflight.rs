@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 use swarmguard_common::{
-    clock::Time,
     labels::{Allowance, MigrateMode, ServicePolicy},
+    time::Time,
 };
 
 use crate::{

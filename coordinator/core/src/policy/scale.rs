@@ -2,9 +2,9 @@
 //! chosen node, once the others could carry all of it with margin for the whole window.
 
 use swarmguard_common::{
-    clock::Time,
     domain::{NodeId, ServiceId},
     labels::ServicePolicy,
+    time::Time,
 };
 
 use super::{

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use swarmguard_common::{
-    clock::Time,
     domain::{Condition, ContainerId, Edge, TaskId},
+    time::Time,
     wire::agent::{
         Alert, ContainerChange, ContainerEvent, Hello, NodeLoad, Report, TaskIntro, TaskLoad, ToAgent,
     },

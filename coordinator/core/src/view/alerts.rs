@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use swarmguard_common::{
-    clock::Time,
     domain::{BasisPoints, Condition},
+    time::Time,
 };
 
 /// Sequence numbers kept beyond a gap; when there are more, the gap is given up.

@@ -7,8 +7,8 @@ use std::{
 };
 
 use swarmguard_common::{
-    clock::Time,
     domain::{NodeId, ServiceId},
+    time::Time,
 };
 
 use crate::{

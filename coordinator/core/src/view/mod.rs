@@ -19,9 +19,9 @@ use std::{
 };
 
 use swarmguard_common::{
-    clock::Time,
     domain::{Condition, ContainerId, NodeId, ServiceId, TaskId},
     labels::{ACT_AFTER, Thresholds},
+    time::Time,
     wire::agent::{ContainerChange, ContainerEvent, NodeLoad, TaskLoad, ToAgent, ToCoordinator},
 };
 

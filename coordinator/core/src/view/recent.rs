@@ -7,7 +7,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use swarmguard_common::{
-    clock::Time,
+    time::Time,
     wire::agent::{NodeLoad, TaskLoad},
 };
 

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use swarmguard_common::{clock::Time, domain::BasisPoints};
+use swarmguard_common::{domain::BasisPoints, time::Time};
 
 /// Time constant: after it, a step has come through by 63 %.
 const TAU: Duration = Duration::from_secs(4);

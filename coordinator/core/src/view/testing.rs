@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::json;
 use swarmguard_common::{
-    clock::Time,
     domain::{BasisPoints, Condition, Edge, NodeId},
     labels::ServicePolicy,
+    time::Time,
     wire::agent::{Alert, Hello, NodeLoad, Report, TaskIntro, TaskLoad, ToCoordinator},
 };
 

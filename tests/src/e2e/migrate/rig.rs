@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use swarmguard_common::clock::now;
+use swarmguard_runtime::clock::now;
 
 use super::{ACTION, Migrate, START};
 use crate::api::Journal;

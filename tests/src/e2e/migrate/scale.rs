@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::json;
-use swarmguard_common::clock::{now, wall_ms};
 use swarmguard_common::journal::{Entry, Kind};
+use swarmguard_runtime::clock::{now, wall_ms};
 
 use super::rig::{balancers, command, create, image_ms, no_action};
 use super::{ACTION, Migrate, START, say};

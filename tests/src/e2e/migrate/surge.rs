@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use serde_json::{Value, json};
-use swarmguard_common::clock::now;
+use swarmguard_runtime::clock::now;
 
 use super::ACTION;
 use super::rig::{Rig, image_ms};

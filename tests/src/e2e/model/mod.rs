@@ -11,7 +11,7 @@ mod script;
 mod scripts;
 
 use anyhow::{Context, Result, bail, ensure};
-use swarmguard_common::clock::now;
+use swarmguard_runtime::clock::now;
 
 use super::stage::Stage;
 use models::{Models, Played};

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use swarmguard_common::clock::Time;
+use swarmguard_common::time::Time;
 use swarmguard_core::swarm::TaskState;
 
 use super::script::{Then, Until};

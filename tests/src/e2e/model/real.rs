@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
-use swarmguard_common::clock::now;
 use swarmguard_core::swarm::TaskState;
+use swarmguard_runtime::clock::now;
 
 use super::picture::{Painter, Picture, Raw};
 use super::script::{Answer, Call, Cast, Fields, Until, fill, set};

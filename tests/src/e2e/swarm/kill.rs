@@ -42,9 +42,9 @@ async fn reaches(swarm: &Engine, service: &str, phase: &str) -> Result<String> {
     let wanted = place(phase).with_context(|| format!("{phase} is no phase of a migration"))?;
     let mut seen = String::new();
     let name = format!("swarmguard-act-{service}");
-    let start = swarmguard_common::clock::now();
+    let start = swarmguard_runtime::clock::now();
     // Polled as fast as it goes: some phases are a single write long.
-    while swarmguard_common::clock::now() - start < MOVES {
+    while swarmguard_runtime::clock::now() - start < MOVES {
         if let Some(state) = record_state(swarm, &name).await? {
             if place(&state).is_some_and(|at| at >= wanted) {
                 return Ok(state);

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use futures_util::future::LocalBoxFuture;
-use swarmguard_common::clock::now;
+use swarmguard_runtime::clock::now;
 
 use super::gossip::{self, LostByEngines};
 use super::stage::{InVain, Stage};

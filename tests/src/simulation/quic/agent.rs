@@ -21,11 +21,11 @@ use swarmguard_agent::{
     uplink::{MakeEndpoint, Shared, Uplink, addresses::Addresses, addresses::Wanted},
 };
 use swarmguard_common::{
-    clock::{self, Time},
     domain::{BasisPoints, ContainerId, NodeId, TaskId},
-    identity::Source,
+    time::Time,
     wire::agent::{ContainerChange, Hello, NodeLoad, TaskLoad},
 };
+use swarmguard_runtime::{clock, identity::Source};
 use tokio::time::MissedTickBehavior;
 
 use super::{

@@ -5,7 +5,8 @@ use std::{
     time::Duration,
 };
 
-use swarmguard_common::clock::{self, Time};
+use swarmguard_common::time::Time;
+use swarmguard_runtime::clock;
 
 /// One machine's clock.
 #[derive(Clone, Copy, Debug)]

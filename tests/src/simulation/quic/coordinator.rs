@@ -3,12 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
-use swarmguard_common::{
-    clock,
-    domain::NodeId,
-    identity::{Identity, Source},
-    transport,
-};
+use swarmguard_common::domain::NodeId;
 use swarmguard_coordinator::{
     ingest::{Ingest, Limits, hub::Hub},
     journal,
@@ -20,6 +15,11 @@ use swarmguard_core::{
     brain::{Brain, Settings},
     command::{Command, CommandError, CommandResult},
     swarm::Snapshot,
+};
+use swarmguard_runtime::{
+    clock,
+    identity::{Identity, Source},
+    transport,
 };
 use tokio::sync::{oneshot, watch};
 

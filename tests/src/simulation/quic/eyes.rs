@@ -13,9 +13,9 @@ use std::{
 };
 
 use swarmguard_common::{
-    clock::Time,
     domain::{ContainerId, NodeId},
     journal::Entry,
+    time::Time,
     wire::agent::ToCoordinator,
 };
 use swarmguard_core::{

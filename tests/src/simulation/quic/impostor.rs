@@ -5,12 +5,12 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use swarmguard_common::{
     domain::NodeId,
+    wire::agent::{Hello, ToAgent, ToCoordinator},
+};
+use swarmguard_runtime::{
+    frame,
     identity::{COORDINATOR_NAME, Identity, Source},
     transport,
-    wire::{
-        agent::{Hello, ToAgent, ToCoordinator},
-        frame,
-    },
 };
 
 use super::{Common, IMPOSTOR, socket};

@@ -22,14 +22,10 @@ use std::{
     time::Duration,
 };
 
-use swarmguard_common::{
-    clock::Time,
-    domain::NodeId,
-    identity::{
-        IdentityError, Unit,
-        issue::{Authority, KeyKind},
-    },
-    journal::Kind,
+use swarmguard_common::{domain::NodeId, journal::Kind, time::Time};
+use swarmguard_runtime::identity::{
+    IdentityError, Unit,
+    issue::{Authority, KeyKind},
 };
 use turmoil::Sim;
 

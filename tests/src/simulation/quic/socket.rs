@@ -18,7 +18,7 @@ use quinn::{
     AsyncUdpSocket, Endpoint, Runtime, TokioRuntime, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
-use swarmguard_common::transport::{self, TransportError};
+use swarmguard_runtime::transport::{self, TransportError};
 
 /// Of 1,000 datagrams so many come twice besides those that loss adds: networks do that without being bad.
 const DUPLICATES: u16 = 5;

@@ -4,12 +4,12 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use swarmguard_common::{
-    clock,
     domain::{Edge, NodeId},
     wire::agent::{Report, ToCoordinator},
 };
 use swarmguard_coordinator::ingest::{Event, Inputs};
 use swarmguard_core::brain::{AgentEvent, AgentInput};
+use swarmguard_runtime::clock;
 use tokio::sync::mpsc;
 
 use super::{super::Sabotage, Common};

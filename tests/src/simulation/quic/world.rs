@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use swarmguard_common::{clock::Time, domain::NodeId};
+use swarmguard_common::{domain::NodeId, time::Time};
 use swarmguard_core::command::{Command, CommandId, CommandResult};
 use tokio::sync::oneshot;
 

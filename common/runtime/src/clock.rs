@@ -5,76 +5,11 @@
 
 use std::{
     cell::Cell,
-    fmt,
-    ops::{Add, Sub},
     sync::OnceLock,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
-use serde::{Deserialize, Serialize};
-
-/// A monotonic instant in microseconds since an origin that only this process (or simulation) knows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Time(u64);
-
-impl Time {
-    /// The origin; every other instant is later.
-    pub const ZERO: Self = Self(0);
-
-    /// The instant `micros` microseconds after the origin.
-    pub const fn from_micros(micros: u64) -> Self {
-        Self(micros)
-    }
-
-    /// The instant `millis` milliseconds after the origin.
-    pub const fn from_millis(millis: u64) -> Self {
-        Self(millis.saturating_mul(1_000))
-    }
-
-    /// Microseconds since the origin.
-    pub const fn as_micros(self) -> u64 {
-        self.0
-    }
-
-    /// Milliseconds since the origin, rounded down.
-    pub const fn as_millis(self) -> u64 {
-        self.0 / 1_000
-    }
-
-    /// Time from `earlier` to `self`; zero when `earlier` is in fact later.
-    pub const fn since(self, earlier: Self) -> Duration {
-        Duration::from_micros(self.0.saturating_sub(earlier.0))
-    }
-
-    /// `self` less `age`, not before the origin.
-    pub fn before(self, age: Duration) -> Self {
-        Self(self.0.saturating_sub(micros(age)))
-    }
-}
-
-impl Add<Duration> for Time {
-    type Output = Self;
-    fn add(self, later: Duration) -> Self {
-        Self(self.0.saturating_add(micros(later)))
-    }
-}
-
-impl Sub for Time {
-    type Output = Duration;
-    fn sub(self, earlier: Self) -> Duration {
-        self.since(earlier)
-    }
-}
-
-impl fmt::Display for Time {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{:03}s", self.0 / 1_000_000, self.0 / 1_000 % 1_000)
-    }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
+use swarmguard_common::time::Time;
 
 thread_local! {
     static SIMULATED: Cell<Option<fn() -> Time>> = const { Cell::new(None) };
@@ -109,14 +44,6 @@ pub fn wall_ms() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn arithmetic_saturates_instead_of_wrapping() {
-        let t = Time::from_millis(5);
-        assert_eq!(t.before(Duration::from_secs(1)), Time::ZERO);
-        assert_eq!(Time::ZERO - t, Duration::ZERO);
-        assert_eq!((t + Duration::MAX).as_micros(), u64::MAX);
-    }
 
     #[test]
     fn a_simulation_brings_its_own_clock_for_its_thread_only() {

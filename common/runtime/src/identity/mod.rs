@@ -20,13 +20,13 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer},
     server::WebPkiClientVerifier,
 };
-use x509_parser::prelude::{FromDer, X509Certificate};
-
-use crate::{
-    clock,
+use swarmguard_common::{
     domain::{NodeId, Role},
     wire::ALPN,
 };
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::clock;
 
 /// The name that only certificates of managers carry; agents and balancers expect it of a coordinator.
 pub const COORDINATOR_NAME: &str = "swarm-manager";

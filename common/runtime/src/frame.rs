@@ -1,12 +1,11 @@
 //! Length-prefixed frames on a reliable stream: a little-endian `u32` length, then that many bytes of one message.
 
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-
-use super::{
+use swarmguard_common::wire::{
     MAX_FRAME_BYTES,
     codec::{self, CodecError},
 };
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Why a frame could not be read or written. After any of them the stream is of no more use.
 #[derive(Debug, thiserror::Error)]

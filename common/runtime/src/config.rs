@@ -9,9 +9,7 @@ use std::{
     collections::BTreeSet,
     ffi::{OsStr, OsString},
     fs,
-    ops::RangeInclusive,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use clap::{ArgMatches, Command, Parser};
@@ -172,19 +170,6 @@ fn variables(command: &Command, into: &mut BTreeSet<String>) {
     command.get_subcommands().for_each(|inner| variables(inner, into));
 }
 
-/// A duration with its unit, such as `300ms` or `1m 30s`, within `range`.
-///
-/// # Errors
-/// What is allowed.
-pub fn duration(text: &str, range: RangeInclusive<Duration>) -> Result<Duration, String> {
-    let read = humantime::parse_duration(text).ok().filter(|duration| range.contains(duration));
-    let shown = humantime::format_duration;
-    read.ok_or_else(|| {
-        let (least, most) = (shown(*range.start()), shown(*range.end()));
-        format!("a duration with its unit (300ms, 3s, 1m), {least} to {most}")
-    })
-}
-
 /// Turns a settings file into arguments (`--key=value`), to be put before the real ones so that those override it.
 /// `known` are the long names of the program's flags; `-` and `_` are alike in the file.
 ///
@@ -306,15 +291,6 @@ mod tests {
         assert_eq!(read("colour = 'blue'", &["--colour=red", "paint"]).expect("sensible"), "red");
         let error = read("colour = 'green'", &[]).expect_err("not a colour").to_string();
         assert!(error.contains("green") && error.contains("--colour"), "{error}");
-    }
-
-    #[test]
-    fn a_duration_says_what_is_allowed() {
-        let range = Duration::from_millis(20)..=Duration::from_secs(10);
-        assert_eq!(duration("1s 500ms", range.clone()), Ok(Duration::from_millis(1_500)));
-        for bad in ["1ms", "11s", "100", "", "-1s"] {
-            assert!(duration(bad, range.clone()).is_err_and(|why| why.contains("20ms to 10s")), "{bad}");
-        }
     }
 
     #[test]
