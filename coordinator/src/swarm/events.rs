@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use bollard::{
-    ClientVersion, Docker,
+    API_DEFAULT_VERSION, Docker,
     models::{EventMessage, EventMessageTypeEnum},
     query_parameters::EventsOptionsBuilder,
 };
@@ -29,11 +29,11 @@ pub(super) enum Change {
 }
 
 /// The engine at `unix:///path` or `tcp://host:port`, for typed reads.
-pub(super) fn connect(address: &str, version: (usize, usize)) -> Result<Docker, bollard::errors::Error> {
-    let version = ClientVersion { major_version: version.0, minor_version: version.1 };
+pub(super) fn connect(address: &str) -> Result<Docker, bollard::errors::Error> {
+    // bollard names no version in its requests, so each engine answers in its own.
     match address.strip_prefix("unix://") {
-        Some(path) => Docker::connect_with_unix(path, PATIENCE_S, &version),
-        None => Docker::connect_with_http(address, PATIENCE_S, &version),
+        Some(path) => Docker::connect_with_unix(path, PATIENCE_S, API_DEFAULT_VERSION),
+        None => Docker::connect_with_http(address, PATIENCE_S, API_DEFAULT_VERSION),
     }
 }
 

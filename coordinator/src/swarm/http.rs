@@ -75,8 +75,8 @@ type Sender = http1::SendRequest<Full<Bytes>>;
 pub struct Engine {
     address: Address,
     shown: String,
-    /// Major and minor version of its API, once they are known.
-    version: Mutex<Option<(usize, usize)>>,
+    /// `/v1.41`, once it is known.
+    version: Mutex<Option<String>>,
     idle: Mutex<Vec<Sender>>,
 }
 
@@ -194,17 +194,11 @@ impl Engine {
             .unwrap_or_else(|why| Err(self.no_answer(&request, &why)))
     }
 
-    /// Path prefix of the engine's highest API version.
+    /// The path prefix of the engine's highest API version, asked for once.
     async fn version(&self) -> Result<String, EngineError> {
-        let (major, minor) = self.api_version().await?;
-        Ok(format!("/v{major}.{minor}"))
-    }
-
-    /// The engine's highest API version, asked for once.
-    pub(super) async fn api_version(&self) -> Result<(usize, usize), EngineError> {
         let mut known = self.version.lock().await;
-        if let Some(version) = *known {
-            return Ok(version);
+        if let Some(version) = known.as_ref() {
+            return Ok(version.clone());
         }
         let mut sender = self.connect("GET /_ping").await?;
         let sent = timeout(REQUEST, sender.send_request(self.request(&Method::GET, "/_ping", None))).await;
@@ -212,13 +206,13 @@ impl Engine {
             .map_err(|_| self.no_answer("GET /_ping", &"timed out"))?
             .map_err(|error| self.no_answer("GET /_ping", &error))?;
         let version = answer.headers().get("api-version").and_then(|value| value.to_str().ok());
-        let numbers = version.and_then(|version| {
-            let (major, minor) = version.split_once('.')?;
-            Some((major.parse().ok()?, minor.parse().ok()?))
-        });
-        let version = numbers.ok_or_else(|| self.no_answer("GET /_ping", &"it names no API version"))?;
-        *known = Some(version);
-        Ok(version)
+        let plain =
+            |text: &&str| !text.is_empty() && text.chars().all(|char| char.is_ascii_digit() || char == '.');
+        let version =
+            version.filter(plain).ok_or_else(|| self.no_answer("GET /_ping", &"it names no API version"))?;
+        let prefix = format!("/v{version}");
+        *known = Some(prefix.clone());
+        Ok(prefix)
     }
 
     /// The address, as it was given.

@@ -271,7 +271,8 @@ impl Known {
                 self.followed.insert(task.service, now);
             }
         }
-        for task in found {
+        // IDs are prefixes to the engine.
+        for task in found.into_iter().filter(|task| asked.contains(&task.id)) {
             self.put(now, task);
         }
     }

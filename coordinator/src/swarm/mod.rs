@@ -279,9 +279,8 @@ impl Client {
         if let Some(node) = &inside.own_node {
             return Ok(node.clone());
         }
-        let version = self.engine.api_version().await?;
         let failed = |error: bollard::errors::Error| self.engine.no_answer("GET /info", &error);
-        let docker = events::connect(self.engine.shown(), version).map_err(failed)?;
+        let docker = events::connect(self.engine.shown()).map_err(failed)?;
         let node = events::own_node(&docker).await.map_err(failed)?;
         let node = node.ok_or_else(|| EngineError::Answer {
             request: "GET /info".into(),
@@ -410,9 +409,8 @@ fn gone_is_empty(read: Result<(), EngineError>) -> Result<(), EngineError> {
 
 /// Marks what events say has changed, until the stream ends.
 async fn listen(engine: &Engine, client: &std::sync::Weak<Client>) -> Result<(), EngineError> {
-    let version = engine.api_version().await?;
     let failed = |error: bollard::errors::Error| engine.no_answer("GET /events", &error);
-    let docker = events::connect(engine.shown(), version).map_err(failed)?;
+    let docker = events::connect(engine.shown()).map_err(failed)?;
     let mut events = events::listen(&docker);
     // The stream is asked for with the first look at it; only then is anything that it may miss read in full.
     let mut next = std::pin::pin!(tokio::time::timeout(OPENED, events.next()));

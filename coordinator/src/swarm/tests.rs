@@ -85,9 +85,8 @@ async fn answer(
 fn swarm() -> FakeEngine {
     engine(&[
         ("/_ping", 200, "OK"),
-        ("/v1.41/info", 200, r#"{"Swarm":{"NodeID":"fijrjyhz7f3on0fewoy2drmr1"}}"#),
+        ("/info", 200, r#"{"Swarm":{"NodeID":"fijrjyhz7f3on0fewoy2drmr1"}}"#),
         ("/v1.41/nodes", 200, NODES),
-        ("/v1.41/events", 200, ""),
         ("/v1.41/services", 200, SERVICES),
         ("/v1.41/tasks", 200, TASKS),
         ("/v1.41/configs", 200, CONFIGS),
@@ -277,21 +276,23 @@ async fn a_broken_answer_is_an_error_and_the_next_reading_has_it_all() {
     let mut objects = Objects::new(2);
     objects.add_service("web", &json!({}), 2);
     let (engine, client) = listening(objects).await;
-    for fault in [Fault::Half, Fault::Lost] {
-        engine.fault("GET /nodes/n0", fault, 2);
-        engine.change_silently(|objects| objects.add_task(&format!("late{fault:?}"), "web", "n1", 9));
+    for (number, fault) in [Fault::Half, Fault::Lost].into_iter().enumerate() {
+        let late = format!("late{number}");
+        engine.fault("GET /", fault, 20);
+        engine.change_silently(|objects| objects.add_task(&late, "web", "n1", 9));
         let error = Client::snapshot(&client).await.expect_err("cut off");
         assert!(matches!(error, EngineError::NoAnswer { .. }), "{error}");
-        engine.fault("GET /nodes/n0", fault, 0);
+        engine.no_more_faults();
         let snapshot = Client::snapshot(&client).await.expect("readable again");
-        assert!(snapshot.tasks.keys().any(|task| task.as_str() == format!("late{fault:?}")), "read in full");
+        assert!(snapshot.tasks.keys().any(|task| task.as_str() == late), "read in full");
     }
     // The second answer belongs to no request: that connection is not used again.
-    engine.fault("GET /nodes", Fault::Twice, 3);
+    engine.fault("GET /", Fault::Twice, 3);
     for _ in 0..3 {
         Client::snapshot(&client).await.expect("readable");
     }
-    engine.fault("GET /nodes/n0", Fault::Hang, 1);
+    engine.no_more_faults();
+    engine.fault("GET /", Fault::Hang, 1);
     let hung = tokio::time::timeout(Duration::from_millis(200), Client::snapshot(&client)).await;
     assert!(hung.is_err(), "given up by whoever waits");
     engine.change_silently(|objects| objects.add_task("later", "web", "n1", 9));
@@ -310,7 +311,7 @@ async fn the_past_of_nine_thousand_tasks_costs_nothing() {
         for generation in 0..5 {
             let mut old = task.clone();
             (old.desired, old.state) = ("shutdown", "failed");
-            objects.tasks.insert(format!("{id}old{generation}"), old);
+            objects.tasks.insert(format!("old{generation}{id}"), old);
         }
     }
     assert_eq!(objects.tasks.len(), 54_000);
@@ -321,12 +322,12 @@ async fn the_past_of_nine_thousand_tasks_costs_nothing() {
     assert_eq!(traffic.paths, ["/v1.41/nodes/n0"]);
     // One that stops is still shown, for it runs.
     engine.change(|objects| {
-        objects.tasks.get_mut("s7t3").expect("there").desired = "shutdown";
+        objects.tasks.get_mut("s7t00003").expect("there").desired = "shutdown";
         objects.event("service", "update", "s7", json!({}));
     });
     assert!(until(Duration::from_secs(5), || client.marks().services.len() == 1).await);
     let snapshot = Client::snapshot(&client).await.expect("readable");
-    let stopping = &snapshot.tasks[&"s7t3".parse::<TaskId>().expect("an ID")];
+    let stopping = &snapshot.tasks[&"s7t00003".parse::<TaskId>().expect("an ID")];
     assert_eq!((snapshot.tasks.len(), stopping.desired, stopping.is_serving()), (9_000, TaskState::Shutdown, false));
     let traffic = engine.take_traffic();
     assert!(traffic.bytes < 500_000 && traffic.requests == 3, "{} bytes: {:?}", traffic.bytes, traffic.paths);

@@ -32,6 +32,11 @@ impl Faults {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push((request.into(), fault, times));
     }
 
+    /// None any more.
+    pub fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// The fault that a request is to get.
     pub fn of(&self, request: &str) -> Option<Fault> {
         let mut faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);

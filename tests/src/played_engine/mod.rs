@@ -108,6 +108,11 @@ impl PlayedEngine {
         self.inner.faults.add(request, fault, times);
     }
 
+    /// Has everything answered rightly from now on.
+    pub fn no_more_faults(&self) {
+        self.inner.faults.clear();
+    }
+
     /// What was asked since this was last called.
     pub fn take_traffic(&self) -> Traffic {
         std::mem::take(&mut *self.inner.traffic())

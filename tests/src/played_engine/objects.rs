@@ -64,7 +64,7 @@ impl Objects {
         self.services.insert(name.into(), service);
         for number in 0..replicas {
             let node = format!("n{}", number % self.nodes.len().max(1));
-            self.add_task(&format!("{name}t{number}"), name, &node, number as u64 + 1);
+            self.add_task(&format!("{name}t{number:05}"), name, &node, number as u64 + 1);
         }
         self.event("service", "create", name, json!({"name": name}));
     }

@@ -6,7 +6,7 @@ use swarmguard_common::{
     domain::{Condition, ContainerId, Edge, TaskId},
     time::Time,
     wire::agent::{
-        Alert, ContainerChange, ContainerEvent, Hello, NodeLoad, Report, TaskIntro, TaskLoad, ToAgent,
+        Alert, ContainerChange, ContainerEvent, HeardCoordinator, Hello, NodeLoad, Report, TaskIntro, TaskLoad, ToAgent,
     },
 };
 
@@ -103,6 +103,8 @@ pub struct Agent {
     pub memory: Smooth,
     /// Its containers.
     pub containers: BTreeMap<ContainerId, Container>,
+    /// The coordinators that it hears; `None` where it has not said over this connection.
+    pub hears: Option<Vec<HeardCoordinator>>,
     handles: BTreeMap<u32, ContainerId>,
     /// What stood when the last connection ended; taken over as containers are introduced again.
     stood: BTreeMap<ContainerId, StandingAlerts>,
@@ -126,6 +128,7 @@ impl Agent {
             cpu: Smooth::default(),
             memory: Smooth::default(),
             containers: BTreeMap::new(),
+            hears: None,
             handles: BTreeMap::new(),
             stood: BTreeMap::new(),
             report_seq: None,
@@ -163,6 +166,7 @@ impl Agent {
         }
         self.acknowledged = None;
         self.thresholds_sent = None;
+        self.hears = None;
         self.hello = hello;
         self.lease.renew(now, false);
         Ok(old)

@@ -406,6 +406,10 @@ fn hear_message(
             agent.event(&event);
             Heard::Container(event.task)
         }
+        ToCoordinator::Hears(coordinators) => {
+            agent.hears = Some(coordinators);
+            Heard::Nothing
+        }
     }
 }
 
