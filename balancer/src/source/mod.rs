@@ -8,7 +8,7 @@ pub mod dns;
 pub mod feed;
 pub mod fixed;
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use swarmguard_common::{domain::TaskId, labels::RouteLabels, wire::routes::ReplicaLoad};
 
@@ -51,20 +51,7 @@ pub struct ReplicaPicture {
 
 /// Labels of a service that has none: everything to it, with defaults.
 pub fn labels(port: u16) -> RouteLabels {
-    RouteLabels {
-        port,
-        hosts: Vec::new(),
-        path: "/".into(),
-        algorithm: None,
-        weight: 1,
-        sticky: false,
-        health_path: "/health".into(),
-        rate: None,
-        max_in_flight: 1_024,
-        timeout: Duration::from_secs(60),
-        slow_start: Duration::from_secs(10),
-        http2: false,
-    }
+    RouteLabels::of_port(port)
 }
 
 /// A replica of which only the address is known: it counts as ready, health checks say otherwise if need be.

@@ -1,7 +1,8 @@
 //! The labels `swarmguard.*` of a service: what they are, what they may say, what holds where they say nothing.
 //!
 //! A label that makes no sense is reported by name and value and the whole service is left alone: acting on half of
-//! what an operator asked for would be worse than not acting.
+//! what an operator asked for would be worse than not acting. Labels of the balancer are apart: one that is wrong keeps the
+//! service from being balanced, not from being protected.
 
 mod route;
 mod value;
@@ -17,9 +18,11 @@ use value::{Reader, bounded, duration, one_of, percent, yes_or_no};
 
 /// Prefix of every label of ours.
 pub const PREFIX: &str = "swarmguard.";
+/// Prefix of those that tell the balancer what to do.
+const ROUTE_PREFIX: &str = "swarmguard.lb.";
 
 /// A label that cannot be obeyed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("label {key}={value:?} makes no sense: {allowed}")]
 pub struct LabelError {
     /// The label's whole name.
@@ -145,8 +148,11 @@ pub struct ServicePolicy {
     pub job_retries: u32,
     /// `swarmguard.lb.connect`: connections of containers to its virtual address go to the replica with fewest.
     pub connect: bool,
-    /// `swarmguard.lb.*`, where `swarmguard.lb.port` is set.
+    /// `swarmguard.lb.*`, where `swarmguard.lb.port` is set and none of them is wrong.
     pub route: Option<RouteLabels>,
+    /// Labels `swarmguard.lb.*` that make no sense: the service is not balanced, all else holds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub route_errors: Vec<LabelError>,
 }
 
 impl Default for ServicePolicy {
@@ -172,6 +178,7 @@ impl Default for ServicePolicy {
             job_retries: 3,
             connect: false,
             route: None,
+            route_errors: Vec::new(),
         }
     }
 }
@@ -180,7 +187,8 @@ impl ServicePolicy {
     /// Reads the `swarmguard.*` labels of a service; others are not looked at.
     ///
     /// # Errors
-    /// Every label that makes no sense, unknown names and contradictions included, not only the first.
+    /// Every label that makes no sense, unknown names and contradictions included, not only the first. Those that begin
+    /// with `swarmguard.lb.` are no error by themselves: they stand in [`Self::route_errors`].
     pub fn from_labels<'a>(
         labels: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Result<Self, Vec<LabelError>> {
@@ -213,7 +221,17 @@ impl ServicePolicy {
         // Needs no port, so it is read before the labels that do.
         read.take("lb.connect", yes_or_no, &mut policy.connect);
         policy.route = route::read(&mut read);
-        read.finish(policy)
+        let (route_errors, errors) =
+            read.finish().into_iter().partition(|error| error.key.starts_with(ROUTE_PREFIX));
+        policy.route_errors = route_errors;
+        if !policy.route_errors.is_empty() {
+            policy.route = None;
+            policy.connect = false;
+        }
+        if errors.is_empty() {
+            return Ok(policy);
+        }
+        Err(policy.route_errors.into_iter().chain(errors).collect())
     }
 }
 
@@ -300,7 +318,68 @@ mod tests {
     fn balancing_at_connect_needs_no_port() {
         let policy = read(&[("swarmguard.lb.connect", "true")]).expect("sensible");
         assert!(policy.connect && policy.route.is_none());
-        assert!(read(&[("swarmguard.lb.connect", "on")]).is_err());
+        assert_eq!(read(&[("swarmguard.lb.connect", "on")]).map(|policy| policy.route_errors.len()), Ok(1));
+    }
+
+    #[test]
+    fn hosts_that_could_not_match_are_refused_by_name_and_the_others_are_folded() {
+        let hosts = |text: &str| {
+            let policy =
+                read(&[("swarmguard.lb.port", "80"), ("swarmguard.lb.host", text)]).expect("protected");
+            let errors: Vec<String> = policy.route_errors.iter().map(ToString::to_string).collect();
+            policy.route.map(|route| route.hosts).ok_or_else(|| errors.concat())
+        };
+        for (text, folded) in [
+            ("www.Example.org., shop_web", vec!["www.example.org", "shop_web"]),
+            ("*.example.org", vec!["*.example.org"]),
+            ("*", vec!["*"]),
+        ] {
+            assert_eq!(hosts(text), Ok(folded.into_iter().map(String::from).collect()), "{text}");
+        }
+        for text in
+            ["app-*.example.org", "shop.*", "*example.org", "a..b", "", ".", "a.example:80", "a b", "*.*.b"]
+        {
+            let error = hosts(&format!("fine.example, {text}")).expect_err(text);
+            assert!(
+                error.contains("lb.host") && error.contains(&format!("{:?}", format!(" {text}"))),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_wrong_label_of_the_balancer_does_not_stop_scaling() {
+        let policy = read(&[
+            ("swarmguard.enable", "true"),
+            ("swarmguard.scale.min", "2"),
+            ("swarmguard.scale.max", "6"),
+            ("swarmguard.lb.port", "80"),
+            ("swarmguard.lb.host", "*example.org"),
+            ("swarmguard.lb.colour", "red"),
+        ])
+        .expect("the balancer's labels only");
+        assert!(policy.enabled && policy.scale_max == Some(6) && policy.route.is_none());
+        let named: Vec<&str> = policy.route_errors.iter().map(|error| error.key.as_str()).collect();
+        assert_eq!(named, ["swarmguard.lb.host", "swarmguard.lb.colour"]);
+        let both =
+            read(&[("swarmguard.enable", "maybe"), ("swarmguard.lb.path", "x")]).expect_err("the first");
+        assert_eq!(both.len(), 3, "all are told together, the missing port too: {both:?}");
+    }
+
+    #[test]
+    fn connections_are_upgraded_to_websocket_and_to_what_is_named() {
+        let upgrades = |text: &str| {
+            let policy =
+                read(&[("swarmguard.lb.port", "80"), ("swarmguard.lb.upgrade", text)]).expect("protected");
+            policy.route.map(|route| route.upgrades)
+        };
+        let default = read(&[("swarmguard.lb.port", "80")]).expect("sensible").route.expect("a route");
+        assert_eq!(default.upgrades, ["websocket"]);
+        assert_eq!(upgrades("WebSocket, tcp"), Some(vec!["websocket".to_owned(), "tcp".to_owned()]));
+        assert_eq!(upgrades("none"), Some(Vec::new()));
+        for text in ["h2c", "websocket,h2c", "", "a b"] {
+            assert_eq!(upgrades(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub struct RouteLabels {
     pub health_path: String,
     /// `swarmguard.lb.rate`: most requests a second over all clients; no limit where `None`.
     pub rate: Option<u32>,
+    /// `swarmguard.lb.client-rate`: most requests a second of one client address; no limit where `None`.
+    pub client_rate: Option<u32>,
     /// `swarmguard.lb.max-in-flight`: most requests in flight at one replica.
     pub max_in_flight: u32,
     /// `swarmguard.lb.timeout`: until the first byte of the answer.
@@ -61,26 +63,37 @@ pub struct RouteLabels {
     pub slow_start: Duration,
     /// `swarmguard.lb.http2`: replicas speak HTTP/2 in clear text (gRPC).
     pub http2: bool,
+    /// `swarmguard.lb.upgrade`: protocols that a connection may be upgraded to, in lower case.
+    pub upgrades: Vec<String>,
+}
+
+impl RouteLabels {
+    /// What holds where the labels say nothing but the port: every request, by the balancer's own algorithm.
+    pub fn of_port(port: u16) -> Self {
+        Self {
+            port,
+            hosts: Vec::new(),
+            path: "/".into(),
+            algorithm: None,
+            weight: 1,
+            sticky: false,
+            health_path: "/health".into(),
+            rate: None,
+            client_rate: None,
+            max_in_flight: 1_024,
+            timeout: Duration::from_secs(60),
+            slow_start: Duration::from_secs(10),
+            http2: false,
+            upgrades: vec!["websocket".into()],
+        }
+    }
 }
 
 /// Reads the labels; `None` where the service is not balanced.
 pub(super) fn read(read: &mut Reader<'_>) -> Option<RouteLabels> {
     let mut port = 0;
     read.take("lb.port", |text| bounded(text, 1, u16::MAX), &mut port);
-    let mut route = RouteLabels {
-        port,
-        hosts: Vec::new(),
-        path: "/".into(),
-        algorithm: None,
-        weight: 1,
-        sticky: false,
-        health_path: "/health".into(),
-        rate: None,
-        max_in_flight: 1_024,
-        timeout: Duration::from_secs(60),
-        slow_start: Duration::from_secs(10),
-        http2: false,
-    };
+    let mut route = RouteLabels::of_port(port);
     if port == 0 {
         if read.any_left("lb.") {
             read.refuse(
@@ -97,20 +110,62 @@ pub(super) fn read(read: &mut Reader<'_>) -> Option<RouteLabels> {
     read.take("lb.sticky", yes_or_no, &mut route.sticky);
     read.take("lb.health", path, &mut route.health_path);
     read.take("lb.rate", |text| bounded(text, 1, 10_000_000).map(Some), &mut route.rate);
+    read.take("lb.client-rate", |text| bounded(text, 1, 10_000_000).map(Some), &mut route.client_rate);
     read.take("lb.max-in-flight", |text| bounded(text, 1, 1_000_000), &mut route.max_in_flight);
     read.take("lb.timeout", |text| duration(text, 0, 86_400), &mut route.timeout);
     read.take("lb.slow-start", |text| duration(text, 0, 3_600), &mut route.slow_start);
     read.take("lb.http2", yes_or_no, &mut route.http2);
+    read.take("lb.upgrade", upgrades, &mut route.upgrades);
     Some(route)
 }
 
+/// Host names as they are compared: in lower case, without the root's dot. `*.example.org` stands for every name below
+/// it, `*` for every name; a `*` anywhere else would match nothing, or more than was meant.
 fn hosts(text: &str) -> Result<Vec<String>, String> {
-    let legal = |host: &str| {
-        (1..=253).contains(&host.len())
-            && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'*'))
+    text.split(',').map(host).collect()
+}
+
+fn host(text: &str) -> Result<String, String> {
+    let lower = text.trim().to_ascii_lowercase();
+    let host = lower.strip_suffix('.').unwrap_or(&lower);
+    let name = host.strip_prefix("*.").unwrap_or(host);
+    // Names of Swarm services have underscores, and clients within the swarm ask for them by these names.
+    let part = |part: &str| {
+        (1..=63).contains(&part.len())
+            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
     };
-    let hosts: Vec<String> = text.split(',').map(|host| host.trim().to_ascii_lowercase()).collect();
-    if hosts.iter().all(|host| legal(host)) { Ok(hosts) } else { Err("host names, comma-separated".into()) }
+    if host == "*" || (host.len() <= 253 && name.split('.').all(part)) {
+        return Ok(host.into());
+    }
+    let what = if text.contains(':') {
+        "which is named without a port"
+    } else if text.contains('*') {
+        "in which a * may only stand alone or for all that comes before the first dot"
+    } else {
+        "of letters, digits, - and _, with a dot between its parts"
+    };
+    Err(format!(
+        "comma-separated host names such as www.example.org or *.example.org; {text:?} is no name {what}"
+    ))
+}
+
+/// Protocols as `Upgrade` names them (RFC 9110, 7.8). Clear-text HTTP/2 is refused: what follows it would be requests
+/// that nobody has looked at.
+fn upgrades(text: &str) -> Result<Vec<String>, String> {
+    let protocols: Vec<String> = text.split(',').map(|word| word.trim().to_ascii_lowercase()).collect();
+    if protocols == ["none"] {
+        return Ok(Vec::new());
+    }
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'/' | b'+');
+    let legal = |word: &String| {
+        (1..=64).contains(&word.len())
+            && word.bytes().all(token)
+            && !matches!(word.as_str(), "h2c" | "h2" | "none")
+    };
+    if protocols.len() <= 16 && protocols.iter().all(legal) {
+        return Ok(protocols);
+    }
+    Err("none, or protocols such as websocket, comma-separated; never h2c".into())
 }
 
 fn path(text: &str) -> Result<String, String> {

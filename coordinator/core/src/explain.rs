@@ -1,7 +1,8 @@
 //! Why a service was or was not touched: the judgement's own words, and how the API tells them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
+use crate::rule::Rule;
 pub use swarmguard_common::api::Conclusion;
 use swarmguard_common::{
     api,
@@ -13,14 +14,16 @@ use swarmguard_common::{
 pub struct Judgement {
     /// What it came to.
     pub conclusion: Conclusion,
-    /// The rule that applied: a stable word.
-    pub rule: &'static str,
+    /// The rule that applied.
+    pub rule: Rule,
     /// One sentence.
     pub text: String,
     /// What would have changed it.
     pub otherwise: String,
     /// The figures it rests on, by name with their unit last.
     pub signals: BTreeMap<&'static str, f64>,
+    /// How long what it is about has been hot; `None` where nothing is.
+    pub hot_for: Option<Duration>,
     /// The replica it is about.
     pub task: Option<TaskId>,
     /// The node it is about; in a migration the source.
@@ -32,8 +35,8 @@ pub struct Judgement {
 /// Something about a service that stands against moving it, or weakens the promise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// A stable word, for instance `no_healthcheck`.
-    pub code: &'static str,
+    /// Which, for instance `no_healthcheck`.
+    pub code: Rule,
     /// Refuses a migration; else only a warning.
     pub refuses: bool,
     /// One sentence.

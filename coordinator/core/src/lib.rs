@@ -6,10 +6,12 @@
 
 pub mod acting;
 pub mod action;
+pub mod agents;
 pub mod brain;
 pub mod command;
 pub mod explain;
 pub mod lease;
 pub mod policy;
+pub mod rule;
 pub mod swarm;
 pub mod view;

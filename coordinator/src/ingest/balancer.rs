@@ -67,6 +67,8 @@ impl Ingest {
         loop {
             match frame::read::<ToRouteSource>(&mut stream).await {
                 Ok(Some(ToRouteSource::Drained { tasks })) => self.hub.drained(id, &tasks),
+                // Nothing here needs them yet.
+                Ok(Some(ToRouteSource::Stats(_))) => {}
                 Ok(Some(ToRouteSource::Hello { .. })) => {
                     return Some((Reason::Unexpected, "a second hello".into()));
                 }

@@ -242,6 +242,14 @@ struct Attachment {
 struct AttachedTo {
     #[serde(rename = "ID")]
     id: String,
+    #[serde(rename = "Spec")]
+    spec: NetworkSpec,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct NetworkSpec {
+    ingress: bool,
 }
 
 /// A task that still matters: wanted, or running though not wanted any more, or of a job.
@@ -252,7 +260,9 @@ pub(super) fn task(raw: RawTask) -> Option<Task> {
         return None;
     }
     let (mut addresses, mut attachments) = (Vec::new(), Vec::new());
-    for attached in raw.networks_attachments.unwrap_or_default() {
+    // On the ingress network Swarm lets nothing through but what comes by the routing mesh: no way to a replica.
+    let attached = raw.networks_attachments.unwrap_or_default().into_iter();
+    for attached in attached.filter(|attached| !attached.network.spec.ingress) {
         let cidrs = attached.addresses.unwrap_or_default();
         addresses.extend(cidrs.iter().filter_map(|cidr| address::<IpAddr>(cidr)));
         if let Ok(network) = attached.network.id.parse::<NetworkId>() {

@@ -29,7 +29,8 @@ const TASKS: &str = r#"[{"ID":"2i8qhcfdfedsbppdbcljm6kw0","Version":{"Index":112
     "Spec":{"Placement":{"Constraints":["node.platform.os==linux"]}},"ServiceID":"qr8husmffszycuwnxtqu984r6","Slot":3,
     "NodeID":"fijrjyhz7f3on0fewoy2drmr1","Status":{"State":"running","Message":"started","ContainerStatus":
     {"ContainerID":"fa0bb086ed3e1319ac5a72cc8b62164c3302d8c444f4100a912df4c9b75c416e","PID":1045}},
-    "NetworksAttachments":[{"Network":{"ID":"kx1q0"},"Addresses":["10.0.1.7/24"]},{"Network":{},"Addresses":null}],"DesiredState":"running"},
+    "NetworksAttachments":[{"Network":{"ID":"in1","Spec":{"Name":"ingress","Ingress":true}},"Addresses":["10.0.0.7/24"]},
+    {"Network":{"ID":"kx1q0","Spec":{"Name":"web"}},"Addresses":["10.0.1.7/24"]},{"Network":{},"Addresses":null}],"DesiredState":"running"},
     {"ID":"p1","ServiceID":"qr8husmffszycuwnxtqu984r6","Slot":4,"Status":{"State":"pending","Message":"pending task scheduling",
     "Err":"no suitable node"},"DesiredState":"running"},
     {"ID":"d1","ServiceID":"qr8husmffszycuwnxtqu984r6","Slot":3,"NodeID":"fijrjyhz7f3on0fewoy2drmr1",
@@ -117,7 +118,11 @@ async fn a_snapshot_holds_what_is_judged_and_the_raw_specs() {
     );
     let tasks: Vec<_> = snapshot.tasks.values().collect();
     assert_eq!(tasks.len(), 2, "the dead one is history");
-    assert_eq!(tasks[0].addresses, ["10.0.1.7".parse::<std::net::IpAddr>().expect("an address")]);
+    assert_eq!(
+        tasks[0].addresses,
+        ["10.0.1.7".parse::<std::net::IpAddr>().expect("an address")],
+        "never the one on the ingress network"
+    );
     assert_eq!(
         (&tasks[0].attachments, &web.virtual_addresses),
         (

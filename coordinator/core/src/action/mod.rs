@@ -41,6 +41,7 @@ pub use record::{
 
 use crate::{
     command::{Command, CommandResult},
+    rule::Rule,
     swarm::{RecordObject, Snapshot},
 };
 
@@ -114,8 +115,8 @@ pub struct Order {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
 pub struct Refusal {
-    /// A stable word.
-    pub code: &'static str,
+    /// What forbids it.
+    pub code: Rule,
     /// One sentence.
     pub text: String,
     /// What would change it.

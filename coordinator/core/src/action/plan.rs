@@ -5,6 +5,7 @@ use swarmguard_common::domain::{NodeId, ServiceId};
 
 use crate::{
     command::Command,
+    rule::Rule,
     swarm::{Availability, Mode, Node, Service, Snapshot},
 };
 
@@ -54,7 +55,7 @@ pub(super) fn is_on_the_way(spec: &Value, before: &Before, source: &NodeId) -> b
     !spec::same(spec, &before.spec) && ours.iter().any(|our| spec::same(spec, our))
 }
 
-fn refuse(code: &'static str, text: String, otherwise: &str) -> Refusal {
+fn refuse(code: Rule, text: String, otherwise: &str) -> Refusal {
     Refusal { code, text, otherwise: otherwise.into() }
 }
 
@@ -84,7 +85,7 @@ pub fn begin(order: &Order, snapshot: &Snapshot) -> Result<Step, Refusal> {
             let count = settled(snapshot, service)?;
             if *replicas <= count {
                 let text = format!("{} has {count} replicas already", service.name);
-                return Err(refuse("enough_replicas", text, "a higher number"));
+                return Err(refuse(Rule::EnoughReplicas, text, "a higher number"));
             }
             let mut before = before(order, snapshot, service, count, *replicas, *replicas);
             let notes = choose(&mut before, snapshot, service, None, target.as_ref(), order);
@@ -97,7 +98,7 @@ pub fn begin(order: &Order, snapshot: &Snapshot) -> Result<Step, Refusal> {
             let count = settled(snapshot, service)?;
             if count < 2 {
                 let text = format!("{} has {count} replicas", service.name);
-                return Err(refuse("last_replica", text, "at least two replicas"));
+                return Err(refuse(Rule::LastReplica, text, "at least two replicas"));
             }
             source_fits(snapshot, service, node)?;
             let before = before(order, snapshot, service, count, count, count - 1);
@@ -112,11 +113,11 @@ pub fn begin(order: &Order, snapshot: &Snapshot) -> Result<Step, Refusal> {
                 Ok(Step { next: Next::Do(Command::RemoveRecord { id: old.id }), notes: Vec::new() })
             }
             Ok(old) => Err(refuse(
-                "busy",
+                Rule::Busy,
                 format!("{} {} is under way ({})", old.kind, old.token, old.state),
                 "the end of that action",
             )),
-            Err(error) => Err(refuse("busy", error.to_string(), "a record that can be read, or none")),
+            Err(error) => Err(refuse(Rule::Busy, error.to_string(), "a record that can be read, or none")),
         };
     }
     notes.insert(0, note(&record, "leased", format!("{}: {}", record.kind, shortened(&order.reason))));
@@ -138,10 +139,9 @@ pub(super) fn note(record: &Record, code: &'static str, text: impl Into<String>)
 }
 
 fn find<'a>(snapshot: &'a Snapshot, service: &ServiceId) -> Result<&'a Service, Refusal> {
-    snapshot
-        .services
-        .get(service)
-        .ok_or_else(|| refuse("no_service", format!("there is no service {service}"), "an existing service"))
+    snapshot.services.get(service).ok_or_else(|| {
+        refuse(Rule::NoService, format!("there is no service {service}"), "an existing service")
+    })
 }
 
 /// The number of replicas of a service that stands still: replicated, no update under way, every slot with one serving
@@ -150,7 +150,7 @@ fn settled(snapshot: &Snapshot, service: &Service) -> Result<u64, Refusal> {
     let name = &service.name;
     let Mode::Replicated(count) = service.mode else {
         return Err(refuse(
-            "not_replicated",
+            Rule::NotReplicated,
             format!("{name} is not a replicated service"),
             "a replicated service",
         ));
@@ -159,16 +159,16 @@ fn settled(snapshot: &Snapshot, service: &Service) -> Result<u64, Refusal> {
         service.update_state.as_deref()
     {
         let text = format!("{name} has a rollout under way ({state})");
-        return Err(refuse("foreign_rollout", text, "the end of the rollout"));
+        return Err(refuse(Rule::ForeignRollout, text, "the end of the rollout"));
     }
     if spec::is_marked(&service.spec) {
         let text = format!("{name} has platforms that no node has: a mark of which no record is left");
-        return Err(refuse("stray_mark", text, "its placement put right by hand"));
+        return Err(refuse(Rule::StrayMark, text, "its placement put right by hand"));
     }
     let slots = Slots::of(snapshot, &service.id);
     if slots.len() != count || slots.serving() != count {
         let text = format!("{name} has {} of {count} replicas running and healthy", slots.serving());
-        return Err(refuse("not_settled", text, "all replicas running and healthy"));
+        return Err(refuse(Rule::NotSettled, text, "all replicas running and healthy"));
     }
     Ok(count)
 }
@@ -178,7 +178,7 @@ fn source_fits<'a>(snapshot: &'a Snapshot, service: &Service, source: &NodeId) -
     let node = usable(snapshot, source)?;
     if Slots::of(snapshot, &service.id).copies_on(source) == 0 {
         let text = format!("{} has no replica on {}", service.name, node.hostname);
-        return Err(refuse("stale", text, "a replica on that node"));
+        return Err(refuse(Rule::Stale, text, "a replica on that node"));
     }
     Ok(node)
 }
@@ -187,10 +187,10 @@ fn usable<'a>(snapshot: &'a Snapshot, node: &NodeId) -> Result<&'a Node, Refusal
     let node = snapshot
         .nodes
         .get(node)
-        .ok_or_else(|| refuse("no_node", format!("there is no node {node}"), "an existing node"))?;
+        .ok_or_else(|| refuse(Rule::NoNode, format!("there is no node {node}"), "an existing node"))?;
     if !node.ready || node.availability == Availability::Drain {
         let text = format!("node {} is down or drained: Swarm moves its tasks itself", node.hostname);
-        return Err(refuse("node_leaving", text, "a node that is ready and not drained"));
+        return Err(refuse(Rule::NodeLeaving, text, "a node that is ready and not drained"));
     }
     Ok(node)
 }

@@ -18,6 +18,7 @@ use crate::{
     },
     command::{Command, CommandError, CommandId, CommandResult},
     lease::LeaseState,
+    rule::Rule,
     swarm::{RecordObject, Snapshot},
 };
 
@@ -368,7 +369,7 @@ impl Brain {
     /// When it cannot begin now; nothing was done.
     pub(super) fn begin(&mut self, now: Time, order: Order, hot_since: Option<Time>) -> Result<(), Refusal> {
         let busy = |text: &str| Refusal {
-            code: "busy",
+            code: Rule::Busy,
             text: text.into(),
             otherwise: "the end of what is under way".into(),
         };
@@ -411,7 +412,7 @@ impl Brain {
             let created = matches!(self.actions.last.get(&name), Some((Command::CreateRecord { .. }, _)));
             let refused = if !in_time {
                 let text = "its lease could not be taken in time".into();
-                Err(Refusal { code: "lease_not_taken", text, otherwise: "an engine that answers".into() })
+                Err(Refusal { code: Rule::LeaseNotTaken, text, otherwise: "an engine that answers".into() })
             } else if created && matches!(self.actions.last.get(&name), Some((_, Ok(())))) {
                 // Created, and a manager that lags behind does not show it yet.
                 continue;

@@ -7,11 +7,11 @@ pub use swarmguard_common::api::Accepted;
 use swarmguard_common::{
     domain::{NodeId, ServiceId},
     labels::Thresholds,
-    wire::agent::{Hello, Report, ToAgent, ToCoordinator},
 };
 
 use crate::{
     action::Tuning,
+    agents::AgentInput,
     command::{CommandId, CommandResult},
     swarm::Snapshot,
 };
@@ -47,10 +47,6 @@ impl Settings {
     }
 }
 
-/// Numbers the connections of one process; a later connection has a higher number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ConnectionId(pub u64);
-
 /// Something happened. Any input may come at any time and as often as it likes; one that says nothing new is passed by.
 #[derive(Clone, Debug)]
 pub enum Input {
@@ -67,51 +63,6 @@ pub enum Input {
     },
     /// Time passed: the deadline from `poll_timeout` is here.
     Tick,
-}
-
-/// From the agent of one node. The caller has checked that the peer's certificate names this node.
-#[derive(Clone, Debug)]
-pub struct AgentInput {
-    /// The node that the certificate names.
-    pub node: NodeId,
-    /// The connection that it came over.
-    pub connection: ConnectionId,
-    /// What.
-    pub what: AgentEvent,
-}
-
-/// What came from an agent.
-#[derive(Clone, Debug)]
-pub enum AgentEvent {
-    /// A connection said hello, as its first message; it supersedes the node's earlier one.
-    Connected(Hello),
-    /// A later message of the control stream.
-    Message(ToCoordinator),
-    /// A datagram.
-    Report(Report),
-    /// The connection is gone. The node lease runs on until it lapses.
-    Disconnected,
-}
-
-/// Something for one agent connection.
-#[derive(Clone, Debug, PartialEq)]
-pub struct AgentOutput {
-    /// Which connection; one that is gone is passed by.
-    pub connection: ConnectionId,
-    /// What.
-    pub what: AgentOrder,
-}
-
-/// What to do with an agent connection.
-#[derive(Clone, Debug, PartialEq)]
-pub enum AgentOrder {
-    /// Send this. `Welcome` is the caller's own; from here come `Acknowledge` and `Thresholds`.
-    Send(ToAgent),
-    /// Close it: superseded, of an old epoch, or over a limit.
-    Close {
-        /// Why, for the peer and the log.
-        reason: String,
-    },
 }
 
 /// What an operator asks for. Durable where it must outlive a coordinator.

@@ -16,6 +16,7 @@ use crate::{
     explain::{Conclusion, Judgement},
     lease::LeaseState,
     policy::Verdict,
+    rule::Rule,
     swarm::Service,
     view::agent::NewEdge,
 };
@@ -26,15 +27,16 @@ const AGAIN: Duration = Duration::from_secs(60);
 /// What was said lately of each service; bounded by the services that there are.
 #[derive(Debug, Default)]
 pub(super) struct Said {
-    refusals: BTreeMap<ServiceId, BTreeMap<&'static str, Time>>,
+    job_steps: BTreeMap<ServiceId, Time>,
+    refusals: BTreeMap<ServiceId, BTreeMap<Rule, Time>>,
 }
 
 impl Said {
     /// Whether a rule is to be said of a service now; if so it counts as said.
-    fn is_due(&mut self, service: &ServiceId, rule: &'static str, now: Time) -> bool {
+    fn is_due(&mut self, service: &ServiceId, rule: Rule, now: Time) -> bool {
         let rules = self.refusals.entry(service.clone()).or_default();
         // Each rule for itself: two that take turns are not news at every turn.
-        if rules.get(rule).is_some_and(|at| now - *at < AGAIN) {
+        if rules.get(&rule).is_some_and(|at| now - *at < AGAIN) {
             return false;
         }
         rules.retain(|_, at| now - *at < AGAIN);
@@ -42,14 +44,25 @@ impl Said {
         true
     }
 
+    /// The same for the steps of a job that runs again.
+    fn is_due_step(&mut self, service: &ServiceId, now: Time) -> bool {
+        let due = self.job_steps.get(service).is_none_or(|at| now - *at >= AGAIN);
+        if due {
+            self.job_steps.insert(service.clone(), now);
+        }
+        due
+    }
+
     /// After an action everything is news again.
     pub fn forget(&mut self, service: &ServiceId) {
         self.refusals.remove(service);
+        self.job_steps.remove(service);
     }
 
     /// What was said of services that are gone.
     pub fn forget_gone(&mut self, exists: impl Fn(&ServiceId) -> bool) {
         self.refusals.retain(|service, _| exists(service));
+        self.job_steps.retain(|service, _| exists(service));
     }
 }
 
@@ -152,7 +165,7 @@ impl Brain {
         entry.node.clone_from(&judgement.node);
         entry.target.clone_from(&judgement.target);
         entry.figures = judgement.signals.iter().map(|(name, value)| ((*name).into(), *value)).collect();
-        entry.rule = Some(judgement.rule.into());
+        entry.rule = Some(judgement.rule.word().into());
         entry.otherwise = Some(judgement.otherwise.clone());
         entry
     }
@@ -171,7 +184,7 @@ impl Brain {
             }
             _ => {
                 self.statistics.refusals += 1;
-                Self::from_verdict(Kind::Refusal, verdict.judgement.rule, verdict)
+                Self::from_verdict(Kind::Refusal, verdict.judgement.rule.word(), verdict)
             }
         };
         self.write(entry);
@@ -192,10 +205,10 @@ impl Brain {
             return;
         }
         self.statistics.refusals += 1;
-        let mut entry = Entry::new(Kind::Refusal, refusal.code, refusal.text.clone());
+        let mut entry = Entry::new(Kind::Refusal, refusal.code.word(), refusal.text.clone());
         entry.service = order.intent.service().cloned();
         entry.action = Some(order.token.clone());
-        entry.rule = Some(refusal.code.into());
+        entry.rule = Some(refusal.code.word().into());
         entry.otherwise = Some(refusal.otherwise.clone());
         self.write(entry);
     }
@@ -213,18 +226,18 @@ impl Brain {
         };
         *counter += 1;
         let prefix = if held && acts { "paused or observed only: " } else { "" };
-        let mut entry = Entry::new(kind, judgement.rule, format!("{prefix}{}", judgement.text));
+        let mut entry = Entry::new(kind, judgement.rule.word(), format!("{prefix}{}", judgement.text));
         entry.service = Some(service.id.clone());
         entry.node.clone_from(&judgement.node);
         entry.figures = judgement.signals.iter().map(|(name, value)| ((*name).into(), *value)).collect();
-        entry.rule = Some(judgement.rule.into());
+        entry.rule = Some(judgement.rule.word().into());
         entry.otherwise = Some(judgement.otherwise.clone());
         self.write(entry);
     }
 
     /// A job is being run again.
     pub(super) fn journal_job_step(&mut self, now: Time, service: &Service, attempt: u32) {
-        if !self.said.is_due(&service.id, "job_again_step", now) {
+        if !self.said.is_due_step(&service.id, now) {
             return;
         }
         let mut entry = Entry::new(Kind::Action, "job_again", format!("run again, attempt {attempt}"));
@@ -323,10 +336,10 @@ mod tests {
         let (web, gone): (ServiceId, ServiceId) =
             ("web".parse().expect("an ID"), "gone".parse().expect("an ID"));
         let mut said = Said::default();
-        assert!(said.is_due(&web, "spare", at(0)) && said.is_due(&gone, "spare", at(0)));
-        assert!(!said.is_due(&web, "spare", at(59_999)), "said a moment ago");
+        assert!(said.is_due(&web, Rule::Calm, at(0)) && said.is_due(&gone, Rule::Calm, at(0)));
+        assert!(!said.is_due(&web, Rule::Calm, at(59_999)), "said a moment ago");
         said.forget_gone(|service| *service == web);
         assert_eq!(said.refusals.keys().collect::<Vec<_>>(), [&web]);
-        assert!(said.is_due(&web, "spare", at(60_000)), "it still stands");
+        assert!(said.is_due(&web, Rule::Calm, at(60_000)), "it still stands");
     }
 }

@@ -9,6 +9,7 @@ mod jobs;
 mod journal;
 mod operator;
 mod report;
+mod tell;
 mod think;
 mod wishes;
 
@@ -23,13 +24,12 @@ use swarmguard_common::{
     time::Time,
 };
 
-pub use input::{
-    Accepted, AgentEvent, AgentInput, AgentOrder, AgentOutput, ConnectionId, Input, NotTaken,
-    OperatorCommand, Settings, Wish,
-};
+pub use input::{Accepted, Input, NotTaken, OperatorCommand, Settings, Wish};
 pub use swarmguard_common::api::{
     ActionStatus, AlertStatus, ContainerStatus, LeaseStatus, NodeStatus, ServiceStatus, Statistics,
 };
+
+pub use crate::agents::{AgentEvent, AgentInput, AgentOrder, AgentOutput, ConnectionId};
 
 use crate::{
     acting::{Acting, Turn},
@@ -127,7 +127,7 @@ impl Brain {
                     self.read_wishes(now);
                     self.forget(now);
                     let mut out = Vec::new();
-                    self.view.tell_all_thresholds(self.settings.thresholds, &mut out);
+                    tell::all_thresholds(&mut self.view, self.settings.thresholds, &mut out);
                     self.send(out);
                     self.act(now);
                 }
@@ -243,12 +243,12 @@ impl Brain {
         let heard = self.view.hear(now, input, &mut self.statistics, &mut out);
         match heard {
             Heard::Came { again } => {
-                self.view.tell_thresholds(&node, self.settings.thresholds, &mut out);
+                tell::thresholds(&mut self.view, &node, self.settings.thresholds, &mut out);
                 self.journal_came(&node, again);
             }
             Heard::Went => self.journal_went(&node),
             Heard::Edge(edge) => {
-                self.view.acknowledge(&node, &mut out);
+                tell::acknowledge(&mut self.view, &node, &mut out);
                 if edge.edge == Edge::Raise {
                     // The round that notices it is soon, also while all was calm.
                     self.next_round = self.next_round.map(|next| next.min(now + ROUND));
@@ -264,7 +264,7 @@ impl Brain {
                     self.happened = Some(now);
                 }
             }
-            Heard::Nothing => self.view.acknowledge(&node, &mut out),
+            Heard::Nothing => tell::acknowledge(&mut self.view, &node, &mut out),
         }
         self.send(out);
     }

@@ -89,7 +89,7 @@ impl Brain {
         };
         let own = service.policy.as_ref().ok().and_then(|policy| policy::preflight::own(service, policy));
         match own {
-            Some(own) => Err(not_taken(own.code, own.text, own.otherwise)),
+            Some(own) => Err(not_taken(own.code.word(), own.text, own.otherwise)),
             None => Ok((service.clone(), replicas)),
         }
     }
@@ -104,7 +104,7 @@ impl Brain {
     ) -> Result<Accepted, NotTaken> {
         let (service, _) = self.replicated(id)?;
         if let Some(found) = self.stays(id, now) {
-            return Err(not_taken(found.code, found.text, found.otherwise));
+            return Err(not_taken(found.code.word(), found.text, found.otherwise));
         }
         let mut hosts: Vec<NodeId> =
             self.view.replicas(id, now).iter().map(|replica| replica.node.id.clone()).collect();
@@ -309,7 +309,7 @@ impl Brain {
         self.journal_operator(code, text.clone(), service, Some(token.clone()));
         if let Err(Refusal { code, text, otherwise }) = self.begin(now, order, None) {
             self.entries.pop_back();
-            return Err(not_taken(code, text, otherwise));
+            return Err(not_taken(code.word(), text, otherwise));
         }
         self.statistics.decisions += 1;
         Ok(Accepted { action: Some(token), text })

@@ -29,7 +29,6 @@ impl Brain {
         let service = self.view.snapshot.as_ref()?.services.get(service)?;
         let known = self.verdicts.get(&service.id);
         let policy = service.policy.as_ref().ok();
-        let errors = service.policy.as_ref().err().into_iter().flatten();
         let action = self.view.snapshot.as_ref()?.records.get(&action_name(&service.id));
         Some(Explanation {
             service: service.id.clone(),
@@ -40,7 +39,7 @@ impl Brain {
             observe: self.observes(service),
             paused: self.wishes.is_paused(&service.id),
             policy: policy.map(Policy::from),
-            label_errors: errors.map(ToString::to_string).collect(),
+            label_errors: label_errors(service),
             cooldowns_ms: self.cooldowns(now, service),
             spare_ms: self.view.history.spare_since(&service.id).map(|since| ms(now - since)),
             alerts: self
@@ -137,14 +136,7 @@ impl Brain {
             service: service.id.clone(),
             name: service.name.clone(),
             protected: service.policy.as_ref().is_ok_and(|policy| policy.enabled),
-            label_errors: service
-                .policy
-                .as_ref()
-                .err()
-                .into_iter()
-                .flatten()
-                .map(ToString::to_string)
-                .collect(),
+            label_errors: label_errors(service),
             replicas: if let Mode::Replicated(replicas) = service.mode { Some(replicas) } else { None },
             running: self.view.tasks_of(&service.id).filter(|task| task.is_serving()).count(),
             paused: self.wishes.is_paused(&service.id),
@@ -152,12 +144,12 @@ impl Brain {
                 .actions_under_way()
                 .find(|record| record.kind != Kind::Node && record.service.as_ref() == Some(&service.id))
                 .map(|record| record.token.clone()),
-            rule: self.verdicts.get(&service.id).map(|known| known.judgement.rule.into()),
+            rule: self.verdicts.get(&service.id).map(|known| known.judgement.rule.word().into()),
             preflight: service.policy.as_ref().ok().filter(|policy| policy.enabled).map_or_else(
                 Vec::new,
                 |policy| {
                     let found = preflight::all(&self.view, service, policy, now);
-                    found.iter().map(|finding| finding.code.into()).collect()
+                    found.iter().map(|finding| finding.code.word().into()).collect()
                 },
             ),
         });
@@ -248,4 +240,13 @@ fn lease_status(node: &NodeId, agent: &Agent, now: Time) -> LeaseStatus {
         epoch: agent.hello.epoch,
         version: agent.hello.version.clone(),
     }
+}
+
+/// Every label that makes no sense, those that only keep the service from being balanced included.
+fn label_errors(service: &Service) -> Vec<String> {
+    let errors = match &service.policy {
+        Ok(policy) => &policy.route_errors,
+        Err(errors) => errors,
+    };
+    errors.iter().map(ToString::to_string).collect()
 }

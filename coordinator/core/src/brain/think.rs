@@ -10,6 +10,7 @@ use crate::{
     action::{self, Intent, Kind, Order},
     explain::{Conclusion, Finding, Judgement},
     policy::{self, Situation, Spare, Verdict, preflight},
+    rule::Rule,
     swarm::Mode,
 };
 
@@ -52,9 +53,7 @@ impl Brain {
     }
 
     fn order(&mut self, now: Time, verdict: &mut Verdict, intent: Intent) {
-        let stood = verdict.judgement.signals.get("stands_ms").copied();
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "milliseconds of an age")]
-        let hot_since = stood.map(|ms| now.before(std::time::Duration::from_millis(ms.max(0.0) as u64)));
+        let hot_since = verdict.judgement.hot_for.map(|stood| now.before(stood));
         let order = Order {
             intent,
             token: self.actions.token(),
@@ -153,7 +152,7 @@ impl Brain {
         let default = swarmguard_common::labels::ServicePolicy::default();
         let policy = service.policy.as_ref().unwrap_or(&default);
         let found = preflight::findings(service, policy, self.view.healthcheck(service, now));
-        found.into_iter().find(|finding| finding.refuses && finding.code != "singleton")
+        found.into_iter().find(|finding| finding.refuses && finding.code != Rule::Singleton)
     }
 
     /// The node with most room for one more replica of a service, other than its source.

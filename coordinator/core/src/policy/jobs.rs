@@ -10,6 +10,7 @@ use swarmguard_common::{domain::NodeId, labels::ServicePolicy, time::Time};
 use super::placement;
 use crate::{
     explain::{Conclusion, Judgement},
+    rule::Rule,
     swarm::{Mode, Service, TaskState},
     view::View,
 };
@@ -61,26 +62,27 @@ pub fn judge(view: &View, service: &Service, attempts: u32, now: Time) -> Option
         text,
         otherwise: otherwise.into(),
         signals: signals.clone(),
+        hot_for: None,
         task: None,
         node: lost.first().cloned(),
         target: None,
     };
     Some(if lost.is_empty() {
         let text = format!("a job: {alive} tasks are at work, {done} are done");
-        (judgement(Conclusion::Calm, "job", text, "a node that is lost"), None)
+        (judgement(Conclusion::Calm, Rule::Job, text, "a node that is lost"), None)
     } else if alive > 0 {
         let text = format!("{} of its nodes are lost, but {alive} tasks go on elsewhere", lost.len());
-        (judgement(Conclusion::Refuse, "job_goes_on", text, "the end of the tasks that go on"), None)
+        (judgement(Conclusion::Refuse, Rule::JobGoesOn, text, "the end of the tasks that go on"), None)
     } else if attempts >= policy.job_retries {
         let text = format!("its node is lost, and it was run again {attempts} times already");
-        (judgement(Conclusion::Refuse, "job_retries", text, "a higher swarmguard.job.retries"), None)
+        (judgement(Conclusion::Refuse, Rule::JobRetries, text, "a higher swarmguard.job.retries"), None)
     } else {
         let text = format!(
             "its node is lost and nothing of it runs elsewhere: it runs again, attempt {}",
             attempts + 1
         );
         let again = Again { iteration, nodes: lost.clone() };
-        (judgement(Conclusion::Act, "job_again", text, retries(policy)), Some(again))
+        (judgement(Conclusion::Act, Rule::JobAgain, text, retries(policy)), Some(again))
     })
 }
 

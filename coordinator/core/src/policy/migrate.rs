@@ -12,147 +12,16 @@ use super::{
     Precedence, Round, Verdict, about,
     burden::Burden,
     constant,
-    hot::{Certain, Doubt, Hot, share},
-    ms, name,
-    placement::{self, Needs},
-    preflight,
+    hot::{Certain, Doubt, Hot},
+    ms, name, preflight,
+    target::{Target, best_target, memory_fits},
 };
 use crate::{
     action::{Intent, Kind},
     explain::Conclusion,
-    swarm::{Node, Service},
-    view::{OnNode, agent::Agent},
+    rule::Rule,
+    swarm::Service,
 };
-
-/// A node that could take a replica, and how busy it would be then.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Target {
-    /// Which node.
-    pub node: NodeId,
-    /// Its CPU now, 1.0 being all, with what is on its way there.
-    pub cpu: f64,
-    /// Its CPU with the replica's use added.
-    pub predicted_cpu: f64,
-    /// Its memory with the replica's use added.
-    pub predicted_memory: f64,
-}
-
-/// Obstacles that are told node by node; of more only how many there are.
-const MOST_OBSTACLES: usize = 20;
-
-/// What a round knows of a node before it knows for which service: found once, asked for every service that is hot.
-#[derive(Debug)]
-pub(super) struct Room<'a> {
-    node: &'a Node,
-    on: Option<&'a OnNode>,
-    /// CPU and memory in use, 1.0 being all, and how much all is; or why it takes nothing.
-    use_of: Result<(f64, f64, &'a Agent), &'static str>,
-}
-
-impl<'a> Room<'a> {
-    fn of(round: &Round<'a>, node: &'a Node) -> Self {
-        let on = round.view.placed().on(&node.id);
-        Self { node, on, use_of: Self::use_of(round, node) }
-    }
-
-    fn use_of(round: &Round<'a>, node: &'a Node) -> Result<(f64, f64, &'a Agent), &'static str> {
-        if let Some(why) = placement::unbelievable(round.view, &node.id, round.now) {
-            return Err(why);
-        }
-        if let Some((_, ended)) = round.view.history.last_move(&node.id)
-            && round.now - ended < constant::RELIEF
-        {
-            return Err("a replica moved there or away a moment ago");
-        }
-        let agent = round.view.agents.get(&node.id).ok_or("no agent was heard there")?;
-        match (agent.cpu.ratio(), agent.memory.ratio()) {
-            (Some(cpu), Some(memory)) => Ok((cpu, memory, agent)),
-            _ => Err("its figures are unknown"),
-        }
-    }
-}
-
-/// The node with most room among those that Swarm would place the service on and whose figures may be believed; or
-/// why there is none, node by node.
-pub(super) fn best_target(
-    round: &Round<'_>,
-    service: &Service,
-    burden: Burden,
-    fits: impl Fn(&Target) -> Result<(), String>,
-) -> Result<Target, String> {
-    let needs = Needs::of(service);
-    let mut best: Option<(Target, &Room<'_>)> = None;
-    let (mut obstacles, mut more) = (Vec::new(), 0_usize);
-    let rooms =
-        round.rooms.get_or_init(|| round.snapshot.nodes.values().map(|node| Room::of(round, node)).collect());
-    for room in rooms {
-        match candidate(round, &needs, room, burden).and_then(|target| fits(&target).map(|()| target)) {
-            Err(_) if obstacles.len() >= MOST_OBSTACLES => more += 1,
-            Err(why) => obstacles.push(format!("{}: {why}", room.node.hostname)),
-            Ok(target) => {
-                let own = |room: &Room<'_>| room.on.map_or(0, |on| on.replicas(&service.id));
-                let tasks = |room: &Room<'_>| room.on.map_or(0, |on| on.tasks);
-                let better = best.as_ref().is_none_or(|(old, old_room)| {
-                    let order = target.predicted_cpu.total_cmp(&old.predicted_cpu);
-                    let fewer =
-                        || own(room).cmp(&own(old_room)).then_with(|| tasks(room).cmp(&tasks(old_room)));
-                    order.then_with(fewer).is_lt()
-                });
-                if better {
-                    best = Some((target, room));
-                }
-            }
-        }
-    }
-    best.map(|(target, _)| target).ok_or_else(|| {
-        if more > 0 {
-            obstacles.push(format!("and {more} more nodes"));
-        }
-        obstacles.join("; ")
-    })
-}
-
-fn candidate(
-    round: &Round<'_>,
-    needs: &Needs<'_>,
-    room: &Room<'_>,
-    burden: Burden,
-) -> Result<Target, String> {
-    let node = room.node;
-    if let Some(obstacle) = needs.obstacle(node, room.on) {
-        return Err(obstacle);
-    }
-    let (cpu, memory, agent) = room.use_of?;
-    if round.situation.leaving.contains_key(&node.id) {
-        return Err("an action leaves it".into());
-    }
-    // What other actions bring may not show in its figures yet.
-    let mut coming = Burden::default();
-    for arrival in round.situation.arriving.get(&node.id).into_iter().flatten() {
-        let other = round.brought_by(arrival).ok_or("a replica whose use is unknown is on its way there")?;
-        coming.cpu_millis += other.cpu_millis;
-        coming.memory_bytes += other.memory_bytes;
-    }
-    #[expect(clippy::cast_precision_loss, reason = "a share")]
-    let whole_memory = agent.hello.memory_bytes as f64;
-    let cpu_share = |burden: Burden| share(burden.cpu_millis, f64::from(agent.hello.cpu_millis));
-    let memory_share = |burden: Burden| share(burden.memory_bytes, whole_memory);
-    let cpu = cpu + cpu_share(coming);
-    Ok(Target {
-        node: node.id.clone(),
-        cpu,
-        predicted_cpu: cpu + cpu_share(burden),
-        predicted_memory: memory + memory_share(coming) + memory_share(burden),
-    })
-}
-
-/// What a node's memory may come to with one more replica; or why it may not.
-pub(super) fn memory_fits(policy: &ServicePolicy, target: &Target) -> Result<(), String> {
-    if target.predicted_memory > policy.thresholds.memory_high.ratio().max(constant::MEMORY_ROOM) {
-        return Err(format!("memory would be at {:.0} %", target.predicted_memory * 100.0));
-    }
-    Ok(())
-}
 
 impl Round<'_> {
     pub(super) fn judge_hot(
@@ -179,41 +48,42 @@ impl Round<'_> {
             _ => (2, hot.stood),
         };
         let Some(hot) = hot.iter().max_by_key(weight) else {
-            return self.calm(service, "calm", "no replica is hot");
+            return self.calm(service, Rule::Calm, "no replica is hot");
         };
         let mut verdict = match &hot.doubt {
             Some(Doubt::Holding(_)) => {
                 let text = format!("hot for {} ms", hot.stood.as_millis());
-                let mut verdict = self.calm(service, "holding", text);
+                let mut verdict = self.calm(service, Rule::Holding, text);
                 verdict.judgement.otherwise =
                     format!("something is done at {} ms", hot.act_after.as_millis());
                 verdict
             }
             Some(Doubt::Stale(what)) => self.refuse(
                 service,
-                "stale_alert",
+                Rule::StaleAlert,
                 format!("the alert is stale: {what}"),
                 "an alert from where it runs",
             ),
             Some(Doubt::Lease(why)) => {
                 let text = format!("{} is not to be believed: {why}", name(self.snapshot, hot.reporter));
-                self.refuse(service, "no_lease", text, "an agent that sees its node and is heard")
+                self.refuse(service, Rule::NoLease, text, "an agent that sees its node and is heard")
             }
             Some(Doubt::NotServing) => self.refuse(
                 service,
-                "not_serving",
+                Rule::NotServing,
                 "the hot replica does not run yet",
                 "it running and healthy",
             ),
             Some(Doubt::NoData) | None => self.refuse(
                 service,
-                "no_data",
+                Rule::NoData,
                 "no fresh figures of the hot replica or its node",
                 "fresh figures",
             ),
         };
         verdict.judgement.node = Some(hot.reporter.clone());
         verdict.judgement.task = hot.replica.map(|replica| replica.task.id.clone());
+        verdict.judgement.hot_for = Some(hot.stood);
         verdict.judgement.signals.insert("stands_ms", ms(hot.stood));
         verdict.judgement.signals.insert("act_after_ms", ms(hot.act_after));
         verdict
@@ -237,6 +107,8 @@ impl Round<'_> {
         signals.extend(known.iter().filter_map(|(name, value)| Some((*name, (*value)?.percent()))));
         signals.insert("cpu_of_node_percent", certain.cpu_of_node() * 100.0);
         signals.insert("stands_ms", ms(hot.stood));
+        verdict.judgement.hot_for = Some(hot.stood);
+        let signals = &mut verdict.judgement.signals;
         signals.insert("act_after_ms", ms(hot.act_after));
         #[expect(clippy::cast_precision_loss, reason = "few")]
         signals.insert("hot_replicas", count as f64);
@@ -253,7 +125,7 @@ impl Round<'_> {
         let Some(network) = certain.iter().filter_map(|(_, certain)| certain.load.network).max() else {
             return self.refuse(
                 service,
-                "network_unknown",
+                Rule::NetworkUnknown,
                 "the network use of the hot replica is unknown, so node and load cannot be told apart",
                 "swarmguard.network.mbps where the link speed is unknown",
             );
@@ -272,12 +144,12 @@ impl Round<'_> {
                 service,
                 policy,
                 replicas,
-                "scale_out",
+                Rule::ScaleOut,
                 text,
                 self.steps_needed(policy, certain, replicas),
             );
             // Between the two thresholds either may help; a service that may not scale can still move.
-            let may_move = network < thresholds.network_high && out.judgement.rule == "scaling_off";
+            let may_move = network < thresholds.network_high && out.judgement.rule == Rule::ScalingOff;
             if !may_move {
                 return out;
             }
@@ -291,7 +163,7 @@ impl Round<'_> {
             about(&mut verdict, &certain.replica.task.id, &certain.replica.node.id);
             first_refusal.get_or_insert(verdict);
         }
-        first_refusal.unwrap_or_else(|| self.calm(service, "calm", "no replica is hot"))
+        first_refusal.unwrap_or_else(|| self.calm(service, Rule::Calm, "no replica is hot"))
     }
 
     /// Whether and where to move one hot replica.
@@ -305,12 +177,12 @@ impl Round<'_> {
     ) -> Verdict {
         let limit = limit_bound(policy, hot, certain);
         if let Some(text) = limit {
-            let out = self.scale_out(service, policy, replicas, "limit_bound", text.clone(), 1);
+            let out = self.scale_out(service, policy, replicas, Rule::LimitBound, text.clone(), 1);
             if out.intent.is_some() {
                 return out;
             }
             let otherwise = format!("a higher limit, or scaling ({})", out.judgement.otherwise);
-            return self.refuse(service, "limit_bound", text, otherwise);
+            return self.refuse(service, Rule::LimitBound, text, otherwise);
         }
         if let Some(refusal) = self.may_not_move(service, policy, certain) {
             return refusal;
@@ -326,7 +198,7 @@ impl Round<'_> {
                 self.heaviest(certain)
             );
             let otherwise = format!("an own use of {:.0} % of the node", constant::CULPRIT_SHARE * 100.0);
-            return self.refuse(service, "victim", text, otherwise);
+            return self.refuse(service, Rule::Victim, text, otherwise);
         }
         let burden = Burden {
             cpu_millis: f64::from(certain.load.cpu_millis),
@@ -340,13 +212,13 @@ impl Round<'_> {
             Ok(target) => self.go(service, policy, certain, own, &target),
             Err(obstacles) => {
                 let text = format!("no node is clearly better than {}: {obstacles}", source.hostname);
-                let out = self.scale_out(service, policy, replicas, "nowhere_better", text.clone(), 1);
+                let out = self.scale_out(service, policy, replicas, Rule::NowhereBetter, text.clone(), 1);
                 if out.intent.is_some() {
                     return out;
                 }
                 self.refuse(
                     service,
-                    "nowhere_better",
+                    Rule::NowhereBetter,
                     text,
                     "a node with room that the service may run on, or scaling",
                 )
@@ -369,7 +241,7 @@ impl Round<'_> {
             name(self.snapshot, &target.node),
             target.predicted_cpu.min(1.0) * 100.0
         );
-        let mut verdict = self.verdict(service, Conclusion::Act, "migrate", text);
+        let mut verdict = self.verdict(service, Conclusion::Act, Rule::Migrate, text);
         verdict.judgement.otherwise = format!(
             "no node {:.0} points less busy than {}, or an alert that clears",
             constant::CLEARLY_BETTER * 100.0,
@@ -404,7 +276,7 @@ impl Round<'_> {
         let past = self.view.history.past(&service.id, Kind::Migrate).filter(|past| !past.target_lost);
         if let Some(since) = past.map(|past| self.now - past.ended).filter(|since| *since < policy.cooldown) {
             let left = policy.cooldown - since;
-            return Some(self.cooling(service, "cooldown", "migration", policy.cooldown, left));
+            return Some(self.cooling(service, Rule::Cooldown, "migration", policy.cooldown, left));
         }
         self.moved_in_vain(service)
     }
@@ -426,7 +298,7 @@ impl Round<'_> {
             since.as_secs()
         );
         let left = (constant::MOVED_IN_VAIN - since).as_secs();
-        Some(self.refuse(service, "moved_in_vain", text, format!("{left} s more, or another cause")))
+        Some(self.refuse(service, Rule::MovedInVain, text, format!("{left} s more, or another cause")))
     }
 
     /// What forbids a service to move now, whatever its load and wherever it would go.
@@ -438,7 +310,7 @@ impl Round<'_> {
     ) -> Option<Verdict> {
         if policy.migrate == MigrateMode::Off {
             let otherwise = "swarmguard.migrate=auto";
-            return Some(self.refuse(service, "migrate_off", "its labels forbid to move it", otherwise));
+            return Some(self.refuse(service, Rule::MigrateOff, "its labels forbid to move it", otherwise));
         }
         if let Some(verdict) = self.is_tied(service, policy) {
             return Some(verdict);
@@ -449,7 +321,7 @@ impl Round<'_> {
             && self.now - past.ended < constant::RELIEF
         {
             let left = constant::RELIEF - (self.now - past.ended);
-            return Some(self.cooling(service, "just_scaled", "step up", constant::RELIEF, left));
+            return Some(self.cooling(service, Rule::JustScaled, "step up", constant::RELIEF, left));
         }
         if let Some((other, ended)) = self.view.history.last_move(source)
             && self.now - ended < constant::RELIEF
@@ -459,7 +331,7 @@ impl Round<'_> {
             let left = (constant::RELIEF - (self.now - ended)).as_secs();
             return Some(self.refuse(
                 service,
-                "just_relieved",
+                Rule::JustRelieved,
                 text,
                 format!("the node still short in {left} s"),
             ));
@@ -485,7 +357,7 @@ impl Round<'_> {
     pub(super) fn cooling(
         &self,
         service: &Service,
-        rule: &'static str,
+        rule: Rule,
         what: &str,
         whole: Duration,
         left: Duration,

@@ -13,6 +13,7 @@ pub mod placement;
 pub mod preflight;
 mod rebalance;
 mod scale;
+mod target;
 
 use std::{
     cell::OnceCell,
@@ -29,13 +30,14 @@ use swarmguard_common::{
 use crate::{
     action::Intent,
     explain::{Conclusion, Judgement},
+    rule::Rule,
     swarm::{Mode, Service, Snapshot},
     view::View,
 };
 use hot::HotList;
-use migrate::Room;
-pub use migrate::Target;
 pub use scale::{Spare, choose_victim_node, spare};
+use target::Room;
+pub use target::Target;
 
 /// A replica that an action under way brings to a node, whose figures may not show it yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -177,7 +179,7 @@ pub fn most_room(
     let other = |target: &Target| {
         if Some(&target.node) == source { Err("the source itself".into()) } else { Ok(()) }
     };
-    migrate::best_target(&round, service, burden::Burden::default(), other).map(|target| target.node)
+    target::best_target(&round, service, burden::Burden::default(), other).map(|target| target.node)
 }
 
 /// One round of judgements: everything they share.
@@ -200,7 +202,7 @@ impl Round<'_> {
             Err(errors) => {
                 let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
                 let otherwise = "labels that make sense; until then the service is left alone";
-                return Some(self.refuse(service, "labels", all.join("; "), otherwise));
+                return Some(self.refuse(service, Rule::Labels, all.join("; "), otherwise));
             }
         };
         let mut verdict = self.judge_enabled(service, policy);
@@ -214,10 +216,10 @@ impl Round<'_> {
             return self.refuse(service, own.code, own.text, own.otherwise);
         }
         let Mode::Replicated(replicas) = service.mode else {
-            return self.calm(service, "not_replicated", "only replicated services are moved and scaled");
+            return self.calm(service, Rule::NotReplicated, "only replicated services are moved and scaled");
         };
         if let Some(token) = self.situation.busy.get(&service.id) {
-            return self.calm(service, "action_running", format!("the action {token} is under way"));
+            return self.calm(service, Rule::ActionRunning, format!("the action {token} is under way"));
         }
         let wanted = self.wanted(service, policy, replicas);
         if wanted.judgement.conclusion == Conclusion::Calm {
@@ -225,10 +227,10 @@ impl Round<'_> {
         }
         if self.situation.is_paused(&service.id) {
             let text = format!("automation is paused; else: {}", wanted.judgement.text);
-            return self.instead(wanted, "paused", text, "resume");
+            return self.instead(wanted, Rule::Paused, text, "resume");
         }
         match self.rollout(service, replicas) {
-            Some((text, otherwise)) => self.instead(wanted, "rollout", text, otherwise),
+            Some((text, otherwise)) => self.instead(wanted, Rule::Rollout, text, otherwise),
             None => wanted,
         }
     }
@@ -291,13 +293,7 @@ impl Round<'_> {
         figures
     }
 
-    fn verdict(
-        &self,
-        service: &Service,
-        conclusion: Conclusion,
-        rule: &'static str,
-        text: String,
-    ) -> Verdict {
+    fn verdict(&self, service: &Service, conclusion: Conclusion, rule: Rule, text: String) -> Verdict {
         Verdict {
             service: service.id.clone(),
             judgement: Judgement {
@@ -306,6 +302,7 @@ impl Round<'_> {
                 text,
                 otherwise: String::new(),
                 signals: BTreeMap::new(),
+                hot_for: None,
                 task: None,
                 node: None,
                 target: None,
@@ -317,14 +314,14 @@ impl Round<'_> {
         }
     }
 
-    fn calm(&self, service: &Service, rule: &'static str, text: impl Into<String>) -> Verdict {
+    fn calm(&self, service: &Service, rule: Rule, text: impl Into<String>) -> Verdict {
         self.verdict(service, Conclusion::Calm, rule, text.into())
     }
 
     fn refuse(
         &self,
         service: &Service,
-        rule: &'static str,
+        rule: Rule,
         text: impl Into<String>,
         otherwise: impl Into<String>,
     ) -> Verdict {
@@ -342,7 +339,7 @@ impl Round<'_> {
             if under_way >= self.situation.max_actions {
                 let text = format!("{under_way} actions are under way; else: {}", verdict.judgement.text);
                 let otherwise = format!("fewer than {} at once", self.situation.max_actions);
-                turn_down(verdict, "limit", text, otherwise);
+                turn_down(verdict, Rule::Limit, text, otherwise);
                 continue;
             }
             if verdict.judgement.target.as_ref().is_some_and(|target| touched.contains(target))
@@ -360,7 +357,7 @@ impl Round<'_> {
                 let here = self.situation.leaving.entry(node.clone()).or_default();
                 if *here >= self.situation.max_actions_per_node {
                     let text = format!("another action leaves node {node}; else: {}", verdict.judgement.text);
-                    turn_down(verdict, "limit_node", text, "the end of that action".into());
+                    turn_down(verdict, Rule::LimitNode, text, "the end of that action".into());
                     continue;
                 }
                 *here += 1;
@@ -376,7 +373,7 @@ impl Round<'_> {
     fn instead(
         &self,
         mut verdict: Verdict,
-        rule: &'static str,
+        rule: Rule,
         text: impl Into<String>,
         otherwise: impl Into<String>,
     ) -> Verdict {
@@ -385,7 +382,7 @@ impl Round<'_> {
     }
 }
 
-fn turn_down(verdict: &mut Verdict, rule: &'static str, text: String, otherwise: String) {
+fn turn_down(verdict: &mut Verdict, rule: Rule, text: String, otherwise: String) {
     verdict.intent = None;
     verdict.judgement.conclusion = Conclusion::Refuse;
     verdict.judgement.rule = rule;

@@ -10,6 +10,7 @@ use swarmguard_common::{
 
 use crate::{
     explain::Finding,
+    rule::Rule,
     swarm::{Mode, Service},
     view::View,
 };
@@ -43,12 +44,7 @@ pub fn findings(service: &Service, policy: &ServicePolicy, healthcheck: Option<b
     found
 }
 
-fn finding(
-    code: &'static str,
-    refuses: bool,
-    text: impl Into<String>,
-    otherwise: impl Into<String>,
-) -> Finding {
+fn finding(code: Rule, refuses: bool, text: impl Into<String>, otherwise: impl Into<String>) -> Finding {
     Finding { code, refuses, text: text.into(), otherwise: otherwise.into() }
 }
 
@@ -56,7 +52,7 @@ fn finding(
 pub fn own(service: &Service, policy: &ServicePolicy) -> Option<Finding> {
     (policy.role.is_some() || service.is_own()).then(|| {
         finding(
-            "own_service",
+            Rule::OwnService,
             true,
             "it is a part of SwarmGuard, which never touches itself",
             "nothing changes this",
@@ -67,20 +63,20 @@ pub fn own(service: &Service, policy: &ServicePolicy) -> Option<Finding> {
 fn mode(service: &Service, policy: &ServicePolicy) -> Option<Finding> {
     match service.mode {
         Mode::Replicated(1) if policy.migrate != MigrateMode::Surge => Some(finding(
-            "singleton",
+            Rule::Singleton,
             true,
             "it has one replica, and two would run for a moment while it moves",
             "swarmguard.migrate=surge if two may run side by side, or a second replica",
         )),
         Mode::Replicated(_) => None,
         Mode::Global | Mode::GlobalJob => Some(finding(
-            "global",
+            Rule::Global,
             true,
             "a global service runs on every node and cannot leave one",
             "a replicated service",
         )),
         Mode::ReplicatedJob { .. } => {
-            Some(finding("job", true, "a job runs to its end where it is", "a replicated service"))
+            Some(finding(Rule::Job, true, "a job runs to its end where it is", "a replicated service"))
         }
     }
 }
@@ -93,7 +89,7 @@ fn health(policy: &ServicePolicy, healthcheck: Option<bool>) -> Option<Finding> 
     };
     let refuses = !policy.allow.contains(&Allowance::NoHealthcheck);
     Some(finding(
-        "no_healthcheck",
+        Rule::NoHealthcheck,
         refuses,
         text,
         "a healthcheck, or swarmguard.migrate.allow=no-healthcheck",
@@ -109,7 +105,7 @@ fn mounts(service: &Service, policy: &ServicePolicy) -> Option<Finding> {
     let refuses = !policy.allow.contains(&Allowance::LocalVolumes);
     let text = format!("its data stays behind when it moves: {}", local.join(", "));
     let otherwise = "a volume that every node reaches, or swarmguard.migrate.allow=local-volumes";
-    Some(finding("local_volumes", refuses, text, otherwise))
+    Some(finding(Rule::LocalVolumes, refuses, text, otherwise))
 }
 
 /// Describes a mount whose data stays on the node; `None` for one that goes along (network volume, tmpfs, cluster).
@@ -139,7 +135,7 @@ fn slot_templates(service: &Service, policy: &ServicePolicy) -> Option<Finding> 
     let text =
         "it uses {{.Task.Slot}}: its successor gets another number, and for a moment there is one more";
     Some(finding(
-        "slot_templates",
+        Rule::SlotTemplates,
         refuses,
         text,
         "no slot numbers, or swarmguard.migrate.allow=slot-templates",
@@ -160,7 +156,7 @@ fn dnsrr(service: &Service) -> Option<Finding> {
     (mode == Some("dnsrr")).then(|| {
         let text =
             "endpoint mode dnsrr: clients keep the address of a replica that goes, requests may be lost";
-        finding("dnsrr", false, text, "endpoint mode vip, or clients that resolve anew and retry")
+        finding(Rule::Dnsrr, false, text, "endpoint mode vip, or clients that resolve anew and retry")
     })
 }
 
@@ -171,7 +167,7 @@ fn stop_signal(service: &Service) -> Option<Finding> {
         let text = format!(
             "stop signal {signal}: a replica that goes cannot finish what it is at, requests are lost"
         );
-        finding("stop_signal", false, text, "a stop signal that it handles, for instance SIGTERM")
+        finding(Rule::StopSignal, false, text, "a stop signal that it handles, for instance SIGTERM")
     })
 }
 
@@ -184,7 +180,7 @@ fn short_grace(service: &Service) -> Option<Finding> {
             "a replica that goes is killed {millis} ms after it was asked to stop: what takes longer is lost"
         );
         finding(
-            "short_grace",
+            Rule::ShortGrace,
             false,
             text,
             "a stop_grace_period as long as its longest request, at least 5 s",
@@ -198,7 +194,7 @@ fn killed(view: &View, service: &Service) -> Option<Finding> {
         let text = "the replica that went last had to be killed (exit 137) after it was asked to stop: it ignores the \
                     stop signal or takes longer than its grace, and what it was at is lost";
         let otherwise = "handling SIGTERM: finish what is under way, then exit; or a longer stop_grace_period";
-        finding("ignores_stop", false, text, otherwise)
+        finding(Rule::IgnoresStop, false, text, otherwise)
     })
 }
 
@@ -218,7 +214,7 @@ fn cutting_engines(view: &View, service: &Service) -> Option<Finding> {
             "engines that cut established connections from other nodes when a replica stops (moby#51651): {}",
             nodes.into_iter().collect::<Vec<_>>().join(", ")
         );
-        finding("engine_cuts_connections", false, text, "engine 29.1.5 or later there, or 28")
+        finding(Rule::EngineCutsConnections, false, text, "engine 29.1.5 or later there, or 28")
     })
 }
 
@@ -236,7 +232,7 @@ fn version_of(text: &str) -> Option<(u64, u64, u64)> {
 mod tests {
     use super::*;
     use crate::{
-        brain::AgentEvent,
+        agents::AgentEvent,
         swarm::TaskState,
         view::testing::{World, at, replicated, with_label},
     };
@@ -248,7 +244,10 @@ mod tests {
 
     fn codes(service: &Service, healthcheck: Option<bool>) -> Vec<(&'static str, bool)> {
         let policy = service.policy.clone().expect("labels that make sense");
-        findings(service, &policy, healthcheck).iter().map(|found| (found.code, found.refuses)).collect()
+        findings(service, &policy, healthcheck)
+            .iter()
+            .map(|found| (found.code.word(), found.refuses))
+            .collect()
     }
 
     #[test]
@@ -337,7 +336,7 @@ mod tests {
     fn all_codes(world: &World) -> Vec<&'static str> {
         let service = replicated("s1", 2);
         let policy = service.policy.clone().expect("labels that make sense");
-        all(&world.view, &service, &policy, at(0)).iter().map(|found| found.code).collect()
+        all(&world.view, &service, &policy, at(0)).iter().map(|found| found.code.word()).collect()
     }
 
     #[test]

@@ -11,11 +11,10 @@ use swarmguard_common::{
 };
 
 use super::{
-    Precedence, Round, Verdict, constant,
-    migrate::{Target, best_target},
-    ms, name,
+    Precedence, Round, Verdict, constant, ms, name,
+    target::{Target, best_target},
 };
-use crate::{action::Intent, explain::Conclusion, swarm::Service};
+use crate::{action::Intent, explain::Conclusion, rule::Rule, swarm::Service};
 
 /// A node must have been back for this long, so that one that flaps gets nothing.
 const STEADY: Duration = Duration::from_secs(30);
@@ -45,7 +44,7 @@ impl Round<'_> {
         let Some(burden) = self.burden_on(&service.id, crowded) else {
             return Some(self.refuse(
                 service,
-                "no_data",
+                Rule::NoData,
                 "no fresh figures of its replicas",
                 "fresh figures",
             ));
@@ -68,12 +67,12 @@ impl Round<'_> {
         Some(match best_target(self, service, burden, fits) {
             Err(obstacles) => {
                 let text = format!("no node that returned can take a replica: {obstacles}");
-                self.refuse(service, "no_room", text, "room on the node that returned")
+                self.refuse(service, Rule::NoRoom, text, "room on the node that returned")
             }
             Ok(target) => {
                 let (from, to) = (name(self.snapshot, crowded), name(self.snapshot, &target.node));
                 let text = format!("{to} is back and empty of it, {from} has {most} replicas: one moves");
-                let mut verdict = self.verdict(service, Conclusion::Act, "rebalance", text);
+                let mut verdict = self.verdict(service, Conclusion::Act, Rule::Rebalance, text);
                 verdict.judgement.otherwise = "swarmguard.rebalance=false".into();
                 verdict.judgement.node = Some(crowded.clone());
                 verdict.judgement.target = Some(target.node.clone());

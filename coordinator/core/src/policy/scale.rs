@@ -10,12 +10,13 @@ use swarmguard_common::{
 use super::{
     Precedence, Round, Verdict, constant,
     hot::{Certain, Hot},
-    migrate::{Target, best_target, memory_fits},
     ms, name,
+    target::{Target, best_target, memory_fits},
 };
 use crate::{
     action::{Intent, Kind},
     explain::Conclusion,
+    rule::Rule,
     swarm::{Mode, Service},
     view::{SPAN, View},
 };
@@ -132,25 +133,30 @@ impl Round<'_> {
         service: &Service,
         policy: &ServicePolicy,
         replicas: u64,
-        rule: &'static str,
+        rule: Rule,
         text: String,
         steps: u64,
     ) -> Verdict {
         let (Some(_), Some(max)) = (policy.scale_min, policy.scale_max) else {
             let otherwise = "swarmguard.scale.min and swarmguard.scale.max";
-            return self.refuse(service, "scaling_off", format!("{text}; but it may not scale"), otherwise);
+            return self.refuse(
+                service,
+                Rule::ScalingOff,
+                format!("{text}; but it may not scale"),
+                otherwise,
+            );
         };
         let wanted = replicas.saturating_add(steps).min(u64::from(max));
         if wanted <= replicas {
             let text = format!("{text}; but it has its {max} replicas");
-            return self.refuse(service, "at_max", text, "a higher swarmguard.scale.max");
+            return self.refuse(service, Rule::AtMax, text, "a higher swarmguard.scale.max");
         }
         let past = self.view.history.past(&service.id, Kind::ScaleOut);
         if let Some(past) = past.filter(|past| !past.target_lost) {
             let since = self.now - past.ended;
             if since < policy.up_cooldown {
                 let left = policy.up_cooldown - since;
-                return self.cooling(service, "up_cooldown", "step up", policy.up_cooldown, left);
+                return self.cooling(service, Rule::UpCooldown, "step up", policy.up_cooldown, left);
             }
         }
         // A new replica takes its part of the load off the others, so that its CPU is not held against a
@@ -171,7 +177,7 @@ impl Round<'_> {
                 let otherwise = "a node with room that the service may run on";
                 self.refuse(
                     service,
-                    "no_room",
+                    Rule::NoRoom,
                     format!("{text}; but no node has room: {obstacles}"),
                     otherwise,
                 )
@@ -211,15 +217,15 @@ impl Round<'_> {
         let (min, max) = (u64::from(policy.scale_min?), u64::from(policy.scale_max?));
         if replicas == 0 {
             // Switched off by its owner: that is theirs to change.
-            return Some(self.calm(service, "switched_off", "it was scaled to none"));
+            return Some(self.calm(service, Rule::SwitchedOff, "it was scaled to none"));
         }
         if replicas < min {
             let text = format!("{replicas} replicas, at least {min} are wanted");
-            return Some(self.scale_out(service, policy, replicas, "below_min", text, 1));
+            return Some(self.scale_out(service, policy, replicas, Rule::BelowMin, text, 1));
         }
         if replicas > max {
             let text = format!("{replicas} replicas, at most {max} are wanted");
-            return Some(self.scale_in(service, policy, "above_max", text));
+            return Some(self.scale_in(service, policy, Rule::AboveMax, text));
         }
         None
     }
@@ -227,15 +233,15 @@ impl Round<'_> {
     /// Nothing is hot: can one replica go?
     pub(super) fn judge_spare(&self, service: &Service, policy: &ServicePolicy, replicas: u64) -> Verdict {
         let Some(min) = policy.scale_min.filter(|_| policy.scale_max.is_some()) else {
-            return self.calm(service, "calm", "no replica is hot");
+            return self.calm(service, Rule::Calm, "no replica is hot");
         };
         let (cpu, room) = match spare(self.view, service, policy, self.now) {
             Spare::No(why) => {
-                return self.calm(service, "calm", format!("no replica is hot, none is spare: {why}"));
+                return self.calm(service, Rule::Calm, format!("no replica is hot, none is spare: {why}"));
             }
             Spare::Unknown(why) => {
                 let mut verdict =
-                    self.calm(service, "unknown", format!("nothing is known to be hot or spare: {why}"));
+                    self.calm(service, Rule::Unknown, format!("nothing is known to be hot or spare: {why}"));
                 verdict.judgement.otherwise = "fresh figures of every replica".into();
                 return verdict;
             }
@@ -244,16 +250,16 @@ impl Round<'_> {
         let spare_for =
             self.view.history.spare_since(&service.id).map(|since| self.now - since).unwrap_or_default();
         let mut verdict = if replicas <= u64::from(min) {
-            self.calm(service, "at_min", format!("one replica is spare, but {min} are the least"))
+            self.calm(service, Rule::AtMin, format!("one replica is spare, but {min} are the least"))
         } else if spare_for < policy.down_window {
             let text = format!("one replica has been spare for {} s", spare_for.as_secs());
-            let mut verdict = self.calm(service, "spare_holding", text);
+            let mut verdict = self.calm(service, Rule::SpareHolding, text);
             verdict.judgement.otherwise = format!("it goes at {} s", policy.down_window.as_secs());
             verdict
         } else {
             let text =
                 format!("{replicas} replicas use {:.0} % CPU in all, one fewer is enough", cpu * 100.0);
-            self.scale_in(service, policy, "scale_in", text)
+            self.scale_in(service, policy, Rule::ScaleIn, text)
         };
         let signals = &mut verdict.judgement.signals;
         signals.insert("sum_cpu_percent", cpu * 100.0);
@@ -263,19 +269,13 @@ impl Round<'_> {
         verdict
     }
 
-    fn scale_in(
-        &self,
-        service: &Service,
-        policy: &ServicePolicy,
-        rule: &'static str,
-        text: String,
-    ) -> Verdict {
+    fn scale_in(&self, service: &Service, policy: &ServicePolicy, rule: Rule, text: String) -> Verdict {
         for kind in [Kind::ScaleIn, Kind::ScaleOut] {
             if let Some(past) = self.view.history.past(&service.id, kind) {
                 let since = self.now - past.ended;
                 if since < policy.down_cooldown {
                     let left = policy.down_cooldown - since;
-                    return self.cooling(service, "down_cooldown", "step", policy.down_cooldown, left);
+                    return self.cooling(service, Rule::DownCooldown, "step", policy.down_cooldown, left);
                 }
             }
         }
@@ -283,7 +283,7 @@ impl Round<'_> {
             let otherwise = "an agent that is heard on a node of the service";
             return self.refuse(
                 service,
-                "no_data",
+                Rule::NoData,
                 format!("{text}; but no node's figures are known"),
                 otherwise,
             );

@@ -97,7 +97,7 @@ fn judge_at(world: &World, ms: u64, situation: &Situation) -> Verdict {
 fn rule(world: &World) -> (Conclusion, &'static str) {
     let verdict = judge_at(world, 6_100, &situation());
     assert_eq!(verdict.intent.is_some(), verdict.judgement.conclusion == Conclusion::Act, "{verdict:?}");
-    (verdict.judgement.conclusion, verdict.judgement.rule)
+    (verdict.judgement.conclusion, verdict.judgement.rule.word())
 }
 
 fn scaled(service: Service, min: &str, max: &str) -> Service {
@@ -155,12 +155,16 @@ fn nothing_is_done_before_its_time() {
     early.service(replicated("s1", 2)).task("t1", "s1", 1, "n2").task("t2", "s1", 2, "n3").read(0);
     early.alert(1_000, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
     run(&mut early, 0, 3_500, HOT);
-    assert_eq!(judge_at(&early, 3_600, &situation()).judgement.rule, "holding");
+    assert_eq!(judge_at(&early, 3_600, &situation()).judgement.rule.word(), "holding");
     let stalled = |world: &mut World| {
         world.alert(1_100, "n2", "t1", Condition::Stalled, Edge::Raise, 300);
     };
     stalled(&mut early);
-    assert_eq!(judge_at(&early, 3_600, &situation()).judgement.rule, "migrate", "stalls shorten it to 1 s");
+    assert_eq!(
+        judge_at(&early, 3_600, &situation()).judgement.rule.word(),
+        "migrate",
+        "stalls shorten it to 1 s"
+    );
     assert_eq!(rule(&world), (Conclusion::Act, "migrate"));
 }
 
@@ -178,11 +182,11 @@ fn each_condition_stands_for_itself() {
     }
     world.alert(6_550, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
     let verdict = judge_at(&world, 6_600, &situation());
-    assert_eq!(verdict.judgement.rule, "limit_bound", "{verdict:?}");
+    assert_eq!(verdict.judgement.rule.word(), "limit_bound", "{verdict:?}");
     assert!(verdict.judgement.text.contains("own memory"), "{}", verdict.judgement.text);
     assert_eq!(verdict.judgement.signals["stands_ms"], 5_900.0);
     run(&mut world, 6_750, 9_500, hot);
-    assert_eq!(judge_at(&world, 9_500, &situation()).judgement.rule, "migrate", "3 s of high CPU");
+    assert_eq!(judge_at(&world, 9_500, &situation()).judgement.rule.word(), "migrate", "3 s of high CPU");
 }
 
 #[test]
@@ -192,10 +196,10 @@ fn a_burst_neither_turns_a_migration_into_scaling_nor_a_node_short() {
     for ms in [6_250, 6_500, 6_750, 7_000] {
         world.report(ms, "n1", 10, &[]);
         world.report(ms, "n2", 95, &[("t1", 90, 10, 90)]);
-        assert_eq!(judge_at(&world, ms, &situation()).judgement.rule, "migrate", "{ms} ms");
+        assert_eq!(judge_at(&world, ms, &situation()).judgement.rule.word(), "migrate", "{ms} ms");
     }
     run(&mut world, 7_250, 9_000, Heat { network: 90, ..HOT });
-    assert_eq!(judge_at(&world, 9_000, &situation()).judgement.rule, "scale_out", "it lasts");
+    assert_eq!(judge_at(&world, 9_000, &situation()).judgement.rule.word(), "scale_out", "it lasts");
     // At its own limit on a node that is busy for a second.
     let mut world = hot_world(replicated("s1", 2), Heat { node: 30, ..HOT });
     let agent = world.view.agents.get_mut(&"n2".parse().expect("an ID")).expect("there");
@@ -203,7 +207,7 @@ fn a_burst_neither_turns_a_migration_into_scaling_nor_a_node_short() {
     for ms in [6_250, 6_500, 6_750, 7_000] {
         world.report(ms, "n1", 10, &[]);
         world.report(ms, "n2", 95, &[("t1", 90, 10, 5)]);
-        assert_eq!(judge_at(&world, ms, &situation()).judgement.rule, "limit_bound", "{ms} ms");
+        assert_eq!(judge_at(&world, ms, &situation()).judgement.rule.word(), "limit_bound", "{ms} ms");
     }
 }
 
@@ -238,7 +242,7 @@ fn a_step_of_load_is_told_from_a_short_node_as_soon_as_it_may_be_acted_on() {
             }
         }
         let verdict = judge_at(&world, 6_000 + act_at, &situation());
-        assert_eq!(verdict.judgement.rule, "scale_out", "stalled {stalled}: {verdict:?}");
+        assert_eq!(verdict.judgement.rule.word(), "scale_out", "stalled {stalled}: {verdict:?}");
     }
 }
 
@@ -255,7 +259,11 @@ fn stalls_shorten_the_default_but_not_what_an_operator_said() {
         world.alert(1_000, "n2", "t1", Condition::CpuHigh, Edge::Raise, 0);
         world.alert(1_000, "n2", "t1", Condition::Stalled, Edge::Raise, 0);
         run(&mut world, 0, 2_500, HOT);
-        assert_eq!(judge_at(&world, 2_600, &situation()).judgement.rule, expected, "act-after {label:?}");
+        assert_eq!(
+            judge_at(&world, 2_600, &situation()).judgement.rule.word(),
+            expected,
+            "act-after {label:?}"
+        );
     }
 }
 
@@ -355,7 +363,7 @@ fn somebody_elses_change_keeps_us_off_for_a_while_only() {
     service.version = 11;
     world.service(service).read(6_050);
     run(&mut world, 6_250, 12_000, HOT);
-    assert_eq!(judge_at(&world, 12_100, &situation()).judgement.rule, "migrate");
+    assert_eq!(judge_at(&world, 12_100, &situation()).judgement.rule.word(), "migrate");
 }
 
 #[test]
@@ -365,7 +373,7 @@ fn stale_alerts_name_both_nodes() {
     task.node = Some("n3".parse().expect("an ID"));
     world.read(6_050);
     let verdict = judge_at(&world, 6_100, &situation());
-    assert_eq!(verdict.judgement.rule, "stale_alert");
+    assert_eq!(verdict.judgement.rule.word(), "stale_alert");
     assert!(
         verdict.judgement.text.contains("host-n2") && verdict.judgement.text.contains("host-n3"),
         "{verdict:?}"
@@ -375,12 +383,16 @@ fn stale_alerts_name_both_nodes() {
 #[test]
 fn nodes_that_are_silent_or_blind_are_neither_source_nor_target() {
     let world = hot_world(replicated("s1", 2), HOT);
-    assert_eq!(judge_at(&world, 7_500, &situation()).judgement.rule, "no_lease", "source silent");
+    assert_eq!(judge_at(&world, 7_500, &situation()).judgement.rule.word(), "no_lease", "source silent");
     let mut world = hot_world(replicated("s1", 2), HOT);
     for ms in (6_250..=9_000).step_by(250) {
         world.report(ms, "n2", 95, &[("t1", 90, 10, 5)]);
     }
-    assert_eq!(judge_at(&world, 9_100, &situation()).judgement.rule, "nowhere_better", "all targets silent");
+    assert_eq!(
+        judge_at(&world, 9_100, &situation()).judgement.rule.word(),
+        "nowhere_better",
+        "all targets silent"
+    );
     let mut world = hot_world(replicated("s1", 2), HOT);
     for agent in world.view.agents.values_mut() {
         agent.hello.blind = true;
@@ -471,7 +483,7 @@ fn memory_at_its_own_limit_likewise_and_on_a_short_node_it_moves() {
             ..TaskLoad::default()
         }];
     });
-    assert_eq!(judge_at(&world, end, &situation()).judgement.rule, "migrate");
+    assert_eq!(judge_at(&world, end, &situation()).judgement.rule.word(), "migrate");
 }
 
 #[test]
@@ -493,7 +505,7 @@ fn the_victim_stays_and_the_culprit_is_named() {
         report.tasks = vec![load(small, 90, 400), load(large, 80, 3_200)];
     });
     let verdict = judge_at(&world, end, &situation());
-    assert_eq!(verdict.judgement.rule, "victim");
+    assert_eq!(verdict.judgement.rule.word(), "victim");
     assert!(verdict.judgement.text.contains("name-s2"), "{}", verdict.judgement.text);
 }
 
@@ -519,7 +531,7 @@ fn of_two_hot_services_on_a_node_the_heavier_moves_and_the_other_waits() {
     });
     let verdicts = decide(&world.view, &situation(), at(end));
     let rules: Vec<(&str, &str)> =
-        verdicts.iter().map(|verdict| (verdict.service.as_str(), verdict.judgement.rule)).collect();
+        verdicts.iter().map(|verdict| (verdict.service.as_str(), verdict.judgement.rule.word())).collect();
     assert_eq!(rules, [("s2", "migrate"), ("s1", "limit_node")]);
 }
 

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use swarmguard_common::{
+    api::Statistics,
     domain::{Condition, ContainerId, Edge, TaskId},
     time::Time,
     wire::agent::{
@@ -16,7 +17,7 @@ use super::{
     smooth::Smooth,
 };
 use crate::{
-    brain::{ConnectionId, Statistics},
+    agents::ConnectionId,
     lease::{Lease, LeaseState},
 };
 
@@ -112,7 +113,8 @@ pub struct Agent {
     report_seq: Option<u64>,
     seen: Seen,
     acknowledged: Option<u64>,
-    pub(super) thresholds_sent: Option<ToAgent>,
+    /// The thresholds that it was sent over its present connection.
+    pub(crate) thresholds_sent: Option<ToAgent>,
 }
 
 impl Agent {

@@ -19,10 +19,11 @@ use std::{
 };
 
 use swarmguard_common::{
+    api::Statistics,
     domain::{Condition, ContainerId, NodeId, ServiceId, TaskId},
-    labels::{ACT_AFTER, Thresholds},
+    labels::ACT_AFTER,
     time::Time,
-    wire::agent::{ContainerChange, ContainerEvent, NodeLoad, TaskLoad, ToAgent, ToCoordinator},
+    wire::agent::{ContainerChange, ContainerEvent, NodeLoad, TaskLoad, ToCoordinator},
 };
 
 use agent::{Agent, Container, NewEdge};
@@ -33,7 +34,7 @@ pub use recent::{Recent, SPAN};
 pub use smooth::Smooth;
 
 use crate::{
-    brain::{AgentEvent, AgentInput, AgentOrder, AgentOutput, ConnectionId, Statistics},
+    agents::{AgentEvent, AgentInput, AgentOrder, AgentOutput, ConnectionId},
     lease::LeaseState,
     swarm::{Node, Service, Snapshot, Task},
 };
@@ -44,10 +45,6 @@ const MAX_AGENTS: usize = 10_000;
 const FORGET_AFTER: Duration = Duration::from_secs(60);
 /// For this long after a move it is watched whether the service is hot again where it went.
 pub const MOVES_WATCHED: Duration = Duration::from_secs(600);
-/// Thresholds of this many services fit a frame with room to spare.
-const MAX_THRESHOLDS: usize = 512;
-/// Containers named to one agent, likewise.
-const MAX_NAMED: usize = 1_024;
 
 /// What an agent's input changed, for the journal.
 #[derive(Clone, Debug, PartialEq)]
@@ -322,51 +319,6 @@ impl View {
             .filter_map(|replica| replica.container?.healthcheck())
             .collect();
         if seen.is_empty() { None } else { Some(seen.iter().all(|has| *has)) }
-    }
-
-    /// Tells each connected agent the thresholds of what runs on its node, where they changed.
-    pub fn tell_all_thresholds(&mut self, default: Thresholds, out: &mut Vec<AgentOutput>) {
-        let nodes: Vec<NodeId> = self.agents.keys().cloned().collect();
-        for node in &nodes {
-            self.tell_thresholds(node, default, out);
-        }
-    }
-
-    /// Tells one agent, likewise.
-    pub fn tell_thresholds(&mut self, node: &NodeId, default: Thresholds, out: &mut Vec<AgentOutput>) {
-        let Some(snapshot) = self.snapshot.clone() else { return };
-        let Some(connection) = self.agents.get(node).and_then(|agent| agent.connection) else { return };
-        let mut services = BTreeMap::new();
-        let mut containers = BTreeMap::new();
-        for task in self.tasks_on(node) {
-            if let Some(container) = &task.container
-                && containers.len() < MAX_NAMED
-            {
-                containers.insert(container.clone(), (task.id.clone(), task.service.clone()));
-            }
-            if let Some(Ok(policy)) = snapshot.services.get(&task.service).map(|service| &service.policy)
-                && policy.thresholds != default
-                && services.len() < MAX_THRESHOLDS
-            {
-                services.insert(task.service.clone(), policy.thresholds);
-            }
-        }
-        let message = ToAgent::Thresholds { default, services, containers };
-        if let Some(agent) = self.agents.get_mut(node)
-            && agent.thresholds_sent.as_ref() != Some(&message)
-        {
-            agent.thresholds_sent = Some(message.clone());
-            out.push(AgentOutput { connection, what: AgentOrder::Send(message) });
-        }
-    }
-
-    /// Acknowledges what was heard, to every agent that was not told yet.
-    pub fn acknowledge(&mut self, node: &NodeId, out: &mut Vec<AgentOutput>) {
-        let Some(agent) = self.agents.get_mut(node) else { return };
-        let Some(connection) = agent.connection else { return };
-        if let Some(seq) = agent.acknowledgement() {
-            out.push(AgentOutput { connection, what: AgentOrder::Send(ToAgent::Acknowledge { seq }) });
-        }
     }
 }
 

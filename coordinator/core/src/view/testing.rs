@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::json;
 use swarmguard_common::{
+    api::Statistics,
     domain::{BasisPoints, Condition, Edge, NodeId},
     labels::ServicePolicy,
     time::Time,
@@ -12,7 +13,7 @@ use swarmguard_common::{
 
 use super::View;
 use crate::{
-    brain::{AgentEvent, AgentInput, AgentOutput, ConnectionId, Statistics},
+    agents::{AgentEvent, AgentInput, AgentOutput, ConnectionId},
     swarm::{Availability, Mode, Node, RecordObject, Service, Snapshot, Task, TaskState},
 };
 

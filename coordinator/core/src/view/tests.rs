@@ -144,31 +144,6 @@ fn an_alert_that_a_heard_agent_no_longer_says_ends() {
 }
 
 #[test]
-fn an_alert_sent_again_counts_once_and_is_acknowledged_again() {
-    let mut world = World::new(["n1"]);
-    world.service(replicated("s1", 1)).task("t1", "s1", 1, "n1").read(0);
-    let alert = swarmguard_common::wire::agent::Alert {
-        epoch: 1,
-        seq: 5,
-        handle: 1,
-        condition: 0,
-        edge: 0,
-        value: 9_000,
-        age_ms: 300,
-    };
-    let node: NodeId = "n1".parse().expect("an ID");
-    let send = |world: &mut World| {
-        world.out.clear();
-        let heard = world.agent(500, "n1", AgentEvent::Message(ToCoordinator::Alert(alert)));
-        world.view.acknowledge(&node, &mut world.out);
-        (matches!(heard, Heard::Edge(_)), world.out.len())
-    };
-    assert_eq!(send(&mut world), (true, 1));
-    assert_eq!(send(&mut world), (false, 1));
-    assert_eq!((world.statistics.alerts, world.statistics.duplicate_alerts), (1, 1));
-}
-
-#[test]
 fn an_image_may_bring_a_healthcheck_that_no_spec_shows() {
     for (seen, expected) in [(Some(true), Some(true)), (Some(false), Some(false)), (None, None)] {
         let mut world = World::new(["n1"]);
@@ -180,18 +155,4 @@ fn an_image_may_bring_a_healthcheck_that_no_spec_shows() {
     let mut disabled = replicated("s1", 1);
     disabled.spec["TaskTemplate"]["ContainerSpec"]["Healthcheck"] = serde_json::json!({"Test": ["NONE"]});
     assert_eq!(View::default().healthcheck(&disabled, at(0)), Some(false));
-}
-
-#[test]
-fn thresholds_are_told_once_and_again_when_they_change() {
-    let mut world = World::new(["n1"]);
-    world.service(with_label(replicated("s1", 1), "cpu.high", "60")).task("t1", "s1", 1, "n1").read(0);
-    let tell = |world: &mut World| {
-        world.out.clear();
-        world.view.tell_all_thresholds(Thresholds::default(), &mut world.out);
-        world.out.len()
-    };
-    assert_eq!((tell(&mut world), tell(&mut world)), (1, 0));
-    world.service(with_label(replicated("s1", 1), "cpu.high", "50")).read(100);
-    assert_eq!(tell(&mut world), 1);
 }

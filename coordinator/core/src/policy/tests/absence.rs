@@ -29,7 +29,7 @@ fn a_node_that_returned_gets_one_replica_of_what_crowds_elsewhere() {
         }
         world.read(end);
         let verdict = judge_at(&world, end + 100, &situation());
-        let rule = (verdict.judgement.conclusion == Conclusion::Act).then_some(verdict.judgement.rule);
+        let rule = (verdict.judgement.conclusion == Conclusion::Act).then_some(verdict.judgement.rule.word());
         assert_eq!(rule, expected, "{verdict:?}");
         if rule.is_some() {
             let Some(Intent::Migrate { source, target, .. }) = verdict.intent else {
@@ -74,7 +74,7 @@ fn a_service_that_was_moved_in_vain_is_not_rebalanced() {
         }
         run(&mut world, 92_000, 100_000, 10);
         let verdict = judge_at(&world, 100_100, &situation());
-        assert_eq!(verdict.judgement.rule, expected, "{verdict:?}");
+        assert_eq!(verdict.judgement.rule.word(), expected, "{verdict:?}");
     }
 }
 
@@ -145,7 +145,7 @@ fn judge_job(world: &World, seconds: u64, attempts: u32) -> (&'static str, bool)
     let service = &world.swarm.services[&"s1".parse().expect("an ID")];
     let (judgement, again) =
         jobs::judge(&world.view, service, attempts, at(1_000 + seconds * 1_000)).expect("an enabled job");
-    (judgement.rule, again.is_some())
+    (judgement.rule.word(), again.is_some())
 }
 
 #[test]

@@ -43,7 +43,7 @@ fn targets(verdicts: &[Verdict]) -> Vec<Option<&str>> {
 fn two_actions_of_one_round_do_not_fill_the_same_node() {
     let world = two_hot_services(3_600);
     let verdicts = decide(&world.view, &situation(), at(6_100));
-    assert!(verdicts.iter().all(|verdict| verdict.judgement.rule == "migrate"), "{verdicts:?}");
+    assert!(verdicts.iter().all(|verdict| verdict.judgement.rule.word() == "migrate"), "{verdicts:?}");
     assert_eq!(targets(&verdicts), [Some("n1"), Some("n4")], "each would take 90 % of it");
     // Only one node: the second waits.
     let mut world = two_hot_services(3_600);
@@ -51,7 +51,7 @@ fn two_actions_of_one_round_do_not_fill_the_same_node() {
         Availability::Drain;
     world.read(6_050);
     let verdicts = decide(&world.view, &situation(), at(6_100));
-    let rules: Vec<&str> = verdicts.iter().map(|verdict| verdict.judgement.rule).collect();
+    let rules: Vec<&str> = verdicts.iter().map(|verdict| verdict.judgement.rule.word()).collect();
     assert_eq!(rules, ["migrate", "nowhere_better"], "{verdicts:?}");
 }
 
@@ -80,7 +80,7 @@ fn limits_pauses_and_running_actions_hold_everything_back() {
     let with = |change: &dyn Fn(&mut Situation)| {
         let mut situation = situation();
         change(&mut situation);
-        judge_at(&world, 6_100, &situation).judgement.rule
+        judge_at(&world, 6_100, &situation).judgement.rule.word()
     };
     assert_eq!(with(&|situation| situation.under_way = 2), "limit");
     let n2 = || ("n2".parse().expect("an ID"), 1);
@@ -114,7 +114,7 @@ fn cooldown_then_ten_minutes_where_it_was_moved_in_vain() {
         let start = seconds * 1_000;
         world.alert(start, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
         run(&mut world, start, start + 6_000, HOT);
-        judge_at(&world, start + 6_100, &situation()).judgement.rule
+        judge_at(&world, start + 6_100, &situation()).judgement.rule.word()
     };
     assert_eq!(later(moved_to("n2"), 20), "cooldown");
     assert_eq!(later(moved_to("n2"), 120), "moved_in_vain");
@@ -152,7 +152,7 @@ fn moved_in_vain_ties_the_whole_service() {
     }
     world.read(86_000);
     let verdict = judge_at(&world, 86_100, &situation());
-    assert_eq!(verdict.judgement.rule, "moved_in_vain", "{verdict:?}");
+    assert_eq!(verdict.judgement.rule.word(), "moved_in_vain", "{verdict:?}");
     assert!(verdict.judgement.text.contains("host-n2"), "{}", verdict.judgement.text);
 }
 
@@ -169,7 +169,7 @@ fn a_later_move_does_not_make_an_earlier_one_good() {
     world.record(record).read(100_000);
     world.alert(170_000, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
     run(&mut world, 170_250, 176_000, HOT);
-    assert_eq!(judge_at(&world, 176_100, &situation()).judgement.rule, "moved_in_vain");
+    assert_eq!(judge_at(&world, 176_100, &situation()).judgement.rule.word(), "moved_in_vain");
 }
 
 proptest::proptest! {

@@ -39,7 +39,7 @@ fn scaling() -> Service {
 }
 
 fn rule_at(world: &World, ms: u64) -> &'static str {
-    judge_at(world, ms, &situation()).judgement.rule
+    judge_at(world, ms, &situation()).judgement.rule.word()
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn a_node_without_memory_or_whose_tasks_wait_gets_no_new_replica() {
         }
         world.read(9_500);
         let verdict = judge_at(&world, 9_500, &situation());
-        assert_eq!(verdict.judgement.rule, "scale_out", "{verdict:?}");
+        assert_eq!(verdict.judgement.rule.word(), "scale_out", "{verdict:?}");
         verdict.judgement.target.expect("a target").to_string()
     };
     assert_eq!(verdict(20, 0, 0), "n1");
