@@ -144,7 +144,8 @@ async fn listen(
                 let mut news = false;
                 shared.link(address, |link| {
                     let before = link.pulse.replace((clock::now(), able, acting));
-                    news = before.is_none_or(|(_, was_able, was_acting)| (was_able, was_acting) != (able, acting));
+                    news = before
+                        .is_none_or(|(_, was_able, was_acting)| (was_able, was_acting) != (able, acting));
                 });
                 if news {
                     shared.wake();

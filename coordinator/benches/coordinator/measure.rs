@@ -51,7 +51,11 @@ impl Coordinator {
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))?;
         let coordinator = Self { child, quic, api };
-        coordinator.until(Duration::from_secs(60), |text| text.contains("snapshot_age_seconds")).await?;
+        coordinator
+            .until(Duration::from_secs(60), |text| {
+                text.contains("\nswarmguard_coordinator_last_snapshot_timestamp_seconds ")
+            })
+            .await?;
         Ok(coordinator)
     }
 

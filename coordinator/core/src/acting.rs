@@ -130,7 +130,10 @@ impl Cause {
                 "no agent is connected to this coordinator, so it cannot tell whether the one of the raft leader {} lives",
                 host(leader)
             ),
-            Self::Deaf => "no agent reaches this coordinator, though agents run (is UDP 7443 open between the nodes?)".into(),
+            Self::Deaf => {
+                "no agent reaches this coordinator, though agents run (is UDP 7443 open between the nodes?)"
+                    .into()
+            }
         }
     }
 }
@@ -226,10 +229,18 @@ mod tests {
     }
 
     fn hears(names: &[(&str, bool)]) -> Vec<HeardCoordinator> {
-        names.iter().map(|(name, acting)| HeardCoordinator { node: id(name), able: true, acting: *acting }).collect()
+        names
+            .iter()
+            .map(|(name, acting)| HeardCoordinator { node: id(name), able: true, acting: *acting })
+            .collect()
     }
 
-    fn judge(acting: &mut Acting, now: Time, snapshot: &Snapshot, witnesses: &[Vec<HeardCoordinator>]) -> Turn {
+    fn judge(
+        acting: &mut Acting,
+        now: Time,
+        snapshot: &Snapshot,
+        witnesses: &[Vec<HeardCoordinator>],
+    ) -> Turn {
         acting.judge(now, Some(snapshot), witnesses.iter().map(|one| Some(one.as_slice())), |_| true)
     }
 
@@ -251,7 +262,10 @@ mod tests {
         judge(&mut first, at(0), &of("m1", 0), &all);
         judge(&mut last, at(0), &of("m3", 0), &all);
         assert_eq!(judge(&mut first, at(1_499), &of("m1", 1_499), &left), Turn::Unsure { node: id("m2") });
-        assert_eq!(judge(&mut first, at(1_500), &of("m1", 1_500), &left), Turn::StandsIn { leader: id("m2") });
+        assert_eq!(
+            judge(&mut first, at(1_500), &of("m1", 1_500), &left),
+            Turn::StandsIn { leader: id("m2") }
+        );
         assert!(judge(&mut last, at(9_000), &of("m3", 9_000), &left).is_nobodys(), "m1 is able and idle");
         let stands_in = [hears(&[("m1", true), ("m3", false)])];
         let turn = judge(&mut last, at(9_100), &of("m3", 9_100), &stands_in);
@@ -291,10 +305,15 @@ mod tests {
         assert!(nobody(judge(&mut acting, at(60_000), &swarm("m3", Some("m1"), at(60_000)), &[])));
         let only = [hears(&[("m3", false)])];
         judge(&mut acting, at(60_000), &swarm("m3", Some("m1"), at(60_000)), &only);
-        assert!(nobody(judge(&mut acting, at(70_000), &swarm("m3", Some("m1"), at(60_000)), &only)), "too old");
+        assert!(
+            nobody(judge(&mut acting, at(70_000), &swarm("m3", Some("m1"), at(60_000)), &only)),
+            "too old"
+        );
         assert!(nobody(judge(&mut acting, at(70_000), &swarm("m3", None, at(70_000)), &only)));
         // Agents that have not said whom they hear are no witnesses.
-        let turn = acting.judge(at(80_000), Some(&swarm("m3", Some("m1"), at(80_000))), [None].into_iter(), |_| true);
+        let turn =
+            acting
+                .judge(at(80_000), Some(&swarm("m3", Some("m1"), at(80_000))), [None].into_iter(), |_| true);
         assert_eq!(turn, Turn::Nobody(Cause::NoWitness { leader: id("m1") }));
         assert!(turn.text(ToString::to_string).contains("m1"));
     }
@@ -307,7 +326,11 @@ mod tests {
         assert_eq!(judge(&mut acting, at(4_999), &of(4_999), &[]), Turn::Leads);
         assert_eq!(judge(&mut acting, at(5_000), &of(5_000), &[]), Turn::Nobody(Cause::Deaf));
         let none = std::iter::empty::<Option<&[HeardCoordinator]>>();
-        assert_eq!(acting.judge(at(6_000), Some(&of(6_000)), none, |_| false), Turn::Leads, "nobody else could");
+        assert_eq!(
+            acting.judge(at(6_000), Some(&of(6_000)), none, |_| false),
+            Turn::Leads,
+            "nobody else could"
+        );
     }
 
     proptest! {

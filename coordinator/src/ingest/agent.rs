@@ -7,7 +7,7 @@ use swarmguard_common::{
     domain::{BasisPoints, Condition, NodeId},
     wire::{
         MAX_DATAGRAM_BYTES,
-        agent::{Alert, Hello, Report, ToAgent, ToCoordinator},
+        agent::{Alert, Hello, MAX_HEARD, Report, ToAgent, ToCoordinator},
         codec,
     },
 };
@@ -182,6 +182,11 @@ impl Ingest {
             } else if now.connect_still != sent.connect_still {
                 queue.push(Arc::new(ToAgent::ConnectStill { revision: now.connect_still.0 }));
             }
+            if let Some((_, able, acting)) = now.pulse
+                && now.pulse != sent.pulse
+            {
+                queue.push(Arc::new(ToAgent::Pulse { able, acting }));
+            }
             sent = now;
         }
     }
@@ -238,6 +243,10 @@ impl Speaker<'_> {
             }
             ToCoordinator::Alert(alert) => self.check_alert(alert),
             ToCoordinator::Container(_) => Verdict::Pass,
+            ToCoordinator::Hears(coordinators) if coordinators.len() > MAX_HEARD => {
+                Verdict::End(Reason::Malformed, "more coordinators than a swarm has managers")
+            }
+            ToCoordinator::Hears(_) => Verdict::Pass,
         }
     }
 

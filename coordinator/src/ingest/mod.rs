@@ -120,6 +120,8 @@ pub struct Outbox {
     pub connect: Option<Arc<ToAgent>>,
     /// Revision of the routes that are still so, and how often that was said.
     pub connect_still: (u64, u64),
+    /// How many pulses were given, whether Swarm can be read, and whether this coordinator acts.
+    pub pulse: Option<(u64, bool, bool)>,
     /// The connection is to be closed, and why.
     pub close: Option<String>,
 }

@@ -62,7 +62,9 @@ fn change(event: &EventMessage) -> Option<Change> {
         EventMessageTypeEnum::NODE => Some(Change::Node),
         EventMessageTypeEnum::SERVICE => Some(Change::Service(actor.id.as_ref()?.parse().ok()?)),
         // One without a name may be ours.
-        EventMessageTypeEnum::CONFIG if attribute("name").is_none_or(|name| name.starts_with("swarmguard-")) => {
+        EventMessageTypeEnum::CONFIG
+            if attribute("name").is_none_or(|name| name.starts_with("swarmguard-")) =>
+        {
             Some(Change::Record)
         }
         EventMessageTypeEnum::CONTAINER => {
@@ -86,7 +88,8 @@ mod tests {
     fn events_name_what_changed() {
         let service = r#"{"Type":"service","Action":"update","Actor":{"ID":"s1","Attributes":{"name":"web"}},"scope":"swarm","time":1}"#;
         assert_eq!(of(service), Some(Change::Service("s1".parse().expect("an ID"))));
-        let node = r#"{"Type":"node","Action":"update","Actor":{"ID":"n1","Attributes":{"state.new":"down"}}}"#;
+        let node =
+            r#"{"Type":"node","Action":"update","Actor":{"ID":"n1","Attributes":{"state.new":"down"}}}"#;
         assert_eq!(of(node), Some(Change::Node));
         let record = r#"{"Type":"config","Action":"create","Actor":{"ID":"c","Attributes":{"name":"swarmguard-act-s1"}}}"#;
         assert_eq!(of(record), Some(Change::Record));

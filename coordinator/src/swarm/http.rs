@@ -111,7 +111,11 @@ impl Engine {
     }
 
     /// Reads a list; `take` gets the text of each object as it arrives.
-    pub(super) async fn list(&self, path: &str, mut take: impl FnMut(&[u8]) + Send) -> Result<(), EngineError> {
+    pub(super) async fn list(
+        &self,
+        path: &str,
+        mut take: impl FnMut(&[u8]) + Send,
+    ) -> Result<(), EngineError> {
         let path = format!("{}{path}", self.version().await?);
         let request = format!("GET {path}");
         let (mut sender, mut body) = self.begin(&path).await?;
@@ -155,7 +159,8 @@ impl Engine {
             Some(answered) => answered,
             None => {
                 let mut sender = self.connect(&request).await?;
-                let sent = timeout(REQUEST, sender.send_request(self.request(&Method::GET, path, None))).await;
+                let sent =
+                    timeout(REQUEST, sender.send_request(self.request(&Method::GET, path, None))).await;
                 let answer = sent
                     .map_err(|_| self.no_answer(&request, &"timed out"))?
                     .map_err(|error| self.no_answer(&request, &error))?;

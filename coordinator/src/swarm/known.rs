@@ -309,10 +309,8 @@ impl Known {
     fn follow_nodes(&mut self, now: Time, old: &BTreeMap<NodeId, Node>) {
         let word = |node: &Node| (node.ready, node.unknown, node.availability);
         let all: BTreeSet<&NodeId> = old.keys().chain(self.nodes.keys()).collect();
-        let changed: Vec<&NodeId> = all
-            .into_iter()
-            .filter(|id| old.get(*id).map(word) != self.nodes.get(*id).map(word))
-            .collect();
+        let changed: Vec<&NodeId> =
+            all.into_iter().filter(|id| old.get(*id).map(word) != self.nodes.get(*id).map(word)).collect();
         if changed.is_empty() {
             return;
         }
@@ -320,14 +318,14 @@ impl Known {
             self.nodes.get(*id).is_some_and(|node| node.ready && node.availability == Availability::Active)
         };
         let room = changed.iter().any(takes);
-        let on_them = self.tasks.values().filter(|task| {
-            task.node.as_ref().is_some_and(|node| changed.contains(&node))
-        });
+        let on_them =
+            self.tasks.values().filter(|task| task.node.as_ref().is_some_and(|node| changed.contains(&node)));
         let mut services: BTreeSet<ServiceId> = on_them.map(|task| task.service.clone()).collect();
         if room {
-            let global = self.services.values().filter(|service| {
-                matches!(service.mode, Mode::Global | Mode::GlobalJob)
-            });
+            let global = self
+                .services
+                .values()
+                .filter(|service| matches!(service.mode, Mode::Global | Mode::GlobalJob));
             services.extend(global.map(|service| service.id.clone()));
             services.extend(self.unsettled());
         }

@@ -160,7 +160,11 @@ fn what_lingers_is_looked_at_after_its_service_is_not_followed_any_more() {
     let next = plan(&mut known, 20, &Marks::default());
     assert_eq!((&next.tasks, &next.by_id), (&Pick::Nothing, &vec![id("ta")]));
     known.nodes.get_mut(&id("n1")).expect("there").ready = false;
-    assert_eq!(plan(&mut known, 20, &Marks::default()).by_id, [], "on a node that is down it lingers for hours");
+    assert_eq!(
+        plan(&mut known, 20, &Marks::default()).by_id,
+        [],
+        "on a node that is down it lingers for hours"
+    );
 }
 
 #[test]

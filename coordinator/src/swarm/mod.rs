@@ -53,7 +53,16 @@ const BUSY: Duration = Duration::from_secs(1);
 const OPENED: Duration = Duration::from_millis(500);
 /// States that Swarm can want a task to be in, without `shutdown`: those are history, five for each replica by default.
 const WANTED: [&str; 10] = [
-    "new", "pending", "assigned", "accepted", "preparing", "ready", "starting", "running", "complete", "remove",
+    "new",
+    "pending",
+    "assigned",
+    "accepted",
+    "preparing",
+    "ready",
+    "starting",
+    "running",
+    "complete",
+    "remove",
 ];
 
 /// Reads and writes one swarm.
@@ -150,12 +159,7 @@ impl Client {
         }
     }
 
-    async fn carry_out(
-        &self,
-        inside: &mut Inside,
-        taken: Time,
-        plan: Plan,
-    ) -> Result<Snapshot, EngineError> {
+    async fn carry_out(&self, inside: &mut Inside, taken: Time, plan: Plan) -> Result<Snapshot, EngineError> {
         let own_node = self.own_node(inside).await?;
         let mut odd = None;
         let mut read = Read::default();
@@ -388,12 +392,7 @@ impl SwarmApi for Client {
 /// Why an object was not understood, if one was not.
 type Odd<'a> = &'a mut Option<String>;
 
-fn take<T: DeserializeOwned, U>(
-    text: &[u8],
-    read: impl Fn(T) -> Option<U>,
-    into: &mut Vec<U>,
-    odd: Odd<'_>,
-) {
+fn take<T: DeserializeOwned, U>(text: &[u8], read: impl Fn(T) -> Option<U>, into: &mut Vec<U>, odd: Odd<'_>) {
     match serde_json::from_slice(text) {
         Ok(object) => into.extend(read(object)),
         Err(error) => drop(odd.get_or_insert_with(|| error.to_string())),

@@ -151,7 +151,9 @@ mod tests {
     #[test]
     fn the_same_objects_whatever_the_pieces() {
         let wanted = vec![json!({"a": "}],\"{\\"}), json!({}), json!({"b": [[{"c": "\u{00e9}\n"}], 1]})];
-        for text in [serde_json::to_vec(&wanted).expect("json"), serde_json::to_vec_pretty(&wanted).expect("json")] {
+        for text in
+            [serde_json::to_vec(&wanted).expect("json"), serde_json::to_vec_pretty(&wanted).expect("json")]
+        {
             for piece in 1..=text.len() {
                 assert_eq!(objects(&text, piece).as_ref(), Ok(&wanted), "pieces of {piece}");
             }

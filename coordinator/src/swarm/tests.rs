@@ -333,7 +333,10 @@ async fn the_past_of_nine_thousand_tasks_costs_nothing() {
     assert!(until(Duration::from_secs(5), || client.marks().services.len() == 1).await);
     let snapshot = Client::snapshot(&client).await.expect("readable");
     let stopping = &snapshot.tasks[&"s7t00003".parse::<TaskId>().expect("an ID")];
-    assert_eq!((snapshot.tasks.len(), stopping.desired, stopping.is_serving()), (9_000, TaskState::Shutdown, false));
+    assert_eq!(
+        (snapshot.tasks.len(), stopping.desired, stopping.is_serving()),
+        (9_000, TaskState::Shutdown, false)
+    );
     let traffic = engine.take_traffic();
     assert!(traffic.bytes < 500_000 && traffic.requests == 3, "{} bytes: {:?}", traffic.bytes, traffic.paths);
 }

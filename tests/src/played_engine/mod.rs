@@ -248,9 +248,7 @@ fn whole(status: u16, body: &[u8]) -> Vec<u8> {
 async fn events(inner: &Inner, stream: &mut TcpStream) -> std::io::Result<()> {
     let mut events = inner.events.subscribe();
     stream
-        .write_all(
-            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n",
-        )
+        .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
         .await?;
     let (mut reader, mut writer) = stream.split();
     let mut nothing = [0];

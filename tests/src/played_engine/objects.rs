@@ -84,7 +84,8 @@ impl Objects {
 
     /// An event.
     pub fn event(&mut self, kind: &str, action: &str, id: &str, attributes: Value) {
-        self.events.push(json!({"Type": kind, "Action": action, "Actor": {"ID": id, "Attributes": attributes}}));
+        self.events
+            .push(json!({"Type": kind, "Action": action, "Actor": {"ID": id, "Attributes": attributes}}));
     }
 
     pub(super) fn take_events(&mut self) -> Vec<Value> {
@@ -172,7 +173,10 @@ impl Objects {
     fn create_config(&mut self, spec: Value) -> Result<Value, (u16, String)> {
         let name = spec["Name"].as_str().unwrap_or_default().to_owned();
         if self.config(&name).is_some() {
-            return Err((409, format!("rpc error: code = AlreadyExists desc = config {name} already exists")));
+            return Err((
+                409,
+                format!("rpc error: code = AlreadyExists desc = config {name} already exists"),
+            ));
         }
         self.index += 1;
         let id = format!("cfg{}", self.index);
@@ -216,7 +220,9 @@ fn list<'a>(objects: impl Iterator<Item = &'a Value>) -> Vec<u8> {
 
 /// The values of one filter.
 fn filter(query: &str, name: &str) -> Vec<String> {
-    let Some(filters) = query.split('&').find_map(|pair| pair.strip_prefix("filters=")) else { return Vec::new() };
+    let Some(filters) = query.split('&').find_map(|pair| pair.strip_prefix("filters=")) else {
+        return Vec::new();
+    };
     let filters: Value = serde_json::from_str(&unescaped(filters)).unwrap_or(Value::Null);
     let values = filters[name].as_array().into_iter().flatten();
     values.filter_map(|value| Some(value.as_str()?.to_owned())).collect()
@@ -226,9 +232,8 @@ fn unescaped(text: &str) -> String {
     let (mut bytes, mut rest) = (Vec::new(), text.bytes());
     while let Some(byte) = rest.next() {
         let digits = (byte == b'%').then(|| [rest.next().unwrap_or(0), rest.next().unwrap_or(0)]);
-        let code = digits.and_then(|digits| {
-            u8::from_str_radix(std::str::from_utf8(&digits).unwrap_or_default(), 16).ok()
-        });
+        let code = digits
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(&digits).unwrap_or_default(), 16).ok());
         bytes.push(code.unwrap_or(byte));
     }
     String::from_utf8_lossy(&bytes).into_owned()

@@ -207,9 +207,11 @@ impl Brain {
     }
 
     fn take_turn(&mut self, now: Time) {
-        let live = self.view.agents.values().filter(|agent| {
-            agent.connection.is_some() && agent.lease.state(now) != LeaseState::Lapsed
-        });
+        let live = self
+            .view
+            .agents
+            .values()
+            .filter(|agent| agent.connection.is_some() && agent.lease.state(now) != LeaseState::Lapsed);
         let witnesses = live.map(|agent| agent.hears.as_deref());
         self.turn = self.acting.judge(now, self.view.snapshot.as_deref(), witnesses, others_run);
     }
@@ -222,7 +224,8 @@ impl Brain {
             .filter(|record| !matches!(record.kind, Kind::Node | Kind::Drain))
             .filter_map(|record| record.service.clone())
             .collect();
-        services.extend(self.actions.pending().map(|order| &order.intent).filter_map(Intent::service).cloned());
+        services
+            .extend(self.actions.pending().map(|order| &order.intent).filter_map(Intent::service).cloned());
         services.extend(self.wishes.scales().into_iter().map(|(service, ..)| service));
         let agents = self.view.agents.values();
         let alerted = agents

@@ -7,7 +7,8 @@ use swarmguard_common::{
     domain::{Condition, ContainerId, Edge, TaskId},
     time::Time,
     wire::agent::{
-        Alert, ContainerChange, ContainerEvent, HeardCoordinator, Hello, NodeLoad, Report, TaskIntro, TaskLoad, ToAgent,
+        Alert, ContainerChange, ContainerEvent, HeardCoordinator, Hello, NodeLoad, Report, TaskIntro,
+        TaskLoad, ToAgent,
     },
 };
 
