@@ -162,6 +162,7 @@ pub struct Parts<S> {
 /// An agent's connection.
 struct Link {
     node: NodeId,
+    as_manager: bool,
     outbox: watch::Sender<Outbox>,
     /// The routes that it was told.
     routes: ConnectRoutes,
@@ -299,6 +300,7 @@ impl<S: SwarmApi> Runner<S> {
                     self.parts.journal.notice("swarm_readable", "Swarm can be read again".into());
                 }
                 self.facts.snapshot = Some(Arc::clone(&snapshot));
+                self.check_agents(&snapshot);
                 self.input(Input::Snapshot(snapshot));
                 self.publish_routes(false);
                 self.tell_routes(false);
@@ -331,9 +333,9 @@ impl<S: SwarmApi> Runner<S> {
         let mut left = BATCH;
         while let Some(event) = next {
             match event {
-                Event::Up { input, outbox } => {
+                Event::Up { input, outbox, as_manager } => {
                     let (node, routes) = (input.node.clone(), ConnectRoutes::default());
-                    self.connections.insert(input.connection, Link { node, outbox, routes });
+                    self.connections.insert(input.connection, Link { node, as_manager, outbox, routes });
                     self.input(Input::Agent(input));
                 }
                 Event::Input(input) => {
@@ -491,6 +493,17 @@ impl<S: SwarmApi> Runner<S> {
             // The loop has ended: the outcome is learnt from a snapshot by whoever comes next.
             let _ = answers.send((id, result)).await;
         });
+    }
+
+    /// Ends the connections of agents that Swarm does not list, or with another role than their certificate names.
+    fn check_agents(&self, snapshot: &Snapshot) {
+        let roster = &self.parts.inputs.roster;
+        roster.update(snapshot);
+        for link in self.connections.values() {
+            if let Some(why) = roster.why_not(snapshot.taken, &link.node, link.as_manager) {
+                link.outbox.send_modify(|outbox| outbox.close = Some(why));
+            }
+        }
     }
 
     /// Tells the agents that this coordinator lives, so that they tell the others. One that is alone has nobody to tell.

@@ -24,6 +24,7 @@ const MAX_TEXT_BYTES: usize = 255;
 pub(super) struct Guest {
     streams: Streams,
     node: NodeId,
+    as_manager: bool,
     hello: Hello,
 }
 
@@ -50,20 +51,24 @@ impl Ingest {
             let why = format!("the certificate is of node {node}, the hello of {}", hello.node);
             return self.refuse(&connection, from, Reason::WrongNode, &why);
         }
+        let as_manager = peer.unit == Unit::Manager;
+        if let Some(why) = self.roster.why_not(clock::now(), &node, as_manager) {
+            return self.refuse(&connection, from, Reason::NotListed, &why);
+        }
         if hello.hostname.len() > MAX_TEXT_BYTES || hello.version.len() > MAX_TEXT_BYTES {
             return self.refuse(&connection, from, Reason::Malformed, "host name or version is too long");
         }
-        Some(Guest { streams, node, hello })
+        Some(Guest { streams, node, as_manager, hello })
     }
 
     pub(super) async fn agent(&self, guest: Guest) {
-        let Guest { streams: Streams { connection, from, send, receive }, node, hello } = guest;
+        let Guest { streams: Streams { connection, from, send, receive }, node, as_manager, hello } = guest;
         let id = self.supersede(&node, &connection);
         let epoch = hello.epoch;
         tracing::info!(%node, %from, host = hello.hostname, version = hello.version, "agent connected");
         let input = |what| AgentInput { node: node.clone(), connection: id, what };
         let (outbox, told) = watch::channel(Outbox::default());
-        let up = Event::Up { input: input(AgentEvent::Connected(hello)), outbox };
+        let up = Event::Up { input: input(AgentEvent::Connected(hello)), outbox, as_manager };
         if self.events.send(up).await.is_ok() {
             let handles = BTreeSet::new();
             let speaker = Speaker {

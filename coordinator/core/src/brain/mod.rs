@@ -256,7 +256,7 @@ impl Brain {
                     // The round that notices it is soon, also while all was calm.
                     self.next_round = self.next_round.map(|next| next.min(now + ROUND));
                 }
-                self.journal_edge(&node, &edge);
+                self.journal_edge(now, &node, &edge);
             }
             Heard::Container(task) => {
                 let service = task

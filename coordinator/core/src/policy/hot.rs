@@ -10,10 +10,13 @@ use swarmguard_common::{
 };
 
 use super::{constant, placement};
-use crate::view::{
-    Replica, View,
-    agent::{Agent, Container},
-    alerts::Standing,
+use crate::{
+    lease::LeaseState,
+    view::{
+        Replica, View,
+        agent::{Agent, Container},
+        alerts::Standing,
+    },
 };
 
 /// Why an alert does not count, or not yet.
@@ -52,6 +55,11 @@ pub struct Hot<'a> {
 }
 
 impl<'a> Hot<'a> {
+    /// Whether it counts for nothing: nobody stands by it, or not for a task on the reporter's node.
+    pub fn is_stale(&self) -> bool {
+        matches!(self.doubt, Some(Doubt::Stale(_)))
+    }
+
     /// Replica, its node's agent and fresh figures of both, where the alert counts.
     pub fn certain(&self) -> Option<Certain<'a>> {
         if self.doubt.is_some() {
@@ -174,6 +182,9 @@ fn examine<'a>(
     };
     let task = view.task_of(&container.intro.container, container.intro.task.as_ref());
     hot.doubt = match task {
+        _ if agent.lease.state(now) == LeaseState::Lapsed => {
+            Some(Doubt::Stale(format!("the agent of {}, which raised it, is silent", agent.hello.hostname)))
+        }
         None => Some(Doubt::Stale(format!("its task is gone from {}", agent.hello.hostname))),
         // On its way out already.
         Some(task) if !task.is_wanted() => return None,
@@ -195,7 +206,7 @@ fn examine<'a>(
             }
         }
     };
-    if stood < act_after {
+    if stood < act_after && !hot.is_stale() {
         hot.doubt = Some(Doubt::Holding(act_after - stood));
     }
     Some(hot)

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     agents::ConnectionId,
     lease::{Lease, LeaseState},
+    swarm::Node,
 };
 
 /// Most containers kept for one node; more are counted as dropped.
@@ -173,6 +174,17 @@ impl Agent {
         self.hello = hello;
         self.lease.renew(now, false);
         Ok(old)
+    }
+
+    /// How large the node is, by Swarm's own description: the agent's word is taken only where that says nothing.
+    pub fn take_capacity(&mut self, node: &Node) {
+        if let Some(cpu_millis) = u32::try_from(node.nano_cpus / 1_000_000).ok().filter(|millis| *millis > 0)
+        {
+            self.hello.cpu_millis = cpu_millis;
+        }
+        if let Some(bytes) = u64::try_from(node.memory_bytes).ok().filter(|bytes| *bytes > 0) {
+            self.hello.memory_bytes = bytes;
+        }
     }
 
     /// The connection ended. The lease runs on.
