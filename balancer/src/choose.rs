@@ -303,6 +303,7 @@ pub fn example_service(algorithm: Algorithm, count: u16, now: Time) -> Service {
         cookie: crate::service::cookie_name("example"),
         replicas: replicas.collect(),
         limit: None,
+        clients: None,
         shared: Arc::default(),
     }
 }

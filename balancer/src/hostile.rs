@@ -18,7 +18,9 @@ use crate::{
 };
 
 /// Headers that httparse, here the judge, has room for: those of a head and what the balancer adds.
-const MAX_HEADERS: usize = 128;
+const MAX_HEADERS: usize = 300;
+/// Headers of an answer that are passed on.
+const MOST_HEADERS: usize = 256;
 
 /// A client's bytes, as the fast path reads them.
 pub fn request_heads(data: &[u8]) {
@@ -56,7 +58,7 @@ pub fn answers(data: &[u8]) {
     let [flags, cut, data @ ..] = data else { return };
     let to_head = flags & 1 != 0;
     let mut out = Vec::new();
-    let Ok(Some(head)) = response::translate(data, to_head, &mut out) else { return };
+    let Ok(Some(head)) = response::translate(data, to_head, MOST_HEADERS, &mut out) else { return };
     assert!(head.length <= data.len(), "it ends where nothing was read");
     if (100..200).contains(&head.status) {
         assert!(out.is_empty(), "an interim answer was passed on");

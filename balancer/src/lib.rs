@@ -8,12 +8,17 @@
 pub mod admin;
 pub mod breaker;
 pub mod choose;
+pub mod client_rate;
 pub mod drain;
+pub mod figures;
 pub mod health;
+pub mod histogram;
 pub mod hostile;
 pub mod lease;
+pub mod memory;
 pub mod others;
 pub mod pick;
+pub mod process;
 pub mod proxy;
 pub mod rate;
 pub mod registry;

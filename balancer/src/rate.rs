@@ -24,6 +24,11 @@ impl Limit {
         Self { interval_ns, burst_ns: (100_000_000).max(interval_ns), due_ns: AtomicU64::new(0) }
     }
 
+    /// Whether it has been as if nothing ever came.
+    pub fn is_rested(&self, now: Time) -> bool {
+        self.due_ns.load(Relaxed) <= now.as_micros().saturating_mul(1_000)
+    }
+
     /// Whether one more may go now.
     pub fn admit(&self, now: Time) -> bool {
         let now_ns = now.as_micros().saturating_mul(1_000);

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use swarmguard_common::{domain::TaskId, labels::Algorithm, time::Time, wire::routes::ReplicaLoad};
 
 use crate::{
+    client_rate::ClientRate,
     pick::metrics,
     rate::Limit,
     replica::{Load, Replica},
@@ -59,6 +60,7 @@ struct Known {
     replicas: BTreeMap<TaskId, Arc<Replica>>,
     shared: Arc<Shared>,
     limit: Option<(u32, Arc<Limit>)>,
+    clients: Option<(u32, Arc<ClientRate>)>,
 }
 
 impl Registry {
@@ -101,7 +103,13 @@ impl Registry {
         let mut changed = false;
         let known = self.services.entry(picture.id.clone()).or_insert_with(|| {
             changed = true;
-            Known { picture: picture.clone(), replicas: BTreeMap::new(), shared: Arc::default(), limit: None }
+            Known {
+                picture: picture.clone(),
+                replicas: BTreeMap::new(),
+                shared: Arc::default(),
+                limit: None,
+                clients: None,
+            }
         });
         if known.picture.labels != picture.labels || known.picture.name != picture.name {
             changed = true;
@@ -180,11 +188,15 @@ impl Registry {
         let default = self.weighing.algorithm;
         let services = self.services.values_mut().map(|known| {
             let labels = known.picture.labels.clone();
-            known.limit = match (labels.rate, known.limit.take()) {
-                (Some(rate), Some((old, limit))) if old == rate => Some((rate, limit)),
-                (Some(rate), _) => Some((rate, Arc::new(Limit::new(rate)))),
-                (None, _) => None,
-            };
+            // Who was over a rate that stays the same stays over it.
+            known.limit = labels.rate.map(|rate| match known.limit.take() {
+                Some((old, limit)) if old == rate => (rate, limit),
+                _ => (rate, Arc::new(Limit::new(rate))),
+            });
+            known.clients = labels.client_rate.map(|rate| match known.clients.take() {
+                Some((old, clients)) if old == rate => (rate, clients),
+                _ => (rate, Arc::new(ClientRate::new(rate))),
+            });
             Arc::new(Service {
                 name: known.picture.name.clone(),
                 algorithm: labels.algorithm.unwrap_or(default),
@@ -192,6 +204,7 @@ impl Registry {
                 cookie: cookie_name(&known.picture.name),
                 replicas: known.replicas.values().cloned().collect(),
                 limit: known.limit.as_ref().map(|(_, limit)| Arc::clone(limit)),
+                clients: known.clients.as_ref().map(|(_, clients)| Arc::clone(clients)),
                 shared: Arc::clone(&known.shared),
             })
         });

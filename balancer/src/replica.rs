@@ -17,6 +17,7 @@ use swarmguard_common::{domain::TaskId, time::Time};
 
 use crate::{
     breaker::{Breaker, Gate},
+    histogram::Latencies,
     others::Others,
     pick::Candidate,
 };
@@ -100,6 +101,8 @@ pub struct Replica {
     pub failures: AtomicU64,
     /// Picks of it.
     pub picks: AtomicU64,
+    /// Times to its answers.
+    pub latencies: Latencies,
 }
 
 // As far as the breaker's `open_until`.
@@ -130,6 +133,7 @@ impl Replica {
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             picks: AtomicU64::new(0),
+            latencies: Latencies::default(),
         }
     }
 
@@ -286,6 +290,7 @@ impl Replica {
         let before = f32::from_bits(self.latency_us.load(Relaxed));
         let after = match outcome {
             Outcome::Answered(took) => {
+                self.latencies.add(took);
                 // With n requests in flight each took about n times as long as one alone would have.
                 #[expect(clippy::cast_precision_loss, reason = "requests in flight, at most millions")]
                 let company = self.leases().max(1) as f32;

@@ -126,6 +126,7 @@ mod tests {
             cookie: String::new(),
             replicas: Vec::new(),
             limit: None,
+            clients: None,
             shared: Arc::new(Shared::default()),
         })
     }

@@ -4,7 +4,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -18,8 +21,11 @@ use tokio::{
 };
 
 use crate::{
-    admin, drain, health,
-    proxy::{Global, tls, worker},
+    admin, drain,
+    figures::Figures,
+    health,
+    memory::Memory,
+    proxy::{Global, accept, seats::Addresses, tls},
     registry::Registry,
     settings::Settings,
     source::{
@@ -70,17 +76,30 @@ impl Balancer {
             }
             _ => None,
         };
-        let stats = Arc::new(Stats::new(workers, clock::now()));
-        let global = Arc::new(Global { settings, table: registry.table(), stats, tls, closing });
+        let started = clock::now();
+        let global = Arc::new(Global {
+            table: registry.table(),
+            stats: Arc::new(Stats::new(workers, started)),
+            tls,
+            closing,
+            memory: Memory::new(settings.client_memory_bytes),
+            addresses: Addresses::new(settings.per_address()),
+            routed: AtomicBool::new(false),
+            started,
+            figures: watch::Sender::default(),
+            settings,
+        });
         let listener = TcpListener::bind(global.settings.admin_addr)
             .await
             .with_context(|| format!("cannot listen on {} (--admin-addr)", global.settings.admin_addr))?;
         let admin = listener.local_addr()?;
+        let health = admin::health_listener(admin)?;
         let mut control = tokio::task::JoinSet::new();
         let (events_in, events) = mpsc::channel(QUEUE);
         spawn_sources(&mut control, &global, registry, events_in, events).await;
         control.spawn(health::run(Arc::clone(&global)));
         control.spawn(admin::run(Arc::clone(&global), listener));
+        control.spawn(admin::answer_healthchecks(Arc::clone(&global), health));
         control.spawn(tick(Arc::clone(&global)));
         if let (Some(certificate), Some(key), Some(current)) =
             (&global.settings.tls_cert, &global.settings.tls_key, &global.tls)
@@ -124,7 +143,7 @@ async fn spawn_workers(
     for index in 0..workers {
         let (global, ready) = (Arc::clone(global), ready_in.clone());
         let run = move || {
-            worker::run(global, index, |listening| {
+            accept::run(global, index, |listening| {
                 // The receiver is there until every worker has reported.
                 let _ = ready.try_send(listening);
             });
@@ -174,9 +193,10 @@ async fn spawn_sources(
             );
         }
     } else {
-        control.spawn(feed::run(Arc::new(settings.clone()), names.clone(), events_in.clone()));
+        control.spawn(feed::run(Arc::clone(global), names.clone(), events_in.clone()));
     }
     let sources = Sources {
+        global: Arc::clone(global),
         registry,
         names,
         targets,
@@ -193,6 +213,7 @@ async fn spawn_sources(
 
 /// The control task: joins what coordinators and DNS say.
 struct Sources {
+    global: Arc<Global>,
     registry: Registry,
     names: dns::Names,
     targets: Vec<(String, u16)>,
@@ -235,6 +256,7 @@ impl Sources {
                 }
                 _ = look.tick() => {
                     self.lapse();
+                    self.global.routed.store(self.with_feed && !self.unheard() && self.last_heard.is_some(), Relaxed);
                     if self.unheard() && !resolving {
                         resolving = true;
                         let (names, services, back) = (self.names.clone(), self.service_names(), resolved_in.clone());
@@ -260,6 +282,7 @@ impl Sources {
                         tracing::info!(coordinator = %from, services = routes.services.len(), "routes are known again");
                     }
                     self.last_heard = Some(now);
+                    self.global.routed.store(true, Relaxed);
                     self.lapsed = false;
                     let subnets = addresses::subnets(Path::new("/proc"));
                     self.registry.apply(&feed::picture(&routes, &subnets), now);
@@ -373,9 +396,12 @@ impl Sources {
 }
 
 async fn tick(global: Arc<Global>) {
+    let mut figures = Figures::default();
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        global.stats.tick(clock::now());
+        let now = clock::now();
+        global.stats.tick(now);
+        global.figures.send_replace(Arc::new(figures.make(&global, now)));
     }
 }
 

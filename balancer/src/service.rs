@@ -15,6 +15,8 @@ use swarmguard_common::labels::{Algorithm, RouteLabels};
 use tokio::sync::Notify;
 
 use crate::{
+    client_rate::ClientRate,
+    histogram::Histogram,
     rate::{Limit, RetryBudget},
     replica::Replica,
 };
@@ -34,8 +36,17 @@ pub struct Service {
     pub replicas: Vec<Arc<Replica>>,
     /// Its rate limit, where it has one.
     pub limit: Option<Arc<Limit>>,
+    /// The same for each client address.
+    pub clients: Option<Arc<ClientRate>>,
     /// What outlives this reading.
     pub shared: Arc<Shared>,
+}
+
+impl Service {
+    /// Whether it has a rate of any kind.
+    pub fn is_rated(&self) -> bool {
+        self.limit.is_some() || self.clients.is_some()
+    }
 }
 
 /// Counters and queues of a service, the same from one reading to the next.
@@ -54,6 +65,10 @@ pub struct Shared {
     pub refused: AtomicU64,
     /// Retries made.
     pub retries: AtomicU64,
+    /// Time to the first byte of answers.
+    pub first_byte: Histogram,
+    /// Answers by class of status: 1xx to 5xx.
+    responses: [AtomicU64; 5],
 }
 
 impl Shared {
@@ -62,6 +77,17 @@ impl Shared {
         if self.waiting.load(SeqCst) > 0 {
             self.room.notify_one();
         }
+    }
+
+    /// Counts an answer of this status.
+    pub fn answered(&self, status: u16) {
+        let class = usize::from((status / 100).clamp(1, 5)) - 1;
+        self.responses[class].fetch_add(1, Relaxed);
+    }
+
+    /// Answers by class of status: 1xx to 5xx.
+    pub fn responses(&self) -> [u64; 5] {
+        [0, 1, 2, 3, 4].map(|class| self.responses[class].load(Relaxed))
     }
 
     /// Requests that wait for room now.

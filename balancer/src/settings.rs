@@ -47,11 +47,11 @@ pub struct Settings {
     /// PEM file with its private key
     #[arg(long, env = "SWARMGUARD_TLS_KEY", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
-    /// Where /metrics and /healthz are served for certain
+    /// Where /metrics and /healthz are served; for Prometheus in an overlay network, 0.0.0.0:8085 and no published port
     #[arg(long, env = "SWARMGUARD_ADMIN_ADDR", default_value = "127.0.0.1:8085")]
     pub admin_addr: SocketAddr,
-    /// Whether /metrics and /healthz on the public port are the balancer's own
-    #[arg(long, env = "SWARMGUARD_OWN_PATHS", default_value_t = true, action = ArgAction::Set)]
+    /// Whether /metrics and /healthz on the public port are the balancer's own: they say which replicas there are, and where
+    #[arg(long, env = "SWARMGUARD_OWN_PATHS", default_value_t = false, action = ArgAction::Set)]
     pub own_paths: bool,
     /// Threads that serve, one per core; 0 takes as many as the machine or the CPU limit has
     #[arg(long, env = "SWARMGUARD_WORKERS", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=256))]
@@ -126,21 +126,33 @@ pub struct Settings {
     /// Keep such headers as they come in, and add to them; only behind another proxy of your own
     #[arg(long, env = "SWARMGUARD_TRUST_FORWARDED", default_value_t = false, action = ArgAction::Set)]
     pub trust_forwarded: bool,
-    /// Largest request head, in bytes
+    /// Largest head of a request or an answer, in bytes
     #[arg(long, env = "SWARMGUARD_MAX_HEAD_BYTES", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(8_192..=1_048_576))]
     pub max_head_bytes: u32,
+    /// Most headers in the head of a request or an answer
+    #[arg(long, env = "SWARMGUARD_MAX_HEADERS", default_value_t = 256, value_parser = clap::value_parser!(u16).range(16..=4_096))]
+    pub max_headers: u16,
     /// Largest request body, in bytes; 0 is no limit
     #[arg(long, env = "SWARMGUARD_MAX_BODY_BYTES", default_value_t = 0)]
     pub max_body_bytes: u64,
     /// Clients connected at once, over all workers
     #[arg(long, env = "SWARMGUARD_MAX_CONNECTIONS", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_connections: u32,
+    /// Clients of one address connected at once (of IPv6: one /64), over all workers; 0 is half of --max-connections
+    #[arg(long, env = "SWARMGUARD_MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 0)]
+    pub max_connections_per_address: u32,
+    /// Memory for what clients make the balancer keep, over all of them: heads, bodies on their way, HTTP/2. What needs more gets 503
+    #[arg(long, env = "SWARMGUARD_CLIENT_MEMORY_BYTES", default_value_t = 100_663_296, value_parser = clap::value_parser!(u64).range(4_194_304..))]
+    pub client_memory_bytes: u64,
     /// Time for a client to send a request head
     #[arg(long, env = "SWARMGUARD_HEAD_TIMEOUT", default_value = "15s", value_parser = seconds)]
     pub head_timeout: Duration,
-    /// A client connection without a request, or a body that does not move, is given up after this
+    /// A client without a request, that sends nothing of its body, or reads nothing of its answer is given up after this
     #[arg(long, env = "SWARMGUARD_IDLE_TIMEOUT", default_value = "75s", value_parser = seconds)]
     pub idle_timeout: Duration,
+    /// Longest silence of both sides once an answer has begun, and of tunnels (WebSocket)
+    #[arg(long, env = "SWARMGUARD_STREAM_TIMEOUT", default_value = "1h", value_parser = seconds)]
+    pub stream_timeout: Duration,
     /// Time to connect to a replica
     #[arg(long, env = "SWARMGUARD_CONNECT_TIMEOUT", default_value = "2s", value_parser = seconds)]
     pub connect_timeout: Duration,
@@ -237,6 +249,14 @@ impl Settings {
             return Err(command.clone().error(clap::error::ErrorKind::ArgumentConflict, why));
         }
         Ok(settings)
+    }
+
+    /// Connections of one address.
+    pub fn per_address(&self) -> u32 {
+        match self.max_connections_per_address {
+            0 => self.max_connections.div_ceil(2),
+            most => most,
+        }
     }
 
     /// How figures are weighed.

@@ -13,11 +13,7 @@ use std::{
 use serde_json::json;
 use swarmguard_common::time::Time;
 
-use crate::routing::Table;
-
-/// Upper bounds of the response time buckets, in microseconds.
-pub const BUCKETS_US: [u64; 12] =
-    [500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000, 30_000_000];
+use crate::{histogram::BOUNDS_US, process, proxy::Global, routing::Table};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
@@ -26,28 +22,17 @@ macro_rules! counters {
         #[repr(align(128))]
         pub struct WorkerStats {
             $($(#[$doc])* pub $name: AtomicU64,)+
-            /// Answers by time to first byte, not cumulative; the last one is everything slower.
-            pub buckets: [AtomicU64; BUCKETS_US.len() + 1],
         }
 
         /// The sum over all workers.
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         pub struct Totals {
             $($(#[$doc])* pub $name: u64,)+
-            /// As in [`WorkerStats`].
-            pub buckets: [u64; BUCKETS_US.len() + 1],
         }
 
         impl Totals {
             fn add(&mut self, one: &WorkerStats) {
                 $(self.$name = self.$name.wrapping_add(one.$name.load(Relaxed));)+
-                for (sum, bucket) in self.buckets.iter_mut().zip(&one.buckets) {
-                    *sum += bucket.load(Relaxed);
-                }
-            }
-
-            fn each(&self) -> Vec<(&'static str, u64)> {
-                vec![$((stringify!($name), self.$name)),+]
             }
         }
     };
@@ -92,14 +77,32 @@ counters! {
     refused_full,
     /// Answered 429: over the service's rate.
     refused_rate,
+    /// Answered 429: over the rate of one client address.
+    refused_client_rate,
     /// Answered 400, 405, 413 or 431 by the balancer.
     refused_malformed,
+    /// Answered 408: the client did not send its body in time.
+    refused_client_timeout,
+    /// Answered 503, or closed: no memory for one more request or connection.
+    refused_memory,
+    /// Connections closed at once: too many of that address.
+    refused_address,
     /// Answered 503: no replica could be connected to.
-    unreachable,
-    /// Answered 502: replicas failed.
-    bad_gateway,
+    failed_unreachable,
+    /// Answered 502: the replica's connection broke.
+    failed_broken,
+    /// Answered 502: the replica's answer makes no sense.
+    failed_unreadable,
+    /// Answered 502: the head of the replica's answer is too large.
+    failed_too_large,
     /// Answered 504: no answer in time.
-    gateway_timeout,
+    failed_timeout,
+    /// Answers cut short for want of memory, because the client does not read.
+    shed,
+    /// HTTP/2 answers given up, because the client does not read.
+    unread,
+    /// Idle connections closed to make room for others.
+    evicted,
     /// Client connections accepted.
     connections,
     /// Client connections closed.
@@ -108,14 +111,8 @@ counters! {
     tls_failures,
     /// Upgraded connections (WebSocket and others).
     upgrades,
-}
-
-impl WorkerStats {
-    /// Counts one answer by its time to first byte.
-    pub fn answered_us(&self, micros: u64) {
-        let at = BUCKETS_US.iter().position(|bound| micros <= *bound).unwrap_or(BUCKETS_US.len());
-        self.buckets[at].fetch_add(1, Relaxed);
-    }
+    /// Those that have ended.
+    upgrades_closed,
 }
 
 /// Adds one.
@@ -204,47 +201,142 @@ impl Stats {
     }
 
     /// Prometheus text, version 0.0.4.
-    pub fn prometheus(&self, table: &Table, now: Time) -> String {
+    pub fn prometheus(&self, global: &Global, now: Time) -> String {
         let totals = self.totals();
-        let mut text = String::with_capacity(8_192);
-        for (name, value) in totals.each() {
-            family(&mut text, name, "counter");
-            let _ = writeln!(text, "swarmguard_lb_{name}_total {value}");
-        }
-        family(&mut text, "requests_per_second", "gauge");
-        let _ = writeln!(text, "swarmguard_lb_requests_per_second {}", self.per_second());
-        histogram(&mut text, &totals);
-        replica_families(&mut text, table, now);
-        service_families(&mut text, table);
+        let table = global.table.load();
+        let mut text = String::with_capacity(16_384);
+        worker_families(&mut text, &totals);
+        gauge(&mut text, "connections_open", totals.connections.saturating_sub(totals.connections_closed));
+        gauge(&mut text, "upgrades_open", totals.upgrades.saturating_sub(totals.upgrades_closed));
+        gauge(&mut text, "client_memory_bytes", global.memory.used());
+        gauge(&mut text, "client_memory_limit_bytes", global.memory.most());
+        gauge(&mut text, "ready", global.ready().into());
+        service_families(&mut text, &table);
+        histogram(&mut text, &table);
+        replica_families(&mut text, &table, now);
+        family(&mut text, "build_info", "gauge");
+        let _ =
+            writeln!(text, "swarmguard_balancer_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
+        process::write(&mut text);
         text
     }
 }
 
 fn family(text: &mut String, name: &str, kind: &str) {
-    let suffix = if kind == "counter" { "_total" } else { "" };
-    let _ = writeln!(text, "# TYPE swarmguard_lb_{name}{suffix} {kind}");
+    let _ = writeln!(text, "# TYPE swarmguard_balancer_{name} {kind}");
 }
 
-fn histogram(text: &mut String, totals: &Totals) {
-    family(text, "first_byte_seconds", "histogram");
-    let mut below = 0;
-    for (bound, count) in BUCKETS_US.iter().zip(totals.buckets) {
-        below += count;
-        #[expect(clippy::cast_precision_loss, reason = "bounds are small")]
-        let bound = *bound as f64 / 1e6;
-        let _ = writeln!(text, "swarmguard_lb_first_byte_seconds_bucket{{le=\"{bound}\"}} {below}");
+fn gauge(text: &mut String, name: &str, value: u64) {
+    family(text, name, "gauge");
+    let _ = writeln!(text, "swarmguard_balancer_{name} {value}");
+}
+
+fn worker_families(text: &mut String, totals: &Totals) {
+    for (name, value) in [
+        ("requests", totals.requests),
+        ("requests_fast", totals.requests_fast),
+        ("retries", totals.retries),
+        ("stale_connections", totals.stale_connections),
+        ("connects", totals.connects),
+        ("replica_errors", totals.upstream_failures),
+        ("ejections", totals.ejections),
+        ("leases_expired", totals.leases_expired),
+        ("connections", totals.connections),
+        ("connections_evicted", totals.evicted),
+        ("tls_failures", totals.tls_failures),
+        ("upgrades", totals.upgrades),
+        ("picks_fresh", totals.picks_fresh),
+    ] {
+        family(text, &format!("{name}_total"), "counter");
+        let _ = writeln!(text, "swarmguard_balancer_{name}_total {value}");
     }
-    below += totals.buckets[BUCKETS_US.len()];
-    let _ = writeln!(text, "swarmguard_lb_first_byte_seconds_bucket{{le=\"+Inf\"}} {below}");
-    let _ = writeln!(text, "swarmguard_lb_first_byte_seconds_count {below}");
+    let by_algorithm = totals.picks
+        - (totals.picks_fallback + totals.picks_exploration + totals.picks_sticky).min(totals.picks);
+    let labelled: [(&str, &str, &[(&str, u64)]); 4] = [
+        (
+            "picks_total",
+            "reason",
+            &[
+                ("algorithm", by_algorithm),
+                ("fallback", totals.picks_fallback),
+                ("exploration", totals.picks_exploration),
+                ("sticky", totals.picks_sticky),
+            ],
+        ),
+        (
+            "refused_total",
+            "reason",
+            &[
+                ("no_route", totals.refused_no_route),
+                ("no_replica", totals.refused_no_replica),
+                ("full", totals.refused_full),
+                ("rate", totals.refused_rate),
+                ("client_rate", totals.refused_client_rate),
+                ("malformed", totals.refused_malformed),
+                ("client_timeout", totals.refused_client_timeout),
+                ("memory", totals.refused_memory),
+                ("address", totals.refused_address),
+            ],
+        ),
+        (
+            "failures_total",
+            "reason",
+            &[
+                ("unreachable", totals.failed_unreachable),
+                ("broken", totals.failed_broken),
+                ("unreadable", totals.failed_unreadable),
+                ("head_too_large", totals.failed_too_large),
+                ("timeout", totals.failed_timeout),
+            ],
+        ),
+        ("answers_cut_total", "reason", &[("memory", totals.shed), ("unread", totals.unread)]),
+    ];
+    for (name, label, values) in labelled {
+        family(text, name, "counter");
+        for (word, value) in values {
+            let _ = writeln!(text, "swarmguard_balancer_{name}{{{label}=\"{word}\"}} {value}");
+        }
+    }
+    // One pick in sixteen is timed.
+    family(text, "pick_duration_seconds", "summary");
+    let _ = writeln!(
+        text,
+        "swarmguard_balancer_pick_duration_seconds_sum {}",
+        seconds(totals.picks_timed_ns / 1_000)
+    );
+    let _ = writeln!(text, "swarmguard_balancer_pick_duration_seconds_count {}", totals.picks_timed);
+}
+
+fn histogram(text: &mut String, table: &Table) {
+    const NAME: &str = "swarmguard_balancer_first_byte_seconds";
+    family(text, "first_byte_seconds", "histogram");
+    for service in &table.services {
+        let name = escaped(&service.name);
+        let (counts, sum_us) = service.shared.first_byte.read();
+        let mut below = 0;
+        for (bound, count) in BOUNDS_US.iter().zip(counts) {
+            below += count;
+            let bound = seconds(*bound);
+            let _ = writeln!(text, "{NAME}_bucket{{service=\"{name}\",le=\"{bound}\"}} {below}");
+        }
+        below += counts[BOUNDS_US.len()];
+        let _ = writeln!(text, "{NAME}_bucket{{service=\"{name}\",le=\"+Inf\"}} {below}");
+        let _ = writeln!(text, "{NAME}_sum{{service=\"{name}\"}} {}", seconds(sum_us));
+        let _ = writeln!(text, "{NAME}_count{{service=\"{name}\"}} {below}");
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "exact for three hundred years")]
+fn seconds(us: u64) -> f64 {
+    us as f64 / 1e6
 }
 
 fn replica_families(text: &mut String, table: &Table, now: Time) {
-    type Read = fn(&crate::replica::Replica, Time) -> u64;
-    let families: [(&str, &str, Read); 9] = [
-        ("replica_requests", "counter", |it, _| it.requests.load(Relaxed)),
-        ("replica_failures", "counter", |it, _| it.failures.load(Relaxed)),
-        ("replica_picks", "counter", |it, _| it.picks.load(Relaxed)),
+    type Value = fn(&crate::replica::Replica, Time) -> u64;
+    let families: [(&str, &str, Value); 9] = [
+        ("replica_requests_total", "counter", |it, _| it.requests.load(Relaxed)),
+        ("replica_failures_total", "counter", |it, _| it.failures.load(Relaxed)),
+        ("replica_picks_total", "counter", |it, _| it.picks.load(Relaxed)),
         ("replica_in_flight", "gauge", |it, _| it.in_flight().into()),
         ("replica_in_flight_of_others", "gauge", |it, now| it.others(now).into()),
         ("replica_ready", "gauge", |it, _| it.ready().into()),
@@ -254,36 +346,38 @@ fn replica_families(text: &mut String, table: &Table, now: Time) {
     ];
     for (name, kind, read) in families {
         family(text, name, kind);
-        let suffix = if kind == "counter" { "_total" } else { "" };
         for service in &table.services {
+            let name_of = escaped(&service.name);
             for replica in &service.replicas {
-                let _ = writeln!(
-                    text,
-                    "swarmguard_lb_{name}{suffix}{{service=\"{}\",node=\"{}\",task=\"{}\"}} {}",
-                    escaped(&service.name),
-                    escaped(&replica.node),
-                    replica.task,
-                    read(replica, now),
-                );
+                let (node, task, value) = (escaped(&replica.node), &replica.task, read(replica, now));
+                let labels = format!("service=\"{name_of}\",node=\"{node}\",task=\"{task}\"");
+                let _ = writeln!(text, "swarmguard_balancer_{name}{{{labels}}} {value}");
             }
         }
     }
 }
 
 fn service_families(text: &mut String, table: &Table) {
-    type Read = fn(&crate::service::Shared) -> u64;
-    let families: [(&str, &str, Read); 4] = [
-        ("service_requests", "counter", |it| it.requests.load(Relaxed)),
-        ("service_refused", "counter", |it| it.refused.load(Relaxed)),
-        ("service_retries", "counter", |it| it.retries.load(Relaxed)),
+    type Value = fn(&crate::service::Shared) -> u64;
+    let families: [(&str, &str, Value); 4] = [
+        ("service_requests_total", "counter", |it| it.requests.load(Relaxed)),
+        ("service_refused_total", "counter", |it| it.refused.load(Relaxed)),
+        ("service_retries_total", "counter", |it| it.retries.load(Relaxed)),
         ("service_waiting", "gauge", |it| it.waiting().into()),
     ];
     for (name, kind, read) in families {
         family(text, name, kind);
-        let suffix = if kind == "counter" { "_total" } else { "" };
         for service in &table.services {
             let (name_of, value) = (escaped(&service.name), read(&service.shared));
-            let _ = writeln!(text, "swarmguard_lb_{name}{suffix}{{service=\"{name_of}\"}} {value}");
+            let _ = writeln!(text, "swarmguard_balancer_{name}{{service=\"{name_of}\"}} {value}");
+        }
+    }
+    family(text, "service_responses_total", "counter");
+    for service in &table.services {
+        let name = escaped(&service.name);
+        for (class, value) in (1..).zip(service.shared.responses()) {
+            let labels = format!("service=\"{name}\",class=\"{class}xx\"");
+            let _ = writeln!(text, "swarmguard_balancer_service_responses_total{{{labels}}} {value}");
         }
     }
 }
@@ -323,16 +417,5 @@ mod tests {
         for field in ["routing_decisions", "avg_routing_time_ms", "cache_hit_rate"] {
             assert!(value.get(field).is_some(), "{field}");
         }
-    }
-
-    #[test]
-    fn prometheus_buckets_are_cumulative() {
-        let stats = Stats::new(1, NOW);
-        for micros in [100, 700, 40_000_000] {
-            stats.workers()[0].answered_us(micros);
-        }
-        let text = stats.prometheus(&Table::default(), NOW);
-        assert!(text.contains("bucket{le=\"0.0005\"} 1\n"), "{text}");
-        assert!(text.contains("bucket{le=\"0.001\"} 2\n") && text.contains("bucket{le=\"+Inf\"} 3\n"));
     }
 }

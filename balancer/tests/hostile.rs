@@ -213,14 +213,46 @@ fn a_client_that_does_not_read_is_cut_off() {
 }
 
 #[test]
-fn more_clients_than_allowed_wait_and_are_served() {
+fn where_all_places_are_taken_the_longest_idle_makes_room_and_requests_under_way_do_not() {
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let replica = Replica::new(move |stream, head, _| {
+        if head.contains("/wait") {
+            let _ = wait.lock().expect("the only one").recv();
+        }
+        say(stream, 200, "fine")
+    });
+    let lb = Lb::with(&[&replica], &["--max-connections=3", "--max-connections-per-address=9"]);
+    let mut busy = lb.connect();
+    busy.send(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n");
+    eventually("a request is under way", || lb.in_flight() == 1);
+    let (mut old, mut young) = (lb.connect(), lb.connect());
+    old.send(b"GET / HTTP/1.1\r\nHos");
+    assert_eq!(young.ask("GET / HTTP/1.1\r\nHost: x\r\n\r\n").text(), "fine");
+    assert_eq!(lb.get("/").text(), "fine", "room was made");
+    assert!(old.is_closed(), "half a head is no request");
+    assert_eq!(young.ask("GET / HTTP/1.1\r\nHost: x\r\n\r\n").text(), "fine");
+    go.send(()).expect("it waits");
+    assert_eq!(busy.read(false).text(), "fine");
+    assert!(lb.global.stats.totals().evicted >= 1);
+}
+
+#[test]
+fn one_address_does_not_get_all_places() {
     let replica = Replica::named("fine");
-    let lb = Lb::with(&[&replica], &["--max-connections=2"]);
-    let (first, second) = (lb.connect(), lb.connect());
+    let lb = Lb::with(&[&replica], &["--max-connections=10", "--max-connections-per-address=2"]);
+    let (mut first, second) = (lb.connect(), lb.connect());
+    assert_eq!(first.ask("GET / HTTP/1.1\r\nHost: x\r\n\r\n").text(), "fine");
     let mut third = lb.connect();
-    third.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n");
-    drop((first, second));
-    assert_eq!(third.read(false).text(), "fine");
+    assert!(third.is_closed());
+    assert_eq!(lb.global.stats.totals().refused_address, 1);
+    drop(second);
+    eventually("a place is free again", || {
+        let mut fourth = lb.connect();
+        let _ = fourth.stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+        let mut status = [0; 12];
+        fourth.stream.read_exact(&mut status).is_ok() && status.ends_with(b"200")
+    });
 }
 
 /// A head of likely and unlikely parts, with what may follow it.

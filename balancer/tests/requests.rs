@@ -237,7 +237,7 @@ fn a_connection_that_the_replica_closed_meanwhile_is_not_the_clients_problem() {
         assert_eq!(fast.ask("GET / HTTP/1.1\r\nHost: x\r\n\r\n").text(), "once");
         assert_eq!(slow.ask("PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").text(), "once");
     }
-    assert_eq!(lb.global.stats.totals().bad_gateway, 0);
+    assert_eq!(lb.global.stats.totals().failed_broken, 0);
 }
 
 #[test]
@@ -305,23 +305,36 @@ fn requests_in_flight_end_when_the_balancer_is_told_to_stop() {
 }
 
 #[test]
-fn both_metrics_formats_and_health_are_served() {
+fn both_metrics_formats_and_health_are_served_where_clients_are_not() {
     let replica = Replica::named("x");
     let lb = Lb::with(&[&replica], &[]);
     lb.get("/");
-    let json: serde_json::Value = serde_json::from_slice(&lb.get("/metrics").body).expect("JSON");
+    let admin = |head: &str| {
+        Client::connect(lb.admin).ask(&format!("{head} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
+    };
+    let json: serde_json::Value = serde_json::from_slice(&admin("GET /metrics").body).expect("JSON");
     assert!(json["total_requests"].as_u64().expect("a number") >= 1);
     assert_eq!(json["routing_decisions"].as_object().expect("an object").values().next(), Some(&1.into()));
     let scrape = "GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: text/plain\r\nConnection: close\r\n\r\n";
-    let mut admin = Client::connect(lb.admin);
-    let text = admin.ask(scrape).text();
-    assert!(
-        text.contains("swarmguard_lb_requests_total ")
-            && text.contains("swarmguard_lb_replica_requests_total{")
-    );
-    assert_eq!(lb.get("/healthz").text(), "ok\n");
-    let quiet = Lb::with(&[&replica], &["--own-paths=false"]);
-    assert_eq!(quiet.get("/metrics").text(), "x");
+    let text = Client::connect(lb.admin).ask(scrape).text();
+    for line in [
+        "swarmguard_balancer_requests_total 1\n",
+        "swarmguard_balancer_replica_requests_total{service=\"default\",",
+        "swarmguard_balancer_service_responses_total{service=\"default\",class=\"2xx\"} 1\n",
+        "swarmguard_balancer_first_byte_seconds_count{service=\"default\"} 1\n",
+        "swarmguard_balancer_first_byte_seconds_bucket{service=\"default\",le=\"+Inf\"} 1\n",
+        "swarmguard_balancer_failures_total{reason=\"broken\"} 0\n",
+        "swarmguard_balancer_refused_total{reason=\"no_route\"} 0\n",
+        "swarmguard_balancer_pick_duration_seconds_count ",
+        "swarmguard_balancer_build_info{version=",
+        "process_resident_memory_bytes ",
+    ] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
+    assert_eq!(admin("GET /healthz").text(), "ok\n");
+    assert_eq!(lb.get("/metrics").text(), "x", "clients see the service's own path");
+    let open = Lb::with(&[&replica], &["--own-paths=true"]);
+    assert_eq!(open.get("/healthz").text(), "ok\n");
 }
 
 #[test]

@@ -30,11 +30,15 @@ pub fn own<B>(
         "/metrics" if wants_prometheus(headers) => (
             StatusCode::OK,
             "text/plain; version=0.0.4; charset=utf-8",
-            global.stats.prometheus(&global.table.load(), clock::now()),
+            global.stats.prometheus(global, clock::now()),
         ),
         "/metrics" => (StatusCode::OK, "application/json", global.stats.json(&global.table.load())),
         "/healthz" if *global.closing.borrow() => {
             (StatusCode::SERVICE_UNAVAILABLE, "text/plain", "stopping\n".to_owned())
+        }
+        "/healthz" if !global.ready() => {
+            let why = "no service is known, and no coordinator can be reached\n";
+            (StatusCode::SERVICE_UNAVAILABLE, "text/plain", why.to_owned())
         }
         "/healthz" => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
         _ => return None,

@@ -1,7 +1,5 @@
-//! One request: which service, which replica, there and back, and again elsewhere where that is safe.
-//!
-//! Sent again are: requests of which nothing was sent (no connection), and idempotent requests without a body that got
-//! no answer or 502, 503, 504. Both within the service's retry budget. Nothing else is ever sent twice.
+//! One request on hyper's path: which service, which replica, there and back, and again elsewhere where that is safe
+//! ([`super::retry`]).
 
 use std::{
     error::Error as _,
@@ -10,14 +8,18 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use swarmguard_runtime::clock;
+use tokio::time::Instant;
 
 use super::{
-    NO_ANSWER, UNREACHABLE, answer,
-    body::{AnswerBody, BodyError, Ended, RequestBody},
+    NO_ANSWER, NO_MEMORY, UNREACHABLE, answer,
+    body::{AnswerBody, BodyError, Pace, Patience, RequestBody},
     headers::{self, Client},
+    io::Turn,
+    progress::Progress,
+    retry::{Ended, Retry},
     tunnel,
     upstream::{self, Http1, Use},
     worker::Worker,
@@ -25,15 +27,17 @@ use super::{
 use crate::{
     choose::{Choice, Refusal, Wish},
     lease::Lease,
+    memory::Charge,
     pick::Reason,
-    replica::{Outcome, Replica},
+    replica::Replica,
     service::Service,
+    settings::Settings,
     stats::bump,
     sticky,
 };
 
-/// Replicas tried for one request, the first included.
-const ATTEMPTS: usize = 3;
+/// Heads up to here are not charged one by one.
+const FREE_HEAD_BYTES: usize = 4_096;
 
 /// What a client is answered with.
 pub type Answer = Response<AnswerBody<Guard>>;
@@ -46,7 +50,7 @@ pub struct Guard {
     worker: Rc<Worker>,
 }
 
-impl Ended for Guard {
+impl super::body::Ended for Guard {
     fn ended(self) {
         if let Some(connection) = self.connection {
             self.worker.keep(self.lease.replica(), connection);
@@ -54,7 +58,11 @@ impl Ended for Guard {
     }
 
     fn broken(self) {
-        self.worker.note(self.lease.replica(), Outcome::Failed);
+        self.worker.note_broken(self.lease.replica());
+    }
+
+    fn shed(self) {
+        bump(&self.worker.stats.shed);
     }
 }
 
@@ -70,10 +78,8 @@ enum Failure {
     /// Nothing was sent; here it is again.
     Unsent(Box<Outbound>, String),
     /// Something may have been sent.
-    Broken(String),
-    /// No answer in time.
-    Timeout,
-    /// The client broke off, or sent too much: not the replica's fault.
+    Lost(Ended, String),
+    /// The client broke off, fell silent or sent too much.
     Client(StatusCode, String),
 }
 
@@ -83,11 +89,23 @@ struct Inbound<'a> {
     sticky: Option<u64>,
     /// The protocol that the client wants to change to, and its end of the connection.
     upgrade: Option<(HeaderValue, OnUpgrade)>,
+    progress: Progress,
+    /// Pays for the head.
+    _charge: Option<Charge>,
 }
 
+type Sent = (Response<Incoming>, Option<Http1>);
+
 impl Worker {
-    /// Answers one request; never fails, errors are answers.
-    pub async fn answer(self: &Rc<Self>, client: &Client, request: Request<Incoming>) -> Answer {
+    /// Answers one request; never fails, errors are answers. `turn` is told of the request's body, `progress` of
+    /// everything that moves.
+    pub async fn answer(
+        self: &Rc<Self>,
+        client: &Client,
+        request: Request<Incoming>,
+        turn: Option<Turn>,
+        progress: Progress,
+    ) -> Answer {
         bump(&self.stats.requests);
         let path = request.uri().path();
         if self.global.settings.own_paths
@@ -95,17 +113,21 @@ impl Worker {
         {
             return own;
         }
-        self.route(client, request).await.unwrap_or_else(|refused| *refused)
+        self.route(client, request, turn, progress).await.unwrap_or_else(|refused| *refused)
     }
 
     async fn route(
         self: &Rc<Self>,
         client: &Client,
         mut request: Request<Incoming>,
+        turn: Option<Turn>,
+        progress: Progress,
     ) -> Result<Answer, Box<Answer>> {
         let settings = &self.global.settings;
-        if request.method() == Method::CONNECT {
-            return Err(self.refuse_malformed(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not served here"));
+        let charge = self.admit(request.headers())?;
+        if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
+            let why = "CONNECT and TRACE are not served here";
+            return Err(self.refuse_malformed(StatusCode::METHOD_NOT_ALLOWED, why));
         }
         let host = headers::host(request.uri(), request.headers(), request.version())
             .map_err(|why| self.refuse_malformed(StatusCode::BAD_REQUEST, why))?
@@ -116,11 +138,7 @@ impl Worker {
         })?;
         service.shared.requests.fetch_add(1, Relaxed);
         service.shared.budget.deposit();
-        if service.limit.as_ref().is_some_and(|limit| !limit.admit(clock::now())) {
-            bump(&self.stats.refused_rate);
-            service.shared.refused.fetch_add(1, Relaxed);
-            return Err(refusal(StatusCode::TOO_MANY_REQUESTS, "too many requests for this service"));
-        }
+        self.within_rate(&service, client)?;
         let most = settings.max_body_bytes;
         if most > 0 && http_body::Body::size_hint(request.body()).lower() > most {
             return Err(self.refuse_malformed(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"));
@@ -131,10 +149,38 @@ impl Worker {
         let on_upgrade = may_upgrade.then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
         let upgrade = prepare(&mut parts, client, &host, &service, settings);
-        let body = RequestBody::new(body, most, settings.idle_timeout);
+        let patience = Patience { client: settings.idle_timeout, exchange: settings.stream_timeout };
+        let body = RequestBody::new(body, most, patience, progress.clone(), turn);
         let repeatable = body.is_empty() && upgrade.is_none() && headers::is_idempotent(&parts.method);
-        let inbound = Inbound { client, service, sticky, upgrade: upgrade.zip(on_upgrade) };
+        let upgrade = upgrade.zip(on_upgrade);
+        let inbound = Inbound { client, service, sticky, upgrade, progress, _charge: charge };
         self.exchange(inbound, Outbound { parts, body, repeatable }).await
+    }
+
+    /// Whether there is memory for one more request.
+    fn admit(&self, headers: &HeaderMap) -> Result<Option<Charge>, Box<Answer>> {
+        let memory = &self.global.memory;
+        let bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 64).sum();
+        let charge = if bytes > FREE_HEAD_BYTES { memory.charge(bytes) } else { None };
+        if memory.is_short() || (bytes > FREE_HEAD_BYTES && charge.is_none()) {
+            bump(&self.stats.refused_memory);
+            return Err(refusal(StatusCode::SERVICE_UNAVAILABLE, NO_MEMORY));
+        }
+        Ok(charge)
+    }
+
+    fn within_rate(&self, service: &Service, client: &Client) -> Result<(), Box<Answer>> {
+        let now = clock::now();
+        let (counter, text) = if service.clients.as_ref().is_some_and(|rate| !rate.admit(client.ip, now)) {
+            (&self.stats.refused_client_rate, "too many requests for this service from this address")
+        } else if service.limit.as_ref().is_some_and(|limit| !limit.admit(now)) {
+            (&self.stats.refused_rate, "too many requests for this service")
+        } else {
+            return Ok(());
+        };
+        bump(counter);
+        service.shared.refused.fetch_add(1, Relaxed);
+        Err(refusal(StatusCode::TOO_MANY_REQUESTS, text))
     }
 
     async fn exchange(
@@ -142,91 +188,63 @@ impl Worker {
         mut inbound: Inbound<'_>,
         outbound: Outbound,
     ) -> Result<Answer, Box<Answer>> {
-        let mut tried: Vec<u64> = Vec::new();
+        let mut retry = Retry::new(outbound.repeatable);
         let mut next = Some(outbound);
-        let mut last = None;
+        let mut last: Option<Result<(Sent, Choice), Ended>> = None;
         while let Some(outbound) = next.take() {
-            let wish = Wish { sticky: inbound.sticky, tried: &tried, repeatable: outbound.repeatable };
-            let choice = match self.lease(&mut inbound.service, wish).await {
+            let choice = match self.lease(&mut inbound.service, retry.wish(inbound.sticky)).await {
                 Ok(choice) => choice,
                 // Every replica was tried: what the last one answered says more than that there is none.
                 Err(_) if last.is_some() => break,
                 Err(why) => return Err(self.refuse(&inbound.service, why)),
             };
             let replica = Arc::clone(choice.lease.replica());
-            let retries_left = tried.len() + 1 < ATTEMPTS;
-            let spare = (retries_left && outbound.repeatable).then(|| outbound.again());
-            match self.send(&replica, &inbound.service, outbound).await {
-                Ok((response, connection)) => {
-                    let failed = response.status().is_server_error();
-                    let again = matches!(response.status().as_u16(), 502..=504);
-                    if again && spare.is_some() && inbound.service.shared.budget.withdraw() {
-                        self.retried(&inbound.service);
-                        last = Some(Ok((response, connection, choice)));
-                        next = spare;
-                    } else {
-                        debug_assert!(!failed || response.status().as_u16() >= 500);
-                        return Ok(self.pass(inbound, response, connection, choice));
-                    }
+            let spare = (retry.has_more() && outbound.repeatable).then(|| outbound.again());
+            let (sent, took) = self.send(&replica, &inbound, outbound).await;
+            let ended = match &sent {
+                Ok((response, _)) => Ended::Answered(response.status().as_u16()),
+                Err(failure) => failure.ended(),
+            };
+            self.ended(&inbound.service, &replica, ended, took);
+            let again = retry.again(replica.key, ended, &inbound.service.shared.budget);
+            match sent {
+                Ok(sent) if again && spare.is_some() => {
+                    next = spare;
+                    last = Some(Ok((sent, choice)));
                 }
+                Ok(sent) => return Ok(self.pass(inbound, sent, choice)),
                 Err(Failure::Client(status, why)) => return Err(self.refuse_malformed(status, &why)),
                 Err(failure) => {
-                    let (spare, answer) = self.failed(&replica, failure, spare, retries_left);
-                    last = Some(Err(answer));
-                    if spare.is_some() && inbound.service.shared.budget.withdraw() {
-                        self.retried(&inbound.service);
-                        next = spare;
-                    }
+                    next = self.failed(&replica, failure).or(spare).filter(|_| again);
+                    last = Some(Err(ended));
                 }
             }
-            tried.push(replica.key);
+            if next.is_some() {
+                self.retried(&inbound.service);
+            }
         }
         match last {
-            Some(Ok((response, connection, choice))) => Ok(self.pass(inbound, response, connection, choice)),
-            Some(Err(answer)) => {
-                self.count_failed(answer.status());
-                Err(answer)
-            }
+            Some(Ok((sent, choice))) => Ok(self.pass(inbound, sent, choice)),
+            Some(Err(ended)) => Err(self.answer_failure(&inbound.service, ended)),
             None => Err(self.refuse(&inbound.service, Refusal::NoReplica)),
         }
     }
 
-    fn retried(&self, service: &Service) {
-        bump(&self.stats.retries);
-        service.shared.retries.fetch_add(1, Relaxed);
-    }
-
-    /// What can be sent again after a failure, and what the client hears if nothing is.
-    fn failed(
-        &self,
-        replica: &Replica,
-        failure: Failure,
-        spare: Option<Outbound>,
-        retries_left: bool,
-    ) -> (Option<Outbound>, Box<Answer>) {
-        self.note(replica, Outcome::Failed);
-        let (spare, status, why) = match failure {
-            Failure::Unsent(outbound, why) => {
-                (retries_left.then_some(*outbound), StatusCode::SERVICE_UNAVAILABLE, why)
-            }
-            Failure::Broken(why) => (spare, StatusCode::BAD_GATEWAY, why),
-            // A replica that is slow once will not be joined by a second one that does the same work.
-            Failure::Timeout | Failure::Client(..) => {
-                (None, StatusCode::GATEWAY_TIMEOUT, "the replica did not answer in time".to_owned())
-            }
+    /// What can be sent again after a failure, because none of it was sent.
+    fn failed(&self, replica: &Replica, failure: Failure) -> Option<Outbound> {
+        let (outbound, why) = match failure {
+            Failure::Unsent(outbound, why) => (Some(*outbound), why),
+            Failure::Lost(_, why) | Failure::Client(_, why) => (None, why),
         };
         tracing::debug!(task = %replica.task, address = %replica.address, why, "a replica failed");
-        let text = if status == StatusCode::SERVICE_UNAVAILABLE { UNREACHABLE } else { NO_ANSWER };
-        (spare, refusal(status, text))
+        outbound
     }
 
-    /// Counts what a client hears after all attempts have failed.
-    fn count_failed(&self, status: StatusCode) {
-        bump(match status {
-            StatusCode::SERVICE_UNAVAILABLE => &self.stats.unreachable,
-            StatusCode::GATEWAY_TIMEOUT => &self.stats.gateway_timeout,
-            _ => &self.stats.bad_gateway,
-        });
+    /// What a client is told after all attempts have failed.
+    fn answer_failure(&self, service: &Service, ended: Ended) -> Box<Answer> {
+        let status = self.count_failure(service, ended).unwrap_or(StatusCode::BAD_GATEWAY);
+        let unreachable = status == StatusCode::SERVICE_UNAVAILABLE;
+        refusal(status, if unreachable { UNREACHABLE } else { NO_ANSWER })
     }
 
     /// A replica and a lease there; waits for room where all are full.
@@ -237,10 +255,10 @@ impl Worker {
         }
         let settings = &self.global.settings;
         let Some(waiter) = service.shared.queue(settings.queue_length) else { return Err(Refusal::Full) };
-        let deadline = tokio::time::Instant::now() + settings.queue_timeout;
+        let deadline = Instant::now() + settings.queue_timeout;
         loop {
             // A short wait at a time: a replica may also become ready, which returns no lease.
-            let step = deadline.min(tokio::time::Instant::now() + Duration::from_millis(100));
+            let step = deadline.min(Instant::now() + Duration::from_millis(100));
             let woken = tokio::time::timeout_at(step, waiter.room()).await.is_ok();
             if let Some(newer) = self.find_named(&service.name) {
                 *service = newer;
@@ -252,28 +270,35 @@ impl Worker {
         }
     }
 
+    /// Sends a request; answers with what came of it and how long the replica took once it had the whole request.
     async fn send(
         self: &Rc<Self>,
         replica: &Arc<Replica>,
-        service: &Service,
+        inbound: &Inbound<'_>,
         outbound: Outbound,
-    ) -> Result<(Response<Incoming>, Option<Http1>), Failure> {
-        let patience = service.labels.timeout;
-        let started = clock::now();
-        let sent = tokio::time::timeout(patience, async {
-            if service.labels.http2 {
+    ) -> (Result<Sent, Failure>, Duration) {
+        let progress = &inbound.progress;
+        progress.moved();
+        let sent = async {
+            if inbound.service.labels.http2 {
                 self.send_http2(replica, outbound).await.map(|response| (response, None))
             } else {
                 let (response, connection) = self.send_http1(replica, outbound).await?;
                 Ok((response, Some(connection)))
             }
-        });
-        let answered = sent.await.unwrap_or(Err(Failure::Timeout))?;
-        let took = clock::now().since(started);
-        self.stats.answered_us(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
-        let failed = answered.0.status().is_server_error();
-        self.note(replica, if failed { Outcome::Failed } else { Outcome::Answered(took) });
-        Ok(answered)
+        };
+        let sent = tokio::select! {
+            biased;
+            sent = sent => sent,
+            () = progress.no_answer(inbound.service.labels.timeout) => {
+                Err(Failure::Lost(Ended::TimedOut, "the replica did not answer in time".into()))
+            }
+        };
+        let took = progress.last().elapsed();
+        if sent.is_ok() {
+            progress.answered();
+        }
+        (sent, took)
     }
 
     async fn send_http1(
@@ -329,14 +354,15 @@ impl Worker {
     fn pass(
         self: &Rc<Self>,
         inbound: Inbound<'_>,
-        mut response: Response<Incoming>,
-        connection: Option<Http1>,
+        (mut response, connection): Sent,
         choice: Choice,
     ) -> Answer {
-        let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        let protocol = headers::strip_hop_by_hop(response.headers_mut(), switches);
-        *response.version_mut() = Version::HTTP_11;
         let service = &inbound.service;
+        let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        let upgrades: &[String] = if switches { &service.labels.upgrades } else { &[] };
+        let protocol = headers::strip_hop_by_hop(response.headers_mut(), upgrades);
+        *response.version_mut() = Version::HTTP_11;
+        service.shared.answered(response.status().as_u16());
         if service.labels.sticky && choice.reason != Reason::Sticky {
             let key = choice.lease.replica().key;
             if let Some(cookie) = sticky::write(&service.cookie, key, inbound.client.secure) {
@@ -348,7 +374,9 @@ impl Worker {
         }
         let (parts, body) = response.into_parts();
         let guard = Guard { lease: choice.lease, connection, worker: Rc::clone(self) };
-        Response::from_parts(parts, AnswerBody::stream(body, guard))
+        let silence = self.global.settings.stream_timeout;
+        let pace = Pace { progress: inbound.progress, silence, memory: Arc::clone(&self.global.memory) };
+        Response::from_parts(parts, AnswerBody::stream(body, guard, pace))
     }
 
     fn switch(
@@ -358,16 +386,29 @@ impl Worker {
         protocol: Option<HeaderValue>,
         lease: Lease,
     ) -> Answer {
-        let (Some((_, client)), Some(protocol)) = (inbound.upgrade, protocol) else {
-            self.note(lease.replica(), Outcome::Failed);
-            bump(&self.stats.bad_gateway);
-            return *refusal(StatusCode::BAD_GATEWAY, "the service changed the protocol unasked");
+        let (Some((asked, client)), Some(protocol)) = (inbound.upgrade, protocol) else {
+            return self.not_switched(&lease);
         };
-        bump(&self.stats.upgrades);
+        if !asked.as_bytes().eq_ignore_ascii_case(protocol.as_bytes()) {
+            return self.not_switched(&lease);
+        }
+        let Some(charge) = self.global.memory.charge(tunnel::BASE_BYTES) else {
+            bump(&self.stats.refused_memory);
+            return *refusal(StatusCode::SERVICE_UNAVAILABLE, NO_MEMORY);
+        };
         let replica = hyper::upgrade::on(&mut response);
-        tokio::task::spawn_local(tunnel::run(client, replica, lease));
+        let (seat, stats) = (inbound.client.seat.clone(), Arc::clone(&self.stats));
+        let silence = self.global.settings.stream_timeout;
+        let tunnel = tunnel::Tunnel { lease, seat, silence, charge, stats };
+        tokio::task::spawn_local(tunnel.run(client, replica));
         headers::set_upgrade(response.headers_mut(), protocol);
-        response.map(|_| AnswerBody::Own(None))
+        response.map(|_| AnswerBody::own(None))
+    }
+
+    fn not_switched(&self, lease: &Lease) -> Answer {
+        self.note_broken(lease.replica());
+        bump(&self.stats.failed_unreadable);
+        *refusal(StatusCode::BAD_GATEWAY, "the service changed the protocol unasked")
     }
 
     fn refuse(&self, service: &Service, why: Refusal) -> Box<Answer> {
@@ -386,7 +427,8 @@ impl Worker {
     }
 
     fn refuse_malformed(&self, status: StatusCode, why: &str) -> Box<Answer> {
-        bump(&self.stats.refused_malformed);
+        let timeout = status == StatusCode::REQUEST_TIMEOUT;
+        bump(if timeout { &self.stats.refused_client_timeout } else { &self.stats.refused_malformed });
         refusal(status, why)
     }
 }
@@ -411,8 +453,26 @@ impl Failure {
             }
             Some(why @ BodyError::Stalled(_)) => Self::Client(StatusCode::REQUEST_TIMEOUT, why.to_string()),
             Some(why @ BodyError::Broken(_)) => Self::Client(StatusCode::BAD_REQUEST, why.to_string()),
-            None => Self::Broken(error.to_string()),
+            None => Self::Lost(what(error), error.to_string()),
         }
+    }
+
+    fn ended(&self) -> Ended {
+        match self {
+            Self::Unsent(..) => Ended::Unsent,
+            Self::Lost(ended, _) => *ended,
+            Self::Client(..) => Ended::Client,
+        }
+    }
+}
+
+fn what(error: &hyper::Error) -> Ended {
+    if error.is_parse_too_large() {
+        Ended::TooLarge
+    } else if error.is_parse() {
+        Ended::Unreadable
+    } else {
+        Ended::Broken
     }
 }
 
@@ -425,10 +485,10 @@ async fn hand_over(connection: &mut Http1, outbound: Outbound) -> Result<Respons
 
 /// What to send over a new connection after a kept one failed; an error where that could send something twice.
 fn after_stale(failure: Failure, spare: Option<Outbound>) -> Result<Outbound, Failure> {
-    match (failure, spare) {
-        (Failure::Unsent(outbound, _), _) => Ok(*outbound),
-        (Failure::Broken(_), Some(spare)) => Ok(spare),
-        (failure, _) => Err(failure),
+    match failure {
+        Failure::Unsent(outbound, _) => Ok(*outbound),
+        failure if failure.ended().is_stale(spare.is_some()) => spare.ok_or(failure),
+        failure => Err(failure),
     }
 }
 
@@ -438,12 +498,13 @@ fn prepare(
     client: &Client,
     host: &str,
     service: &Service,
-    settings: &crate::settings::Settings,
+    settings: &Settings,
 ) -> Option<HeaderValue> {
     let http2 = service.labels.http2;
     let trailers = http2 && parts.headers.get(header::TE).is_some_and(|te| te == "trailers");
     let may_upgrade = parts.version == Version::HTTP_11 && !http2;
-    let upgrade = headers::strip_hop_by_hop(&mut parts.headers, may_upgrade);
+    let upgrades: &[String] = if may_upgrade { &service.labels.upgrades } else { &[] };
+    let upgrade = headers::strip_hop_by_hop(&mut parts.headers, upgrades);
     // hyper answers "100-continue" itself as soon as the body is asked for.
     parts.headers.remove(header::EXPECT);
     headers::forward(&mut parts.headers, client, host, settings.forwarded, settings.trust_forwarded);
@@ -478,5 +539,5 @@ fn refusal(status: StatusCode, text: &str) -> Box<Answer> {
 }
 
 fn own_body(bytes: bytes::Bytes) -> AnswerBody<Guard> {
-    AnswerBody::Own(Some(bytes))
+    AnswerBody::own(Some(bytes))
 }

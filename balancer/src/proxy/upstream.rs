@@ -8,7 +8,7 @@ use rustix::net::sockopt;
 use swarmguard_common::time::Time;
 use tokio::net::TcpStream;
 
-use super::body::RequestBody;
+use super::{body::RequestBody, io::ReplicaIo};
 use crate::settings::Settings;
 
 /// An unused connection is closed after this. Many servers close theirs after 5 s or more; that is noticed, this is
@@ -23,6 +23,11 @@ const SURELY_OPEN: Duration = Duration::from_secs(2);
 const KEEPALIVE: Duration = Duration::from_secs(1);
 /// Such questions without an answer that mean that it is not.
 const KEEPALIVES: u32 = 5;
+
+/// Of an answer over HTTP/2 a replica may send so much before the client has taken it, in bytes.
+const HTTP2_STREAM_BYTES: u32 = 64 * 1_024;
+/// The same of all answers over one connection.
+const HTTP2_CONNECTION_BYTES: u32 = 1_024 * 1_024;
 
 /// What sends an HTTP/1.1 request.
 #[derive(Debug)]
@@ -140,9 +145,13 @@ impl Pools {
 /// # Errors
 /// When there is no connection in time.
 pub async fn connect(address: SocketAddr, kind: Use, settings: &Settings) -> Result<Http1, ConnectError> {
-    let io = TokioIo::new(dial(address, kind, settings).await?);
-    let (sender, connection) =
-        http1::handshake(io).await.map_err(|error| ConnectError::Handshake(address, error))?;
+    let io = TokioIo::new(ReplicaIo::new(dial(address, kind, settings).await?));
+    let (sender, connection) = http1::Builder::new()
+        .max_buf_size(settings.max_head_bytes as usize)
+        .max_headers(settings.max_headers.into())
+        .handshake(io)
+        .await
+        .map_err(|error| ConnectError::Handshake(address, error))?;
     tokio::task::spawn_local(async move {
         // Its errors reach whoever waits for an answer.
         let _: hyper::Result<()> = connection.with_upgrades().await;
@@ -160,6 +169,10 @@ pub async fn connect_http2(address: SocketAddr, settings: &Settings) -> Result<H
         .timer(TokioTimer::new())
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(10))
+        .initial_stream_window_size(HTTP2_STREAM_BYTES)
+        .initial_connection_window_size(HTTP2_CONNECTION_BYTES)
+        .max_send_buf_size(HTTP2_STREAM_BYTES as usize)
+        .max_header_list_size(settings.max_head_bytes)
         .handshake(io)
         .await
         .map_err(|error| ConnectError::Handshake(address, error))?;

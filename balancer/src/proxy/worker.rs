@@ -1,23 +1,17 @@
-//! A worker: one thread, one runtime, its own listeners, connections, leases and counters.
+//! A worker as its connections see it: services and replicas, kept connections, leases and counters.
 
 use std::{
     cell::Cell,
-    io,
-    net::SocketAddr,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
+use http::StatusCode;
 use swarmguard_common::time::Time;
 use swarmguard_runtime::clock;
-use tokio::{
-    net::{TcpListener, TcpSocket},
-    sync::Semaphore,
-    task::LocalSet,
-};
 
-use super::{Global, fast, serve, upstream::Http1, upstream::Pools};
+use super::{Global, fast::pools, retry::Ended, seats::Seats, upstream::Http1, upstream::Pools};
 use crate::{
     choose::{Choice, Chooser, Refusal, Wish},
     lease::Ledger,
@@ -26,9 +20,6 @@ use crate::{
     service::Service,
     stats::{WorkerStats, bump},
 };
-
-/// Connections that wait to be accepted.
-const BACKLOG: u32 = 4_096;
 
 /// One pick in so many is timed.
 const TIMED_ONE_IN: u64 = 16;
@@ -46,65 +37,18 @@ pub struct Worker {
     /// Its connections to replicas.
     pub pools: Pools,
     /// The same, and buffers, of the fast path.
-    pub fast: fast::Pools,
+    pub fast: pools::Pools,
+    /// Its clients' places.
+    pub seats: Seats,
     chooser: Chooser,
     ledger: Rc<Ledger>,
     /// When a summary was logged last.
     logged: Cell<Time>,
 }
 
-/// Runs a worker on the calling thread until the balancer closes; `ready` is told once it listens, or why it cannot.
-pub fn run(global: Arc<Global>, index: usize, ready: impl FnOnce(io::Result<Vec<SocketAddr>>)) {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return ready(Err(error)),
-    };
-    let local = LocalSet::new();
-    local.block_on(&runtime, async {
-        match Listeners::open(&global).await {
-            Ok(listeners) => {
-                ready(listeners.addresses());
-                let worker = Rc::new(Worker::new(global, index));
-                worker.serve(listeners).await;
-            }
-            Err(error) => ready(Err(error)),
-        }
-    });
-}
-
-struct Listeners {
-    plain: TcpListener,
-    tls: Option<TcpListener>,
-}
-
-impl Listeners {
-    async fn open(global: &Global) -> io::Result<Self> {
-        let settings = &global.settings;
-        let plain = listen(SocketAddr::new(settings.listen_ip, settings.port))?;
-        let tls = match &global.tls {
-            Some(_) => Some(listen(SocketAddr::new(settings.listen_ip, settings.tls_port))?),
-            None => None,
-        };
-        Ok(Self { plain, tls })
-    }
-
-    fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
-        [Some(&self.plain), self.tls.as_ref()].into_iter().flatten().map(TcpListener::local_addr).collect()
-    }
-}
-
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(true)?;
-    socket.set_reuseport(true)?;
-    let named =
-        |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"));
-    socket.bind(address).map_err(named)?;
-    socket.listen(BACKLOG).map_err(named)
-}
-
 impl Worker {
-    fn new(global: Arc<Global>, index: usize) -> Self {
+    /// Number `index` of all.
+    pub fn new(global: Arc<Global>, index: usize) -> Self {
         let ledger = Rc::new(Ledger::default());
         let stats = global.stats.workers().get(index).cloned().unwrap_or_default();
         let chooser = Chooser::new(Rc::clone(&ledger), global.settings.tuning(), fastrand::u64(..));
@@ -112,71 +56,24 @@ impl Worker {
             global,
             stats,
             pools: Pools::default(),
-            fast: fast::Pools::default(),
+            fast: pools::Pools::default(),
+            seats: Seats::default(),
             chooser,
             ledger,
             logged: Cell::default(),
         }
     }
 
-    async fn serve(self: Rc<Self>, listeners: Listeners) {
-        tokio::task::spawn_local(Rc::clone(&self).sweep());
-        let workers = u32::try_from(self.global.stats.workers().len()).unwrap_or(1).max(1);
-        let share = self.global.settings.max_connections.div_ceil(workers);
-        let room = Arc::new(Semaphore::new(share as usize));
-        let mut closing = self.global.closing.clone();
-        tokio::select! {
-            () = self.accept(&listeners, &room) => {}
-            _ = closing.wait_for(|closing| *closing) => {}
-        }
-        drop(listeners);
-        // All permits are back when the last connection has ended.
-        let _ = tokio::time::timeout(self.global.settings.shutdown_grace, room.acquire_many(share)).await;
-    }
-
-    async fn accept(self: &Rc<Self>, listeners: &Listeners, room: &Arc<Semaphore>) {
-        loop {
-            let Ok(permit) = Arc::clone(room).acquire_owned().await else { return };
-            let (accepted, tls) = match &listeners.tls {
-                None => (listeners.plain.accept().await, false),
-                Some(tls) => tokio::select! {
-                    accepted = listeners.plain.accept() => (accepted, false),
-                    accepted = tls.accept() => (accepted, true),
-                },
-            };
-            match accepted {
-                Ok((stream, peer)) => {
-                    let worker = Rc::clone(self);
-                    tokio::task::spawn_local(async move {
-                        bump(&worker.stats.connections);
-                        serve::connection(&worker, stream, peer, tls).await;
-                        bump(&worker.stats.connections_closed);
-                        drop(permit);
-                    });
-                }
-                Err(error) => {
-                    // Out of descriptors, most likely: those in use will be closed sooner or later.
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            }
-        }
-    }
-
     /// Expires old leases and closes connections that nobody needs.
-    async fn sweep(self: Rc<Self>) {
-        let settings = &self.global.settings;
-        loop {
-            tokio::time::sleep(settings.lease_cleanup_interval).await;
-            let now = clock::now();
-            let expired = self.ledger.expire(settings.lease_duration, now);
-            self.stats.leases_expired.fetch_add(u64::try_from(expired).unwrap_or(0), Relaxed);
-            let table = self.global.table.load();
-            let replicas = || table.services.iter().flat_map(|service| &service.replicas);
-            let wanted = |key| replicas().any(|it| it.key == key && !it.draining());
-            self.pools.purge(wanted, now);
-            self.fast.purge(wanted, now);
-        }
+    pub fn sweep(&self) {
+        let now = clock::now();
+        let expired = self.ledger.expire(self.global.settings.lease_duration, now);
+        self.stats.leases_expired.fetch_add(u64::try_from(expired).unwrap_or(0), Relaxed);
+        let table = self.global.table.load();
+        let replicas = || table.services.iter().flat_map(|service| &service.replicas);
+        let wanted = |key| replicas().any(|it| it.key == key && !it.draining());
+        self.pools.purge(wanted, now);
+        self.fast.purge(wanted, now);
     }
 
     /// The service for a request.
@@ -254,15 +151,51 @@ impl Worker {
         );
     }
 
-    /// Notes how a request to a replica ended.
-    pub fn note(&self, replica: &Replica, outcome: Outcome) {
-        if outcome == Outcome::Failed {
-            bump(&self.stats.upstream_failures);
+    /// Notes how an attempt at a replica ended, which took it so long.
+    pub fn ended(&self, service: &Service, replica: &Replica, ended: Ended, took: Duration) {
+        if matches!(ended, Ended::Answered(_)) {
+            service.shared.first_byte.add(took);
         }
+        if ended.is_failure() {
+            self.note_broken(replica);
+        } else if matches!(ended, Ended::Answered(_)) {
+            self.note(replica, Outcome::Answered(took));
+        }
+    }
+
+    /// A replica has failed.
+    pub fn note_broken(&self, replica: &Replica) {
+        bump(&self.stats.upstream_failures);
+        self.note(replica, Outcome::Failed);
+    }
+
+    fn note(&self, replica: &Replica, outcome: Outcome) {
         if replica.record(outcome, clock::now()) {
             bump(&self.stats.ejections);
             tracing::warn!(task = %replica.task, node = replica.node, "a replica fails and is left out for a while");
         }
+    }
+
+    /// A request is sent to another replica.
+    pub fn retried(&self, service: &Service) {
+        bump(&self.stats.retries);
+        service.shared.retries.fetch_add(1, Relaxed);
+    }
+
+    /// Counts a request that no replica answered; what the client is told, if it is still there.
+    pub fn count_failure(&self, service: &Service, ended: Ended) -> Option<StatusCode> {
+        let stats = &self.stats;
+        let (counter, status) = match ended {
+            Ended::Unsent => (&stats.failed_unreachable, StatusCode::SERVICE_UNAVAILABLE),
+            Ended::Broken | Ended::Answered(_) => (&stats.failed_broken, StatusCode::BAD_GATEWAY),
+            Ended::Unreadable => (&stats.failed_unreadable, StatusCode::BAD_GATEWAY),
+            Ended::TooLarge => (&stats.failed_too_large, StatusCode::BAD_GATEWAY),
+            Ended::TimedOut => (&stats.failed_timeout, StatusCode::GATEWAY_TIMEOUT),
+            Ended::Client => return None,
+        };
+        bump(counter);
+        service.shared.answered(status.as_u16());
+        Some(status)
     }
 
     /// Keeps a connection for the next request to the same replica.

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use swarmguard_common::{
     domain::TaskId,
-    wire::routes::{FromRouteSource, Routes, ToRouteSource},
+    wire::routes::{BalancerStats, FromRouteSource, Routes, ToRouteSource},
 };
 use swarmguard_runtime::{
     frame,
@@ -24,7 +24,7 @@ use swarmguard_runtime::{
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{Picture, ReplicaPicture, ServicePicture, addresses, dns::Names, dns::split};
-use crate::settings::Settings;
+use crate::proxy::Global;
 
 /// Coordinators listened to at once; a swarm has at most a handful of managers.
 const MAX_SOURCES: usize = 16;
@@ -58,11 +58,11 @@ pub enum Said {
 pub type Event = (SocketAddr, Said);
 
 /// Keeps a connection to every coordinator and passes on what they say, until the process ends.
-pub async fn run(settings: Arc<Settings>, names: Names, events: mpsc::Sender<Event>) {
+pub async fn run(global: Arc<Global>, names: Names, events: mpsc::Sender<Event>) {
     let mut tasks: BTreeMap<SocketAddr, JoinHandle<()>> = BTreeMap::new();
     loop {
         let mut found = Vec::new();
-        for coordinator in &settings.coordinators {
+        for coordinator in &global.settings.coordinators {
             let (host, port) = split(coordinator, 7443);
             let addresses = names.resolve(host).await;
             found.extend(addresses.unwrap_or_default().into_iter().map(|ip| SocketAddr::new(ip, port)));
@@ -82,17 +82,17 @@ pub async fn run(settings: Arc<Settings>, names: Names, events: mpsc::Sender<Eve
         for address in found {
             tasks
                 .entry(address)
-                .or_insert_with(|| tokio::spawn(listen(Arc::clone(&settings), address, events.clone())));
+                .or_insert_with(|| tokio::spawn(listen(Arc::clone(&global), address, events.clone())));
         }
         tokio::time::sleep(RESOLVE).await;
     }
 }
 
-async fn listen(settings: Arc<Settings>, address: SocketAddr, events: mpsc::Sender<Event>) {
+async fn listen(global: Arc<Global>, address: SocketAddr, events: mpsc::Sender<Event>) {
     let mut wait = RETRY;
     loop {
         let started = tokio::time::Instant::now();
-        let ended = session(&settings, address, &events).await;
+        let ended = session(&global, address, &events).await;
         if events.send((address, Said::Lost)).await.is_err() {
             return;
         }
@@ -104,7 +104,8 @@ async fn listen(settings: Arc<Settings>, address: SocketAddr, events: mpsc::Send
     }
 }
 
-async fn session(settings: &Settings, address: SocketAddr, events: &mpsc::Sender<Event>) -> Result<()> {
+async fn session(global: &Global, address: SocketAddr, events: &mpsc::Sender<Event>) -> Result<()> {
+    let settings = &global.settings;
     // Read anew each time: secrets and roots are rotated.
     let token = token(&settings.token_file)?;
     let tls = identity::anonymous_client_config(&settings.roots)
@@ -120,10 +121,22 @@ async fn session(settings: &Settings, address: SocketAddr, events: &mpsc::Sender
         .await?;
     let (drained, mut to_send) = mpsc::channel::<Vec<TaskId>>(QUEUE);
     let writer = async {
-        while let Some(tasks) = to_send.recv().await {
-            frame::write(&mut send, &ToRouteSource::Drained { tasks }).await?;
+        let mut figures = global.figures.subscribe();
+        loop {
+            let message = tokio::select! {
+                // What somebody waits for first.
+                biased;
+                tasks = to_send.recv() => match tasks {
+                    Some(tasks) => ToRouteSource::Drained { tasks },
+                    None => return anyhow::Ok(()),
+                },
+                changed = figures.changed() => {
+                    changed?;
+                    ToRouteSource::Stats(BalancerStats::clone(&figures.borrow_and_update()))
+                }
+            };
+            frame::write(&mut send, &message).await?;
         }
-        anyhow::Ok(())
     };
     let reader = async {
         let mut first = true;

@@ -10,7 +10,9 @@ use std::{
 use swarmguard_common::{
     domain::TaskId,
     labels::RouteLabels,
-    wire::routes::{FromRouteSource, ReplicaLoad, RoutedReplica, RoutedService, Routes, ToRouteSource},
+    wire::routes::{
+        BalancerStats, FromRouteSource, ReplicaLoad, RoutedReplica, RoutedService, Routes, ToRouteSource,
+    },
 };
 use swarmguard_runtime::{
     frame,
@@ -29,6 +31,7 @@ pub struct Coordinator {
     directory: tempfile::TempDir,
     say: tokio::sync::mpsc::UnboundedSender<FromRouteSource>,
     drained: mpsc::Receiver<Vec<TaskId>>,
+    stats: mpsc::Receiver<BalancerStats>,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
@@ -49,8 +52,9 @@ impl Coordinator {
         let address = endpoint.local_addr().unwrap();
         let (say, said) = tokio::sync::mpsc::unbounded_channel();
         let (drained_in, drained) = mpsc::channel();
-        runtime.spawn(serve(endpoint, said, drained_in));
-        Self { address, directory, say, drained, runtime: Some(runtime) }
+        let (stats_in, stats) = mpsc::channel();
+        runtime.spawn(serve(endpoint, said, drained_in, stats_in));
+        Self { address, directory, say, drained, stats, runtime: Some(runtime) }
     }
 
     /// What a balancer needs to find it.
@@ -98,6 +102,11 @@ impl Coordinator {
         self.drained.recv_timeout(PATIENCE).unwrap()
     }
 
+    /// The balancer's next figures.
+    pub fn stats(&self) -> BalancerStats {
+        self.stats.recv_timeout(PATIENCE).unwrap()
+    }
+
     /// Whether there is one already.
     pub fn drained_already(&self) -> bool {
         self.drained.try_recv().is_ok()
@@ -115,14 +124,20 @@ async fn serve(
     endpoint: quinn::Endpoint,
     mut said: tokio::sync::mpsc::UnboundedReceiver<FromRouteSource>,
     drained: mpsc::Sender<Vec<TaskId>>,
+    stats: mpsc::Sender<BalancerStats>,
 ) {
     let connection = endpoint.accept().await.unwrap().await.unwrap();
     let (mut send, mut receive) = connection.accept_bi().await.unwrap();
     let hello = frame::read::<ToRouteSource>(&mut receive).await.unwrap();
     assert!(matches!(hello, Some(ToRouteSource::Hello { token, .. }) if token == TOKEN));
     tokio::spawn(async move {
-        while let Ok(Some(ToRouteSource::Drained { tasks })) = frame::read(&mut receive).await {
-            drained.send(tasks).unwrap();
+        while let Ok(Some(message)) = frame::read::<ToRouteSource>(&mut receive).await {
+            let sent = match message {
+                ToRouteSource::Drained { tasks } => drained.send(tasks).is_ok(),
+                ToRouteSource::Stats(figures) => stats.send(figures).is_ok(),
+                ToRouteSource::Hello { .. } => panic!("a second hello"),
+            };
+            assert!(sent, "the test has ended");
         }
     });
     while let Some(message) = said.recv().await {

@@ -7,7 +7,10 @@
 use std::fmt::Write as _;
 
 use crate::{
-    proxy::headers::{self, Client},
+    proxy::{
+        authority,
+        headers::{self, Claim, Client},
+    },
     settings::Settings,
 };
 
@@ -90,7 +93,7 @@ fn plain<'a>(length: usize, request: &httparse::Request<'_, 'a>, settings: &Sett
             }
             Kind::Host => {
                 let text = std::str::from_utf8(value).ok().filter(|_| host.is_none())?;
-                if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+                if !authority::is_valid(text) {
                     return None;
                 }
                 host = Some(text);
@@ -134,16 +137,16 @@ fn kind(name: &str) -> Kind {
         6 if is("cookie") => Kind::Cookie,
         6 if is("expect") => Kind::Unusual,
         7 if is("upgrade") || is("trailer") => Kind::Unusual,
-        9 if is("forwarded") => Kind::Forwarded,
         10 if is("connection") => Kind::Connection,
         10 if is("keep-alive") => Kind::Dropped,
         14 if is("content-length") => Kind::Unusual,
-        15 if is("x-forwarded-for") => Kind::Forwarded,
         16 if is("proxy-connection") => Kind::Dropped,
-        16 if is("x-forwarded-host") => Kind::Forwarded,
         17 if is("transfer-encoding") => Kind::Unusual,
-        17 if is("x-forwarded-proto") => Kind::Forwarded,
-        _ => Kind::Kept,
+        _ => match headers::claim(name) {
+            Claim::None => Kind::Kept,
+            Claim::Forwarded => Kind::Forwarded,
+            Claim::Twin => Kind::Dropped,
+        },
     }
 }
 
@@ -207,7 +210,7 @@ mod tests {
 
     #[test]
     fn a_plain_request_is_written_anew() {
-        let head = "GET /a?b HTTP/1.1\r\nHost: x:1\nConnection: Keep-Alive\r\nX-Forwarded-For: 6.6.6.6\r\nA:  b \r\n\r\n";
+        let head = "GET /a?b HTTP/1.1\r\nHost: x:1\nConnection: Keep-Alive\r\nX-Forwarded-For: 6.6.6.6\r\nX_Forwarded_Proto: x\r\nX-Real-IP: 6\r\nA:  b \r\n\r\n";
         let expected = "GET /a?b HTTP/1.1\r\nHost: x:1\r\nA: b\r\nx-forwarded-for: 192.0.2.1\r\n\
             x-forwarded-proto: http\r\nx-forwarded-host: x:1\r\n\r\n";
         assert_eq!(rewritten(head).as_deref(), Some(expected));
@@ -222,6 +225,7 @@ mod tests {
             "GET / HTTP/1.1\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: x y\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a@evil.com/x?y\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding : chunked\r\n\r\n",

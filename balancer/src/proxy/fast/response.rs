@@ -5,10 +5,12 @@
 
 use super::request::{line, status_line};
 
-/// Headers of one head.
-const MAX_HEADERS: usize = 96;
+/// Headers for which there is always room; a head with more of them costs an allocation.
+const USUAL_HEADERS: usize = 64;
 /// Longest line of a chunk's size with its extensions, and of one trailer, in bytes.
 const MAX_LINE_BYTES: u32 = 4_096;
+/// Most bytes of all trailers together, as hyper has it on the other path.
+const MAX_TRAILER_BYTES: u32 = 16 * 1_024;
 
 /// How much of a body is still to come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,17 +41,40 @@ pub struct Head {
 #[error("the replica's answer cannot be understood: {0}")]
 pub struct Malformed(pub &'static str);
 
-/// Reads a head and writes it to `out` for the client, all but the empty line, so that more headers can follow.
-/// `None` when it is not whole yet.
+/// There are more headers than are passed on.
+pub const TOO_MANY: Malformed = Malformed("too many headers");
+
+/// Reads a head of at most `most` headers and writes it to `out` for the client, all but the empty line, so that more
+/// headers can follow. `None` when it is not whole yet.
 ///
 /// # Errors
-/// When it is malformed or ambiguous.
-pub fn translate(bytes: &[u8], to_head: bool, out: &mut Vec<u8>) -> Result<Option<Head>, Malformed> {
-    let mut space = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let mut response = httparse::Response::new(&mut space);
+/// When it is malformed, ambiguous, or has too many headers ([`TOO_MANY`]).
+pub fn translate(
+    bytes: &[u8],
+    to_head: bool,
+    most: usize,
+    out: &mut Vec<u8>,
+) -> Result<Option<Head>, Malformed> {
+    let mut usual = [httparse::EMPTY_HEADER; USUAL_HEADERS];
+    match written(bytes, to_head, &mut usual[..most.min(USUAL_HEADERS)], out) {
+        Err(TOO_MANY) if most > USUAL_HEADERS => {
+            written(bytes, to_head, &mut vec![httparse::EMPTY_HEADER; most], out)
+        }
+        outcome => outcome,
+    }
+}
+
+fn written<'a>(
+    bytes: &'a [u8],
+    to_head: bool,
+    space: &mut [httparse::Header<'a>],
+    out: &mut Vec<u8>,
+) -> Result<Option<Head>, Malformed> {
+    let mut response = httparse::Response::new(space);
     let length = match response.parse(bytes) {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => return Err(TOO_MANY),
         Err(_) => return Err(Malformed("no valid head")),
     };
     // Three digits are all that the parser asks for; a client would take what begins with 0 for no answer at all.
@@ -177,6 +202,8 @@ pub struct Chunks {
     left: u64,
     /// Bytes of the line so far.
     line: u32,
+    /// Bytes of all trailers so far.
+    trailers: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -219,6 +246,12 @@ impl Chunks {
         self.line += 1;
         if self.line > MAX_LINE_BYTES {
             return Err(Malformed("a line of a chunk is too long"));
+        }
+        if matches!(self.state, State::Trailer | State::InTrailer) {
+            self.trailers += 1;
+            if self.trailers > MAX_TRAILER_BYTES {
+                return Err(Malformed("the trailers are too long"));
+            }
         }
         self.state = match (self.state, byte) {
             (State::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') if self.line <= 15 => {
@@ -264,7 +297,7 @@ mod tests {
 
     fn read(head: &str, to_head: bool) -> Result<Option<(Head, String)>, Malformed> {
         let mut out = Vec::new();
-        let head = translate(head.as_bytes(), to_head, &mut out)?;
+        let head = translate(head.as_bytes(), to_head, 256, &mut out)?;
         Ok(head.map(|head| (head, String::from_utf8(out).expect("text"))))
     }
 
@@ -315,6 +348,25 @@ mod tests {
             let text = format!("HTTP/1.1 {status} OK\r\nContent-Length: 0\r\n\r\n");
             assert!(read(&text, false).is_err(), "{status}");
         }
+    }
+
+    #[test]
+    fn many_headers_pass_and_too_many_are_told_apart_from_nonsense() {
+        let many = |count: usize| {
+            let cookies: String = (0..count).map(|n| format!("Set-Cookie: c{n}=1\r\n")).collect();
+            format!("HTTP/1.1 200 OK\r\n{cookies}Content-Length: 0\r\n\r\n")
+        };
+        let (_, out) = read(&many(200), false).expect("valid").expect("whole");
+        assert_eq!(out.matches("Set-Cookie").count(), 200);
+        assert_eq!(read(&many(300), false), Err(TOO_MANY));
+    }
+
+    #[test]
+    fn trailers_have_an_end() {
+        let mut chunks = Body::Chunked(Chunks::default());
+        chunks.advance(b"0\r\n").expect("the last chunk");
+        let sent = (0..100_000).take_while(|_| chunks.advance(b"a: b\r\n").is_ok()).count();
+        assert!((1_000..4_000).contains(&sent), "{sent} trailers");
     }
 
     #[test]

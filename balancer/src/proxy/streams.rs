@@ -1,0 +1,122 @@
+//! The requests of HTTP/2 connections, each a task of its own. A client that takes nothing of an answer stops nothing but
+//! that answer, and holds its replica, its lease and its memory for ever: such a request is ended by its own task.
+
+use std::{
+    cell::RefCell,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::time::{Instant, Sleep};
+
+use super::{progress::Progress, worker::Worker};
+use crate::stats::bump;
+
+thread_local! {
+    /// The exchange that was begun in the task that runs now.
+    static BEGUN: RefCell<Option<Progress>> = const { RefCell::new(None) };
+}
+
+/// Runs what hyper spawns on the worker's own thread.
+#[derive(Clone, Debug)]
+pub struct Streams {
+    worker: Rc<Worker>,
+}
+
+impl Streams {
+    /// Of connections of `worker`.
+    pub fn new(worker: &Rc<Worker>) -> Self {
+        Self { worker: Rc::clone(worker) }
+    }
+
+    /// The task that runs now is about this exchange.
+    pub fn note(progress: &Progress) {
+        BEGUN.set(Some(progress.clone()));
+    }
+}
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for Streams {
+    fn execute(&self, future: F) {
+        // hyper makes the future where it reads the head: what was noted last is about it.
+        let progress = BEGUN.take();
+        let patience = self.worker.global.settings.idle_timeout;
+        let worker = Rc::clone(&self.worker);
+        tokio::task::spawn_local(async move {
+            let task = Task { future: Box::pin(future), progress, timer: None, patience };
+            if task.await == Outcome::Unread {
+                bump(&worker.stats.unread);
+            }
+        });
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Ended,
+    /// Dropping the future resets the stream.
+    Unread,
+}
+
+struct Task<F> {
+    future: Pin<Box<F>>,
+    progress: Option<Progress>,
+    timer: Option<Pin<Box<Sleep>>>,
+    patience: Duration,
+}
+
+impl<F: Future> Future for Task<F> {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome> {
+        let this = &mut *self;
+        if this.future.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Outcome::Ended);
+        }
+        let Some(progress) = &this.progress else { return Poll::Pending };
+        let patience = this.patience;
+        let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        while timer.as_mut().poll(context).is_ready() {
+            let now = Instant::now();
+            if progress.is_unread(patience, now) {
+                return Poll::Ready(Outcome::Unread);
+            }
+            let due = progress.last() + patience;
+            timer.as_mut().reset(if due > now { due } else { now + patience });
+        }
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(100);
+
+    fn task(progress: &Progress) -> Task<std::future::Pending<()>> {
+        let future = Box::pin(std::future::pending());
+        Task { future, progress: Some(progress.clone()), timer: None, patience: PATIENCE }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_takes_is_ended() {
+        let (progress, start) = (Progress::start(), Instant::now());
+        progress.answered();
+        assert_eq!(task(&progress).await, Outcome::Unread);
+        assert!(start.elapsed() >= PATIENCE);
+    }
+
+    #[tokio::test]
+    async fn a_quiet_replica_is_waited_for() {
+        let progress = Progress::start();
+        progress.answered();
+        progress.waits_for_replica();
+        let ended = tokio::time::timeout(PATIENCE * 5, task(&progress)).await;
+        assert!(ended.is_err());
+        let unanswered = Progress::start();
+        let ended = tokio::time::timeout(PATIENCE * 5, task(&unanswered)).await;
+        assert!(ended.is_err(), "its own time-out ends it");
+    }
+}
