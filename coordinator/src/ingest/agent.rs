@@ -12,7 +12,10 @@ use swarmguard_common::{
     },
 };
 use swarmguard_core::brain::{AgentEvent, AgentInput, ConnectionId};
-use swarmguard_runtime::{clock, frame, identity::Peer};
+use swarmguard_runtime::{
+    clock, frame,
+    identity::{Peer, Unit},
+};
 use tokio::sync::{mpsc::error::TrySendError, watch};
 
 use super::{Event, Ingest, Outbox, Streams, is_ordinary, rate::Bucket, reason_of, refusal::Reason};
