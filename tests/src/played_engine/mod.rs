@@ -59,7 +59,9 @@ impl PlayedEngine {
     ///
     /// # Errors
     /// When there is none.
-    pub async fn serve(objects: Objects, keep_paths: bool) -> std::io::Result<Self> {
+    pub async fn serve(mut objects: Objects, keep_paths: bool) -> std::io::Result<Self> {
+        // How it came to be so is nobody's news.
+        objects.take_events();
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let inner = Arc::new(Inner {
