@@ -30,7 +30,7 @@ pub fn kernel_files(data: &[u8]) {
     let _ = (parse::field(data, b"usage_usec"), parse::assigned(data, b"total"));
     let _ = (cpu::stat(data), memory::current(data), memory::max(data), memory::oom_kills(data));
     assert_ne!(cpu::max(data), Some(Some(0)), "every share of nothing is unknown");
-    let _ = (memory::inactive_file(data), pressure::pressure(data), network::total(data));
+    let _ = (memory::page_cache(data), pressure::pressure(data), network::total(data));
     let _ = (node::cpu_ticks(data), node::memory(data), own::resident_pages(data));
     if let Some(name) = node::default_route(data) {
         assert!(!name.is_empty() && !name.contains(['/', ':']), "{name:?}");

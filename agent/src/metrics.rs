@@ -77,10 +77,10 @@ fn containers(registry: &mut Registry, agent: &Agent) {
     });
     add("container_cpu_cores", "CPUs in use", &|it| it.figures.cpu_millis.map(|millis| millis / 1_000.0));
     #[expect(clippy::cast_precision_loss, reason = "gauges are floats")]
-    add("container_memory_working_set_bytes", "memory in use less inactive page cache", &|it| {
+    add("container_memory_working_set_bytes", "memory in use less page cache", &|it| {
         it.figures.memory_bytes.map(|bytes| bytes as f64)
     });
-    add("container_memory_utilisation_ratio", "working set of memory.max or of the node, 0 to 1", &|it| {
+    add("container_memory_utilisation_ratio", "memory needed, of memory.max or of the node, 0 to 1", &|it| {
         it.figures.memory
     });
     add("container_network_receive_bytes_per_second", "layer 3 bytes received", &|it| {

@@ -161,13 +161,19 @@ pub fn in_flight(counters: &GroupCounters) -> u32 {
     u32::try_from(open).unwrap_or(u32::MAX)
 }
 
-/// Median of the durations that were added between two readings, in microseconds; `None` where there was none. Within
-/// a slot of the histogram durations are taken as evenly spread, so it is right within the factor of two of a slot.
+/// Median of the durations that were added between two readings, as [`percentile_us`].
 pub fn median_us(before: &Waits, after: &Waits) -> Option<u32> {
+    percentile_us(before, after, 50)
+}
+
+/// The duration, in microseconds, that so many per cent of those added between two readings did not exceed; `None` where
+/// there was none. Within a slot of the histogram durations are taken as evenly spread, so it is right within the factor
+/// of two of a slot.
+pub fn percentile_us(before: &Waits, after: &Waits, percent: u64) -> Option<u32> {
     let added: [u32; WAIT_SLOTS] =
         std::array::from_fn(|slot| after.slots[slot].wrapping_sub(before.slots[slot]));
     let all: u64 = added.iter().map(|count| u64::from(*count)).sum();
-    let wanted = all.div_ceil(2);
+    let wanted = (all * percent).div_ceil(100);
     let mut below = 0_u64;
     for (slot, count) in (0_u32..).zip(added) {
         let count = u64::from(count);
@@ -192,9 +198,10 @@ pub fn stalled(before: Option<Pressure>, after: Option<Pressure>, elapsed: Durat
     rate(before.some_usec, after.some_usec, elapsed).map(|micros| (micros / 1_000_000.0).clamp(0.0, 1.0))
 }
 
-/// Memory in use that cannot be had back at no cost: what is charged less inactive page cache, bytes.
-pub fn working_set(charged: Option<u64>, inactive_file: Option<u64>) -> Option<u64> {
-    Some(charged?.saturating_sub(inactive_file.unwrap_or(0)))
+/// Memory that is needed, bytes: what is charged less the page cache, which the kernel takes back where it is short.
+/// Cache is a habit, not a need: a file that was read twice stays in it for as long as nobody else wants the memory.
+pub fn needed(charged: Option<u64>, page_cache: Option<u64>) -> Option<u64> {
+    Some(charged?.saturating_sub(page_cache.unwrap_or(0)))
 }
 
 /// `used` of `whole` as a ratio; `None` when either is unknown or the whole is nothing.
@@ -357,6 +364,8 @@ mod tests {
         after.slots[15] = 1;
         // Slot 4 is 524 to 1,049 us; the median is the fourth of eight in it.
         assert_eq!(median_us(&before, &after), Some(786));
+        // The tenth of ten is all of slot 15.
+        assert_eq!(percentile_us(&before, &after, 95), Some(2_147_483));
         assert_eq!(median_us(&after, &after), None);
     }
 

@@ -23,7 +23,7 @@ pub struct FastReading {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SlowReading {
     /// Page cache that can be had back, bytes.
-    pub inactive_file_bytes: Option<u64>,
+    pub page_cache_bytes: Option<u64>,
     /// Stalls for a CPU.
     pub psi_cpu: Option<pressure::Pressure>,
     /// Stalls for memory.
@@ -130,7 +130,7 @@ impl Group {
     pub fn read_slow(&self, all: bool, buffer: &mut [u8]) -> Result<SlowReading, Gone> {
         let others = |file| if all { Option::as_ref(file) } else { None };
         Ok(SlowReading {
-            inactive_file_bytes: read(self.memory_stat.as_ref(), buffer, memory::inactive_file)?,
+            page_cache_bytes: read(self.memory_stat.as_ref(), buffer, memory::page_cache)?,
             psi_cpu: read(self.cpu_pressure.as_ref(), buffer, pressure::pressure)?,
             psi_memory: read(others(&self.memory_pressure), buffer, pressure::pressure)?,
             psi_io: read(others(&self.io_pressure), buffer, pressure::pressure)?,
@@ -187,7 +187,7 @@ mod tests {
         let dir = fixture(&[
             ("cpu.stat", "usage_usec 12\nnr_periods 4\nnr_throttled 1\n"),
             ("memory.current", "4096\n"),
-            ("memory.stat", "inactive_file 1024\n"),
+            ("memory.stat", "inactive_file 1000\nactive_file 24\n"),
             ("memory.events", "oom_kill 1\n"),
             ("cpu.pressure", psi),
             ("memory.pressure", psi),
@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(fast.cpu.map(|cpu| (cpu.usage_usec, cpu.periods)), Some((12, Some((4, 1)))));
         assert_eq!(fast.memory_bytes, Some(4_096));
         let slow = group.read_slow(true, &mut buffer).expect("alive");
-        assert_eq!((slow.inactive_file_bytes, slow.oom_kills), (Some(1_024), Some(1)));
+        assert_eq!((slow.page_cache_bytes, slow.oom_kills), (Some(1_024), Some(1)));
         assert_eq!(slow.psi_io.map(|psi| psi.some_usec), Some(5));
         assert_eq!(group.missing().count(), 0);
     }

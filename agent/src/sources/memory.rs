@@ -16,9 +16,10 @@ pub fn current(text: &[u8]) -> Option<u64> {
     number(text)
 }
 
-/// Reads `inactive_file` of `memory.stat`, bytes: page cache that can be had back at no cost.
-pub fn inactive_file(text: &[u8]) -> Option<u64> {
-    field(text, b"inactive_file")
+/// Reads the page cache that can be had back, used lately or not, of `memory.stat`, bytes. What remains of all that is
+/// charged is needed: anonymous memory, shared memory, what is locked, and the kernel's own.
+pub fn page_cache(text: &[u8]) -> Option<u64> {
+    Some(field(text, b"inactive_file")?.saturating_add(field(text, b"active_file").unwrap_or(0)))
 }
 
 /// Reads `memory.max`, bytes. `Some(None)` is no limit, `None` is not understood.
@@ -41,7 +42,7 @@ mod tests {
     fn fixtures_of_a_kernel_6_1() {
         assert_eq!(current(b"12288\n"), Some(12_288));
         let stat = b"anon 4096\nfile 8192\ninactive_anon 0\nactive_anon 4096\ninactive_file 5000\nactive_file 3192\n";
-        assert_eq!(inactive_file(stat), Some(5_000));
+        assert_eq!(page_cache(stat), Some(8_192));
         assert_eq!(max(b"max\n"), Some(None));
         assert_eq!(max(b"134217728\n"), Some(Some(134_217_728)));
         assert_eq!(max(b"128M\n"), None);
@@ -52,7 +53,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_makes_it_panic(text: Vec<u8>) {
-            let _ = (current(&text), inactive_file(&text), max(&text), oom_kills(&text));
+            let _ = (current(&text), page_cache(&text), max(&text), oom_kills(&text));
         }
     }
 }

@@ -13,8 +13,8 @@ use swarmguard_common::{
 use crate::{
     conditions::{Conditions, Values},
     model::{
-        Capacity, Ewma, FastRates, Limits, SlowRates, fast_rates, in_flight, median_us, network_share,
-        queued, rate, ratio, slow_rates, working_set,
+        Capacity, Ewma, FastRates, Limits, SlowRates, fast_rates, in_flight, median_us, needed,
+        network_share, percentile_us, queued, rate, ratio, slow_rates,
     },
     sources::{
         group::{FastReading, SlowReading},
@@ -77,7 +77,7 @@ pub struct Figures {
     pub cpu_millis: Option<f64>,
     /// CPU utilisation, 0 to 1.
     pub cpu: Option<f64>,
-    /// Working set, bytes.
+    /// Memory that is needed, bytes: all but page cache.
     pub memory_bytes: Option<u64>,
     /// Memory utilisation, 0 to 1.
     pub memory: Option<f64>,
@@ -95,6 +95,8 @@ pub struct Figures {
     pub in_flight: Option<u32>,
     /// Median latency of answers, in microseconds.
     pub latency_us: Option<u32>,
+    /// What 95 of 100 answers did not exceed, in microseconds.
+    pub latency_p95_us: Option<u32>,
 }
 
 impl Container {
@@ -143,8 +145,8 @@ impl Container {
         let rates = before.map_or_else(FastRates::default, |(_, old)| fast_rates(&old, &reading, span));
         let (rx_bytes_per_s, tx_bytes_per_s) = self.take_network(now, network);
         let rates = FastRates { rx_bytes_per_s, tx_bytes_per_s, ..rates };
-        let inactive = self.slow.and_then(|(_, slow)| slow.inactive_file_bytes);
-        let memory_bytes = working_set(reading.memory_bytes, inactive);
+        let page_cache = self.slow.and_then(|(_, slow)| slow.page_cache_bytes);
+        let memory_bytes = needed(reading.memory_bytes, page_cache);
         #[expect(clippy::cast_precision_loss, reason = "a share needs no more than 53 bits")]
         let memory = ratio(memory_bytes.map(|bytes| bytes as f64), mine.memory_bytes as f64);
         let cpu_of = |millis| ratio(millis, f64::from(mine.cpu_millis));
@@ -207,7 +209,9 @@ impl Container {
         let counters = self.network.and_then(|(_, network)| network.counters.filter(|_| network.requests));
         let before = std::mem::replace(&mut self.requests, counters);
         self.figures.in_flight = counters.as_ref().map(in_flight);
-        self.figures.latency_us = before.zip(counters).and_then(|(a, b)| median_us(&a.answers, &b.answers));
+        let answers = before.zip(counters).map(|(a, b)| (a.answers, b.answers));
+        self.figures.latency_us = answers.and_then(|(a, b)| median_us(&a, &b));
+        self.figures.latency_p95_us = answers.and_then(|(a, b)| percentile_us(&a, &b, 95));
     }
 
     pub(super) fn load(&self, handle: u32) -> TaskLoad {
@@ -225,6 +229,7 @@ impl Container {
             throttled: points(figures.throttled),
             in_flight: figures.in_flight,
             latency_us: figures.latency_us,
+            latency_p95_us: figures.latency_p95_us,
         }
     }
 }

@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use super::{ActionStatus, AlertStatus};
 use crate::{
     domain::{NodeId, ServiceId, TaskId},
-    labels::{ACT_AFTER, Algorithm, Allowance, MigrateMode, Part, RouteLabels, ServicePolicy},
+    labels::{
+        ACT_AFTER, Algorithm, Allowance, MigrateMode, Part, Replace, RouteLabels, ScaleSignal, ScaleStep,
+        ServicePolicy,
+    },
 };
 
 /// What a judgement came to.
@@ -124,8 +127,14 @@ pub struct Policy {
     pub scale_max: Option<u32>,
     /// `swarmguard.scale.memory`.
     pub scale_memory: bool,
+    /// `swarmguard.scale.on`.
+    pub scale_on: Vec<ScaleSignal>,
     /// `swarmguard.scale.step`.
-    pub scale_step: u32,
+    pub scale_step: ScaleStep,
+    /// `swarmguard.warm-up`; learned where absent.
+    pub warm_up_ms: Option<u64>,
+    /// `swarmguard.replace`.
+    pub replace: Vec<Replace>,
     /// `swarmguard.scale.up.cooldown`.
     pub scale_up_cooldown_ms: u64,
     /// `swarmguard.scale.down.cooldown`.
@@ -193,7 +202,10 @@ impl From<&ServicePolicy> for Policy {
             scale_min: policy.scale_min,
             scale_max: policy.scale_max,
             scale_memory: policy.scale_memory,
+            scale_on: policy.scale_on.clone(),
             scale_step: policy.scale_step,
+            warm_up_ms: policy.warm_up.map(ms),
+            replace: policy.replace.clone(),
             scale_up_cooldown_ms: ms(policy.up_cooldown),
             scale_down_cooldown_ms: ms(policy.down_cooldown),
             scale_down_window_ms: ms(policy.down_window),

@@ -38,7 +38,7 @@ pub struct LabelError {
 pub struct Thresholds {
     /// `swarmguard.cpu.high`: CPU utilisation from which a replica is hot.
     pub cpu_high: BasisPoints,
-    /// `swarmguard.memory.high`: working set from which a replica is hot.
+    /// `swarmguard.memory.high`: needed memory from which a replica is hot.
     pub memory_high: BasisPoints,
     /// `swarmguard.network.low`: up to here the network says that load is not the reason.
     pub network_low: BasisPoints,
@@ -106,6 +106,37 @@ pub enum Allowance {
     SlotTemplates,
 }
 
+/// How many replicas one step may add.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScaleStep {
+    /// As many as demand plainly asks for, at most as many again as there are.
+    #[default]
+    Auto,
+    /// At most this many.
+    AtMost(u32),
+}
+
+/// What a service scales out on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScaleSignal {
+    /// CPU in use, to be kept at `cpu.high` of what the replicas may have.
+    Cpu,
+    /// Requests in flight, so many for each replica.
+    InFlight(u32),
+    /// 95 of 100 requests are to be answered within so many milliseconds.
+    LatencyP95Ms(u32),
+}
+
+/// When a replica is replaced by a fresh one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Replace {
+    /// Its memory grows so that the kernel would soon kill it.
+    Leak,
+}
+
 /// Everything that a service's labels say about its protection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ServicePolicy {
@@ -132,8 +163,14 @@ pub struct ServicePolicy {
     pub scale_max: Option<u32>,
     /// `swarmguard.scale.memory`: memory takes part in scaling in.
     pub scale_memory: bool,
-    /// `swarmguard.scale.step`: most replicas added at once when several are plainly needed.
-    pub scale_step: u32,
+    /// `swarmguard.scale.on`: what it scales out on; of several the one that asks for most counts.
+    pub scale_on: Vec<ScaleSignal>,
+    /// `swarmguard.scale.step`: most replicas added at once.
+    pub scale_step: ScaleStep,
+    /// `swarmguard.warm-up`: how long a new replica's figures say nothing about its load; learned where `None`.
+    pub warm_up: Option<Duration>,
+    /// `swarmguard.replace`: when a replica is replaced by a fresh one.
+    pub replace: Vec<Replace>,
     /// `swarmguard.scale.up.cooldown`: between two steps up.
     pub up_cooldown: Duration,
     /// `swarmguard.scale.down.cooldown`: between two steps down.
@@ -169,10 +206,13 @@ impl Default for ServicePolicy {
             scale_min: None,
             scale_max: None,
             scale_memory: false,
-            scale_step: 1,
-            up_cooldown: Duration::from_secs(30),
-            down_cooldown: Duration::from_secs(60),
-            down_window: Duration::from_secs(60),
+            scale_on: vec![ScaleSignal::Cpu],
+            scale_step: ScaleStep::Auto,
+            warm_up: None,
+            replace: Vec::new(),
+            up_cooldown: Duration::ZERO,
+            down_cooldown: Duration::from_secs(5),
+            down_window: Duration::from_secs(300),
             margin: BasisPoints::from_percent(10),
             rebalance: false,
             job_retries: 3,
@@ -253,7 +293,10 @@ fn read_scaling(read: &mut Reader<'_>, policy: &mut ServicePolicy) {
     read.take("scale.min", |text| bounded(text, 1, 10_000).map(Some), &mut policy.scale_min);
     read.take("scale.max", |text| bounded(text, 1, 10_000).map(Some), &mut policy.scale_max);
     read.take("scale.memory", yes_or_no, &mut policy.scale_memory);
-    read.take("scale.step", |text| bounded(text, 1, 100), &mut policy.scale_step);
+    read.take("scale.on", scale_signals, &mut policy.scale_on);
+    read.take("scale.step", scale_step, &mut policy.scale_step);
+    read.take("warm-up", |text| duration(text, 0, 3_600).map(Some), &mut policy.warm_up);
+    read.take("replace", replacements, &mut policy.replace);
     read.take("scale.up.cooldown", |text| duration(text, 0, 86_400), &mut policy.up_cooldown);
     read.take("scale.down.cooldown", |text| duration(text, 0, 86_400), &mut policy.down_cooldown);
     read.take("scale.down.window", |text| duration(text, 1, 86_400), &mut policy.down_window);
@@ -266,6 +309,43 @@ fn read_scaling(read: &mut Reader<'_>, policy: &mut ServicePolicy) {
         (None, Some(_)) => read.refuse("scale.max", "only together with scale.min".into()),
         _ => {}
     }
+}
+
+fn scale_step(text: &str) -> Result<ScaleStep, String> {
+    if text == "auto" {
+        return Ok(ScaleStep::Auto);
+    }
+    bounded(text, 1, 100).map(ScaleStep::AtMost).map_err(|allowed| format!("auto, or {allowed}"))
+}
+
+/// A comma-separated list of `cpu`, `in-flight:20`, `latency-p95:200ms`, each at most once.
+fn scale_signals(text: &str) -> Result<Vec<ScaleSignal>, String> {
+    let allowed = || "a list of cpu, in-flight:<1 to 100000>, latency-p95:<1ms to 10m>".to_owned();
+    let mut found: Vec<ScaleSignal> = Vec::new();
+    for word in text.split(',').map(str::trim) {
+        let signal = match word.split_once(':') {
+            None if word == "cpu" => ScaleSignal::Cpu,
+            Some(("in-flight", number)) => {
+                ScaleSignal::InFlight(bounded(number, 1, 100_000).map_err(|_| allowed())?)
+            }
+            Some(("latency-p95", goal)) => {
+                let goal = duration(goal, 0, 600).map_err(|_| allowed())?.as_millis();
+                let goal = u32::try_from(goal).ok().filter(|ms| *ms > 0).ok_or_else(allowed)?;
+                ScaleSignal::LatencyP95Ms(goal)
+            }
+            _ => return Err(allowed()),
+        };
+        if found.iter().any(|other| std::mem::discriminant(other) == std::mem::discriminant(&signal)) {
+            return Err(format!("{}, each once", allowed()));
+        }
+        found.push(signal);
+    }
+    Ok(found)
+}
+
+fn replacements(text: &str) -> Result<Vec<Replace>, String> {
+    let known = [("leak", Replace::Leak)];
+    text.split(',').map(|word| one_of(word.trim(), &known)).collect()
 }
 
 fn allowances(text: &str) -> Result<Vec<Allowance>, String> {
@@ -312,6 +392,31 @@ mod tests {
         assert_eq!((policy.scale_min, policy.scale_max), (Some(2), Some(6)));
         assert_eq!(policy.act_after, Some(Duration::from_millis(1_500)));
         assert_eq!(policy.allow, [Allowance::NoHealthcheck, Allowance::LocalVolumes]);
+    }
+
+    #[test]
+    fn what_is_scaled_on_and_by_how_much() {
+        let policy = read(&[
+            ("swarmguard.scale.on", "cpu, in-flight:20,latency-p95:200ms"),
+            ("swarmguard.scale.step", "auto"),
+            ("swarmguard.warm-up", "90s"),
+            ("swarmguard.replace", "leak"),
+        ])
+        .expect("all sensible");
+        let expected = [ScaleSignal::Cpu, ScaleSignal::InFlight(20), ScaleSignal::LatencyP95Ms(200)];
+        assert_eq!(policy.scale_on, expected);
+        assert_eq!((policy.scale_step, policy.warm_up), (ScaleStep::Auto, Some(Duration::from_secs(90))));
+        assert_eq!(policy.replace, [Replace::Leak]);
+        assert_eq!(
+            read(&[("swarmguard.scale.step", "3")]).expect("sensible").scale_step,
+            ScaleStep::AtMost(3)
+        );
+        for wrong in
+            ["", "cpu,cpu", "in-flight", "in-flight:0", "latency-p95:0ms", "latency-p95:20", "memory"]
+        {
+            assert!(read(&[("swarmguard.scale.on", wrong)]).is_err(), "{wrong:?}");
+        }
+        assert!(read(&[("swarmguard.scale.step", "double")]).is_err());
     }
 
     #[test]

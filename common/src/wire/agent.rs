@@ -186,13 +186,13 @@ pub struct TaskLoad {
     pub handle: u32,
     /// Share of `cpu.max`, or of the node where there is no limit.
     pub cpu: Option<BasisPoints>,
-    /// Working set of `memory.max`, or of the node.
+    /// Memory needed (all but page cache) of `memory.max`, or of the node.
     pub memory: Option<BasisPoints>,
     /// Bytes both ways of the service's or the node's bandwidth.
     pub network: Option<BasisPoints>,
     /// CPU used, in thousandths of a CPU.
     pub cpu_millis: u32,
-    /// Working set, in KiB.
+    /// Memory needed, in KiB.
     pub memory_kib: u32,
     /// PSI `some` of cpu.
     pub psi_cpu: Option<BasisPoints>,
@@ -204,6 +204,8 @@ pub struct TaskLoad {
     pub in_flight: Option<u32>,
     /// Median server-side latency, in microseconds.
     pub latency_us: Option<u32>,
+    /// What 95 of 100 answers did not exceed, in microseconds.
+    pub latency_p95_us: Option<u32>,
 }
 
 /// Reliable, coordinator to agent.
@@ -310,6 +312,23 @@ mod tests {
         assert_eq!(decode::<ToCoordinator>(&golden).expect("golden"), message);
         let pulse = ToAgent::Pulse { able: true, acting: true };
         assert_eq!(encode(&pulse).expect("small"), [5, 1, 1]);
+    }
+
+    #[test]
+    fn golden_bytes_of_a_load() {
+        let load = TaskLoad {
+            handle: 7,
+            cpu: Some(BasisPoints(9_150)),
+            cpu_millis: 915,
+            memory_kib: 1_024,
+            in_flight: Some(20),
+            latency_us: Some(3),
+            latency_p95_us: Some(200),
+            ..TaskLoad::default()
+        };
+        let golden = [7, 1, 251, 190, 35, 0, 0, 251, 147, 3, 251, 0, 4, 0, 0, 0, 1, 20, 1, 3, 1, 200];
+        assert_eq!(encode(&load).expect("small"), golden);
+        assert_eq!(decode::<TaskLoad>(&golden).expect("golden"), load);
     }
 
     #[test]

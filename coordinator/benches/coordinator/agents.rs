@@ -178,6 +178,7 @@ fn task(container: usize, hot: bool) -> TaskLoad {
         throttled: None,
         in_flight: Some(3),
         latency_us: Some(4_000),
+        latency_p95_us: Some(9_000),
     }
 }
 

@@ -29,6 +29,10 @@ rules! {
     // Actions.
     /// One replica moves off a short node.
     Migrate = "migrate",
+    /// A node is short, and one of its replicas moves that is not hot itself.
+    Relief = "relief",
+    /// A replica whose memory grows towards its limit is replaced.
+    Leak = "leak",
     /// Replicas are added.
     ScaleOut = "scale_out",
     /// A replica goes that the others can do without.
@@ -47,6 +51,10 @@ rules! {
     Calm = "calm",
     /// Hot, but not for long enough.
     Holding = "holding",
+    /// Hot, but it has just started: that tells of its start, not of load.
+    WarmingUp = "warming_up",
+    /// Hot, but its replicas are enough for what is asked of them.
+    Enough = "enough",
     /// Not known to be hot or spare.
     Unknown = "unknown",
     /// A replica is spare, but not for long enough.
@@ -99,6 +107,10 @@ rules! {
     Victim = "victim",
     /// At its own limit on a node that has room.
     LimitBound = "limit_bound",
+    /// One replica uses far more than the others: demand is not the reason.
+    Outlier = "outlier",
+    /// Its last attempts failed.
+    BackOff = "back_off",
     /// No node is better.
     NowhereBetter = "nowhere_better",
     /// More replicas are needed, and it may not scale.

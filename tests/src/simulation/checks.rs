@@ -70,7 +70,8 @@ struct Drain {
 fn cooldown(kind: &str) -> Option<Duration> {
     match kind {
         "migrate" => Some(Duration::from_secs(60)),
-        "scale_out" => Some(Duration::from_secs(30)),
+        // None of the operator's; the last step must have had time to show itself.
+        "scale_out" => Some(Duration::from_secs(2)),
         "scale_in" => Some(Duration::from_secs(20)),
         _ => None,
     }

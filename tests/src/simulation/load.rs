@@ -119,6 +119,7 @@ impl Load {
                 throttled: Some(BasisPoints::ZERO),
                 in_flight: None,
                 latency_us: None,
+                latency_p95_us: None,
             };
             (task.id.clone(), load)
         };

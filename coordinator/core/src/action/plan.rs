@@ -82,7 +82,7 @@ pub fn begin(order: &Order, snapshot: &Snapshot) -> Result<Step, Refusal> {
         }
         Intent::ScaleOut { service, replicas, target } => {
             let service = find(snapshot, service)?;
-            let count = settled(snapshot, service)?;
+            let count = undisturbed(snapshot, service)?;
             if *replicas <= count {
                 let text = format!("{} has {count} replicas already", service.name);
                 return Err(refuse(Rule::EnoughReplicas, text, "a higher number"));
@@ -144,9 +144,21 @@ fn find<'a>(snapshot: &'a Snapshot, service: &ServiceId) -> Result<&'a Service, 
     })
 }
 
-/// The number of replicas of a service that stands still: replicated, no update under way, every slot with one serving
-/// task, and no mark of ours left by hand.
+/// The number of replicas of a service that stands still, each of them running.
 fn settled(snapshot: &Snapshot, service: &Service) -> Result<u64, Refusal> {
+    let count = undisturbed(snapshot, service)?;
+    let serving = Slots::of(snapshot, &service.id).serving();
+    if serving != count {
+        let text = format!("{} has {serving} of {count} replicas running and healthy", service.name);
+        return Err(refuse(Rule::NotSettled, text, "all replicas running and healthy"));
+    }
+    Ok(count)
+}
+
+/// The number of replicas of a service that nobody is at work on: replicated, no update under way, every slot with one
+/// task of which some serve, and no mark of ours left by hand. A replica that fails its checks under load does not keep
+/// another from being added.
+fn undisturbed(snapshot: &Snapshot, service: &Service) -> Result<u64, Refusal> {
     let name = &service.name;
     let Mode::Replicated(count) = service.mode else {
         return Err(refuse(
@@ -166,7 +178,7 @@ fn settled(snapshot: &Snapshot, service: &Service) -> Result<u64, Refusal> {
         return Err(refuse(Rule::StrayMark, text, "its placement put right by hand"));
     }
     let slots = Slots::of(snapshot, &service.id);
-    if slots.len() != count || slots.serving() != count {
+    if slots.len() != count || slots.any_doubled() || slots.serving() == 0 {
         let text = format!("{name} has {} of {count} replicas running and healthy", slots.serving());
         return Err(refuse(Rule::NotSettled, text, "all replicas running and healthy"));
     }

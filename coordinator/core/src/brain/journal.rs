@@ -118,7 +118,7 @@ impl Brain {
             // It still stands: nothing new.
             Edge::Refresh => return,
         };
-        if !self.said.is_edge_due(node, edge, now) {
+        if !edge.news || !self.said.is_edge_due(node, edge, now) {
             self.statistics.dropped_entries += 1;
             return;
         }

@@ -41,7 +41,7 @@ impl Brain {
             policy: policy.map(Policy::from),
             label_errors: label_errors(service),
             cooldowns_ms: self.cooldowns(now, service),
-            spare_ms: self.view.history.spare_since(&service.id).map(|since| ms(now - since)),
+            spare_ms: self.spare_for(now, service),
             alerts: self
                 .alerts(now)
                 .into_iter()
@@ -54,6 +54,12 @@ impl Brain {
                 .map(Into::into)
                 .collect(),
         })
+    }
+
+    fn spare_for(&self, now: Time, service: &Service) -> Option<u64> {
+        let Mode::Replicated(replicas) = service.mode else { return None };
+        let since = self.view.history.spare_since(&service.id, replicas)?;
+        Some(ms(now - since)).filter(|spare_ms| *spare_ms > 0)
     }
 
     fn observes(&self, service: &Service) -> bool {

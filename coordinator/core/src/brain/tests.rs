@@ -181,7 +181,7 @@ impl Stage {
                 self.report("n1", 10, None);
             }
             self.report("n2", cpu.max(20), Some((1, cpu)));
-            self.report("n3", 15, Some((2, 5)));
+            self.report("n3", 11, Some((2, 5)));
             self.brain.handle(at(self.ms), Input::Tick);
             self.drain();
             if self.ms.is_multiple_of(1_000) {
@@ -405,7 +405,7 @@ fn an_old_reading_of_swarm_is_not_acted_on() {
             stage.ms += 250;
             stage.report("n1", 10, None);
             stage.report("n2", 90, Some((1, 90)));
-            stage.report("n3", 15, Some((2, 5)));
+            stage.report("n3", 11, Some((2, 5)));
             stage.brain.handle(at(stage.ms), Input::Tick);
             if readings {
                 stage.snapshot();

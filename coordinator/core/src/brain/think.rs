@@ -27,7 +27,7 @@ impl Brain {
         if now - snapshot.taken > SNAPSHOT_VALID {
             return;
         }
-        self.note_spare(now);
+        self.note_needed(now);
         let situation = self.situation();
         let verdicts = policy::decide(&self.view, &situation, now);
         let judged: std::collections::BTreeSet<&ServiceId> =
@@ -79,16 +79,23 @@ impl Brain {
         }
     }
 
-    fn note_spare(&mut self, now: Time) {
+    fn note_needed(&mut self, now: Time) {
         let Some(snapshot) = self.view.snapshot.clone() else { return };
         for service in snapshot.services.values() {
             let Ok(policy) = &service.policy else { continue };
             if !policy.enabled || policy.scale_min.is_none() {
                 continue;
             }
-            let Mode::Replicated(replicas) = service.mode else { continue };
-            let spare = matches!(policy::spare(&self.view, service, policy, now), Spare::Yes { .. });
-            self.view.history.note_spare(&service.id, now, replicas, spare);
+            if !matches!(service.mode, Mode::Replicated(_)) {
+                continue;
+            }
+            let needed = match policy::spare(&self.view, service, policy, now) {
+                Spare::Needed { replicas, .. } => Some(replicas),
+                Spare::Unknown(_) => None,
+            };
+            self.view.history.note_needed(&service.id, now, needed, policy.down_window);
+            let over = policy::is_over(&self.view, service, policy, now);
+            self.view.history.note_over(&service.id, now, over);
         }
     }
 

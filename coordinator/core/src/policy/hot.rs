@@ -12,10 +12,13 @@ use swarmguard_common::{
 use super::{constant, placement};
 use crate::{
     lease::LeaseState,
+    swarm::Service,
     view::{
         Replica, View,
         agent::{Agent, Container},
         alerts::Standing,
+        lives::Maturity,
+        shortage::{CPU_SHORT, MEMORY_SHORT},
     },
 };
 
@@ -32,6 +35,8 @@ pub enum Doubt {
     NoData,
     /// The task does not run yet, or not healthily.
     NotServing,
+    /// It has just started: its figures tell of that.
+    WarmingUp(Option<Duration>),
 }
 
 /// A replica with a standing alert of high CPU or memory.
@@ -91,12 +96,26 @@ pub struct Certain<'a> {
 }
 
 impl Certain<'_> {
+    /// Whether its node is short of CPU, or of memory, that this replica is hot by.
+    pub fn node_is_short(&self, hot: &Hot<'_>) -> (bool, bool) {
+        let over = |value: Option<BasisPoints>, high: BasisPoints| value.is_some_and(|value| value >= high);
+        let short = &self.agent.shortage;
+        let cpu = short.cpu.is_some() || over(self.node_load.cpu, CPU_SHORT);
+        let memory = short.memory.is_some() || over(self.node_load.memory, MEMORY_SHORT);
+        (hot.cpu && cpu, hot.memory && memory)
+    }
+
+    /// Others use more of the node than it does.
+    pub fn is_lesser_part(&self) -> bool {
+        self.node_load.cpu.is_some_and(|cpu| self.cpu_of_node() < cpu.ratio() * constant::MAIN_PART)
+    }
+
     /// Its CPU as a share of the node's, where 1.0 is all.
     pub fn cpu_of_node(&self) -> f64 {
         share(f64::from(self.load.cpu_millis), f64::from(self.agent.hello.cpu_millis))
     }
 
-    /// Its working set as a share of the node's memory.
+    /// Its memory as a share of the node's memory.
     pub fn memory_of_node(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "a share")]
         share(f64::from(self.load.memory_kib) * 1_024.0, self.agent.hello.memory_bytes as f64)
@@ -122,7 +141,7 @@ impl<'a> HotList<'a> {
             for container in agent.containers.values().filter(|container| !container.standing.is_empty()) {
                 let Some(service) = view.service_of(container) else { continue };
                 let Ok(policy) = &service.policy else { continue };
-                if let Some(hot) = examine(view, now, node, agent, container, policy) {
+                if let Some(hot) = examine(view, now, node, agent, container, (service, policy)) {
                     list.services.entry(&service.id).or_default().push(hot);
                 }
             }
@@ -142,7 +161,7 @@ fn examine<'a>(
     node: &'a NodeId,
     agent: &'a Agent,
     container: &'a Container,
-    policy: &ServicePolicy,
+    (service, policy): (&Service, &ServicePolicy),
 ) -> Option<Hot<'a>> {
     let snapshot = view.snapshot.as_deref()?;
     let load = agent.fresh(container, now);
@@ -201,6 +220,8 @@ fn examine<'a>(
                 Some(Doubt::Lease(why))
             } else if !(cpu_known || memory_known) || agent.load.is_none_or(|load| load.cpu.is_none()) {
                 Some(Doubt::NoData)
+            } else if view.lives.maturity(&task.id, service, policy.warm_up, now) != Maturity::Mature {
+                Some(Doubt::WarmingUp(view.lives.served(&task.id, now)))
             } else {
                 None
             }
@@ -212,9 +233,14 @@ fn examine<'a>(
     Some(hot)
 }
 
+/// Tasks wait for memory, or for a CPU while the node's CPUs are busy: those that wait at their own limit on an idle node
+/// are held back by that, and haste would not help them.
 fn is_stalled(agent: &Agent, container: &Container, load: Option<&TaskLoad>) -> bool {
     let high = |share: Option<BasisPoints>| share.is_some_and(|share| share.0 >= constant::STALLED);
-    container.standing.contains_key(&Condition::Stalled)
-        || load.is_some_and(|load| high(load.psi_cpu) || high(load.psi_memory))
+    let busy = agent.load.is_some_and(|load| load.cpu.is_some_and(|cpu| cpu >= CPU_SHORT));
+    let waits =
+        container.standing.contains_key(&Condition::Stalled) || load.is_some_and(|load| high(load.psi_cpu));
+    (busy && waits)
+        || load.is_some_and(|load| high(load.psi_memory))
         || agent.load.as_ref().is_some_and(|load| high(load.psi_memory))
 }

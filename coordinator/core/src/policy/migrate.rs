@@ -1,20 +1,21 @@
-//! What follows from hot replicas: migrate where the node is the problem and moving helps, scale out where the load is,
-//! and say so where neither is possible.
+//! What follows from hot replicas: more replicas where demand asks for them, a move where the node is short and moving
+//! helps; and where neither is possible, why.
 
 use std::time::Duration;
 
 use swarmguard_common::{
     domain::NodeId,
-    labels::{CLEAR_RATIO, MigrateMode, ServicePolicy},
+    labels::{MigrateMode, ServicePolicy},
 };
 
 use super::{
     Precedence, Round, Verdict, about,
     burden::Burden,
     constant,
+    evidence::{Demand, Evidence, demand},
     hot::{Certain, Doubt, Hot},
     ms, name, preflight,
-    target::{Target, best_target, memory_fits},
+    target::{Target, Use, best_target, gain, has_room, memory_fits},
 };
 use crate::{
     action::{Intent, Kind},
@@ -22,6 +23,22 @@ use crate::{
     rule::Rule,
     swarm::Service,
 };
+
+/// Why a service may not move now, whatever its load.
+#[derive(Clone, Debug)]
+pub(super) struct Reason {
+    pub rule: Rule,
+    pub text: String,
+    pub otherwise: String,
+    /// Of a cooldown: how much of it is left.
+    pub left: Option<Duration>,
+}
+
+impl Reason {
+    fn new(rule: Rule, text: impl Into<String>, otherwise: impl Into<String>) -> Self {
+        Self { rule, text: text.into(), otherwise: otherwise.into(), left: None }
+    }
+}
 
 impl Round<'_> {
     pub(super) fn judge_hot(
@@ -36,7 +53,8 @@ impl Round<'_> {
         // The heaviest first.
         certain.sort_by(|(_, a), (_, b)| b.cpu_of_node().total_cmp(&a.cpu_of_node()));
         let Some((first, worst)) = certain.first() else { return self.doubtful(service, hot) };
-        let verdict = self.judge_certain(service, policy, replicas, &certain);
+        let evidence = Evidence::of(self.view, service, policy, self.now, first.stood);
+        let verdict = self.judge_certain(service, policy, replicas, &certain, &evidence);
         self.described(verdict, first, worst, certain.len())
     }
 
@@ -56,6 +74,15 @@ impl Round<'_> {
                 let mut verdict = self.calm(service, Rule::Holding, text);
                 verdict.judgement.otherwise =
                     format!("something is done at {} ms", hot.act_after.as_millis());
+                verdict
+            }
+            Some(Doubt::WarmingUp(served)) => {
+                let served = served.unwrap_or_default().as_secs();
+                let text =
+                    format!("hot, but that replica has served for {served} s only: it may be its start");
+                let mut verdict = self.calm(service, Rule::WarmingUp, text);
+                verdict.judgement.otherwise =
+                    "swarmguard.warm-up says how long a start takes; otherwise that is learned".into();
                 verdict
             }
             Some(Doubt::Stale(what)) => self.refuse(
@@ -93,6 +120,7 @@ impl Round<'_> {
         if verdict.judgement.task.is_none() {
             about(&mut verdict, &certain.replica.task.id, &certain.replica.node.id);
         }
+        verdict.judgement.hot_for = Some(hot.stood);
         let signals = &mut verdict.judgement.signals;
         let known = [
             ("cpu_percent", certain.load.cpu),
@@ -107,20 +135,21 @@ impl Round<'_> {
         signals.extend(known.iter().filter_map(|(name, value)| Some((*name, (*value)?.percent()))));
         signals.insert("cpu_of_node_percent", certain.cpu_of_node() * 100.0);
         signals.insert("stands_ms", ms(hot.stood));
-        verdict.judgement.hot_for = Some(hot.stood);
-        let signals = &mut verdict.judgement.signals;
         signals.insert("act_after_ms", ms(hot.act_after));
         #[expect(clippy::cast_precision_loss, reason = "few")]
         signals.insert("hot_replicas", count as f64);
         verdict
     }
 
+    /// More replicas first where demand asks for them, unless a neighbour is the cause; then a move; and where that is
+    /// refused, more replicas after all.
     fn judge_certain(
         &self,
         service: &Service,
         policy: &ServicePolicy,
         replicas: u64,
         certain: &[(&Hot<'_>, Certain<'_>)],
+        evidence: &Evidence<'_>,
     ) -> Verdict {
         let Some(network) = certain.iter().filter_map(|(_, certain)| certain.load.network).max() else {
             return self.refuse(
@@ -130,40 +159,56 @@ impl Round<'_> {
                 "swarmguard.network.mbps where the link speed is unknown",
             );
         };
-        let hot = u64::try_from(certain.len()).unwrap_or(u64::MAX);
-        let thresholds = &policy.thresholds;
-        let load_is_the_reason = if network >= thresholds.network_high {
-            Some(format!("hot, and the network is at {network}: demand is the reason"))
-        } else if network > thresholds.network_low && hot.saturating_mul(2) > replicas {
-            Some(format!("{hot} of {replicas} replicas are hot, and the network is at {network}"))
-        } else {
-            None
-        };
-        if let Some(text) = load_is_the_reason {
-            let out = self.scale_out(
-                service,
-                policy,
-                replicas,
-                Rule::ScaleOut,
-                text,
-                self.steps_needed(policy, certain, replicas),
-            );
-            // Between the two thresholds either may help; a service that may not scale can still move.
-            let may_move = network < thresholds.network_high && out.judgement.rule == Rule::ScalingOff;
-            if !may_move {
+        // Of an overloaded service only those count that serve; the others are missing besides.
+        let missing = if self.is_overloaded(service) { replicas.saturating_sub(evidence.serving) } else { 0 };
+        let mut demand = demand(self.view, evidence, service, policy, replicas - missing, self.now);
+        demand.wanted = demand.wanted.saturating_add(missing);
+        let asks = demand.wanted > replicas && certain.iter().any(|(hot, _)| hot.cpu);
+        let neighbours = certain.iter().all(|(_, certain)| certain.is_lesser_part());
+        if asks && (network > policy.thresholds.network_low || !neighbours) {
+            let out =
+                self.scale_out(service, policy, replicas, Rule::ScaleOut, &demand.text, &demand, evidence);
+            if out.intent.is_some() {
                 return out;
             }
+            let moved = self.migrate_one(service, policy, certain, &demand, evidence);
+            return match moved {
+                Some(Ok(moved)) => moved,
+                Some(Err(refused)) if out.judgement.rule == Rule::ScalingOff => refused,
+                _ => out,
+            };
         }
+        match self.migrate_one(service, policy, certain, &demand, evidence) {
+            Some(Ok(verdict)) => verdict,
+            Some(Err(refused)) if asks => {
+                let text = format!("{}; it does not move: {}", demand.text, refused.judgement.text);
+                let out = self.scale_out(service, policy, replicas, Rule::ScaleOut, &text, &demand, evidence);
+                if out.intent.is_some() || out.judgement.rule != Rule::ScalingOff { out } else { refused }
+            }
+            Some(Err(refused)) => refused,
+            None => self.calm(service, Rule::Calm, "no replica is hot"),
+        }
+    }
+
+    /// The first of the hot replicas that can be moved to some effect; else what stands against the heaviest.
+    fn migrate_one(
+        &self,
+        service: &Service,
+        policy: &ServicePolicy,
+        certain: &[(&Hot<'_>, Certain<'_>)],
+        demand: &Demand,
+        evidence: &Evidence<'_>,
+    ) -> Option<Result<Verdict, Verdict>> {
         let mut first_refusal = None;
         for (hot, certain) in certain {
-            let mut verdict = self.migrate(service, policy, replicas, hot, certain);
+            let mut verdict = self.migrate(service, policy, hot, certain, demand, evidence);
             if verdict.intent.is_some() {
-                return verdict;
+                return Some(Ok(verdict));
             }
             about(&mut verdict, &certain.replica.task.id, &certain.replica.node.id);
             first_refusal.get_or_insert(verdict);
         }
-        first_refusal.unwrap_or_else(|| self.calm(service, Rule::Calm, "no replica is hot"))
+        first_refusal.map(Err)
     }
 
     /// Whether and where to move one hot replica.
@@ -171,82 +216,159 @@ impl Round<'_> {
         &self,
         service: &Service,
         policy: &ServicePolicy,
-        replicas: u64,
         hot: &Hot<'_>,
         certain: &Certain<'_>,
+        demand: &Demand,
+        evidence: &Evidence<'_>,
     ) -> Verdict {
-        let limit = limit_bound(policy, hot, certain);
-        if let Some(text) = limit {
-            let out = self.scale_out(service, policy, replicas, Rule::LimitBound, text.clone(), 1);
-            if out.intent.is_some() {
-                return out;
-            }
-            let otherwise = format!("a higher limit, or scaling ({})", out.judgement.otherwise);
-            return self.refuse(service, Rule::LimitBound, text, otherwise);
+        let (by_cpu, by_memory) = certain.node_is_short(hot);
+        if !by_cpu && !by_memory {
+            return self.node_has_room(service, policy, hot, certain, demand, evidence);
         }
-        if let Some(refusal) = self.may_not_move(service, policy, certain) {
-            return refusal;
+        if let Some(reason) = self.why_it_stays(service, policy, &certain.replica.node.id) {
+            return self.refuse_for(service, reason);
         }
         let source = certain.replica.node;
-        let by_memory = hot.memory && !hot.cpu;
-        let own = if by_memory { certain.memory_of_node() } else { certain.cpu_of_node() };
-        if own < constant::CULPRIT_SHARE {
-            let text = format!(
-                "{} is short, but this replica uses only {:.0} % of it: another is the culprit{}",
-                source.hostname,
-                own * 100.0,
-                self.heaviest(certain)
-            );
-            let otherwise = format!("an own use of {:.0} % of the node", constant::CULPRIT_SHARE * 100.0);
-            return self.refuse(service, Rule::Victim, text, otherwise);
-        }
+        let by_memory = by_memory && !by_cpu;
+        let own = Use { cpu: certain.cpu_of_node(), memory: certain.memory_of_node() };
+        let is =
+            |share: Option<swarmguard_common::domain::BasisPoints>| share.map_or(0.0, |share| share.ratio());
+        let now = Use { cpu: is(certain.node_load.cpu), memory: is(certain.node_load.memory) };
         let burden = Burden {
             cpu_millis: f64::from(certain.load.cpu_millis),
             memory_bytes: f64::from(certain.load.memory_kib) * 1_024.0,
         };
+        let may_try = !by_memory && (policy.scale_max.is_none() || !evidence.asks(demand));
         let fits = |target: &Target| {
-            self.fell_silent(service, Kind::Migrate, policy.cooldown, target)?;
-            clearly_better(policy, certain, by_memory, target)
+            let better = self.is_better(service, policy, &source.id, (now, own), target, by_memory);
+            better.or_else(|why| {
+                if may_try && is_worth_a_try(policy, now, own, target) { Ok(()) } else { Err(why) }
+            })
         };
         match best_target(self, service, burden, fits) {
-            Ok(target) => self.go(service, policy, certain, own, &target),
+            Ok(target) => {
+                let (what, of) = if by_memory { ("memory", now.memory) } else { ("CPU", now.cpu) };
+                let text =
+                    format!("{} is short: {:.0} % of its {what} is in use", source.hostname, of * 100.0);
+                self.go(service, policy, Rule::Migrate, certain, text, &target)
+            }
+            Err(_) if (if by_memory { own.memory } else { own.cpu }) < constant::CULPRIT_SHARE => {
+                let own = if by_memory { own.memory } else { own.cpu };
+                let text = format!(
+                    "{} is short, but this replica uses only {:.0} % of it: another is the culprit{}",
+                    source.hostname,
+                    own * 100.0,
+                    self.heaviest(certain)
+                );
+                let otherwise = format!("an own use of {:.0} % of the node", constant::CULPRIT_SHARE * 100.0);
+                self.refuse(service, Rule::Victim, text, otherwise)
+            }
             Err(obstacles) => {
                 let text = format!("no node is clearly better than {}: {obstacles}", source.hostname);
-                let out = self.scale_out(service, policy, replicas, Rule::NowhereBetter, text.clone(), 1);
-                if out.intent.is_some() {
-                    return out;
-                }
-                self.refuse(
-                    service,
-                    Rule::NowhereBetter,
-                    text,
-                    "a node with room that the service may run on, or scaling",
-                )
+                let otherwise = "a node with room that the service may run on, or scaling";
+                self.refuse(service, Rule::NowhereBetter, text, otherwise)
             }
         }
     }
 
-    fn go(
+    /// Whether a target is so much better that a move is worth it: it has room, and the larger of the two nodes' uses
+    /// falls by enough. Both are predicted: the load comes along.
+    pub(super) fn is_better(
         &self,
         service: &Service,
         policy: &ServicePolicy,
+        source: &NodeId,
+        (now, own): (Use, Use),
+        target: &Target,
+        by_memory: bool,
+    ) -> Result<(), String> {
+        self.fell_silent(service, Kind::Migrate, policy.cooldown, target)?;
+        if target.node == *source {
+            return Err("the source itself".into());
+        }
+        has_room(policy, target)?;
+        let points = gain(now, own, target, by_memory) * 100.0;
+        if points < constant::WORTH_POINTS {
+            let is = if by_memory { target.memory } else { target.cpu };
+            return Err(format!(
+                "at {:.0} % already, a move would gain {:.0} points",
+                is * 100.0,
+                points.max(0.0)
+            ));
+        }
+        Ok(())
+    }
+
+    /// The replica is hot, its node is not short: no other node would give it more.
+    fn node_has_room(
+        &self,
+        service: &Service,
+        policy: &ServicePolicy,
+        hot: &Hot<'_>,
         certain: &Certain<'_>,
-        own: f64,
+        demand: &Demand,
+        evidence: &Evidence<'_>,
+    ) -> Verdict {
+        let hostname = &certain.replica.node.hostname;
+        let shown = |value: Option<swarmguard_common::domain::BasisPoints>| {
+            value.map_or_else(|| "an unknown share".into(), |value| format!("{:.0} %", value.percent()))
+        };
+        let (what, is, of) = if hot.cpu {
+            ("CPU", certain.load.cpu, certain.node_load.cpu)
+        } else {
+            ("memory", certain.load.memory, certain.node_load.memory)
+        };
+        let text = format!(
+            "it uses {} of its own {what}, while {hostname} is not short ({} used): another node would give it no more",
+            shown(is),
+            shown(of)
+        );
+        if hot.cpu && evidence.is_outlier(f64::from(certain.load.cpu_millis)) {
+            let text = format!(
+                "one replica uses {:.2} cores, the others less than half of that: demand is not the reason ({})",
+                f64::from(certain.load.cpu_millis) / 1_000.0,
+                demand.text
+            );
+            let otherwise = "a look at what that replica does; `docker kill` of its container has Swarm start a fresh one";
+            return self.refuse(service, Rule::Outlier, text, otherwise);
+        }
+        if hot.cpu && policy.scale_max.is_some() {
+            let text = format!("hot, but {}: they are enough", demand.text);
+            let mut verdict = self.calm(service, Rule::Enough, text);
+            verdict.judgement.otherwise = format!(
+                "one more from {:.0} % on, or a lower swarmguard.cpu.high",
+                policy.thresholds.cpu_high.percent() * constant::TOLERANCE
+            );
+            return verdict;
+        }
+        let otherwise = if hot.cpu {
+            "a higher CPU limit, or swarmguard.scale.min and swarmguard.scale.max"
+        } else {
+            "a higher memory limit; more replicas would not lower it; swarmguard.replace=leak if it keeps growing"
+        };
+        self.refuse(service, Rule::LimitBound, text, otherwise)
+    }
+
+    /// The order to move a replica, with the figures that it rests on.
+    pub(super) fn go(
+        &self,
+        service: &Service,
+        policy: &ServicePolicy,
+        rule: Rule,
+        certain: &Certain<'_>,
+        text: String,
         target: &Target,
     ) -> Verdict {
         let source = certain.replica.node;
         let text = format!(
-            "{} is short, network is low: one replica moves to {}, which would be at {:.0} % CPU",
-            source.hostname,
+            "{text}; one replica, which uses {:.2} cores, moves to {}, which comes from {:.0} to {:.0} % CPU",
+            f64::from(certain.load.cpu_millis) / 1_000.0,
             name(self.snapshot, &target.node),
-            target.predicted_cpu.min(1.0) * 100.0
+            target.cpu * 100.0,
+            target.predicted_cpu * 100.0
         );
-        let mut verdict = self.verdict(service, Conclusion::Act, Rule::Migrate, text);
-        verdict.judgement.otherwise = format!(
-            "no node {:.0} points less busy than {}, or an alert that clears",
-            constant::CLEARLY_BETTER * 100.0,
-            source.hostname
-        );
+        let mut verdict = self.verdict(service, Conclusion::Act, rule, text);
+        verdict.judgement.otherwise = "swarmguard.migrate=off keeps it where it is".into();
         about(&mut verdict, &certain.replica.task.id, &source.id);
         verdict.judgement.target = Some(target.node.clone());
         verdict.judgement.signals.insert("target_cpu_percent", target.cpu * 100.0);
@@ -260,30 +382,44 @@ impl Round<'_> {
         // The tombstone also tells a successor where the replica went, should it be hot again there.
         verdict.keep = policy.cooldown.max(constant::MOVED_IN_VAIN);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share, scaled")]
-        let weight = (own.max(0.0) * 10_000.0) as u64;
+        let weight = (certain.cpu_of_node().max(0.0) * 10_000.0) as u64;
         verdict.rank = (Precedence::Migrate, weight);
         verdict
     }
 
-    /// What forbids every move of a service now, for whatever reason it is to move: what it is made of, or the cooldown
-    /// of its last move.
-    pub(super) fn is_tied(&self, service: &Service, policy: &ServicePolicy) -> Option<Verdict> {
+    /// A refusal for a reason.
+    pub(super) fn refuse_for(&self, service: &Service, reason: Reason) -> Verdict {
+        let mut verdict = self.refuse(service, reason.rule, reason.text, reason.otherwise);
+        if let Some(left) = reason.left {
+            verdict.judgement.signals.insert("cooldown_left_ms", ms(left));
+        }
+        verdict
+    }
+
+    /// What forbids every move of a service now, for whatever reason it is to move: what it is made of, the cooldown of
+    /// its last move, or that moving did not help.
+    pub(super) fn why_not_movable(&self, service: &Service, policy: &ServicePolicy) -> Option<Reason> {
         let healthcheck = self.view.healthcheck(service, self.now);
         let found = preflight::findings(service, policy, healthcheck);
         if let Some(found) = found.into_iter().find(|finding| finding.refuses) {
-            return Some(self.refuse(service, found.code, found.text, found.otherwise));
+            return Some(Reason::new(found.code, found.text, found.otherwise));
         }
         let past = self.view.history.past(&service.id, Kind::Migrate).filter(|past| !past.target_lost);
-        if let Some(since) = past.map(|past| self.now - past.ended).filter(|since| *since < policy.cooldown) {
-            let left = policy.cooldown - since;
-            return Some(self.cooling(service, Rule::Cooldown, "migration", policy.cooldown, left));
+        if let Some(since) = past.map(|past| self.now - past.ended) {
+            let failed = self.view.history.failures(&service.id, Kind::Migrate);
+            if let Some(reason) = backing_off("move", failed, since) {
+                return Some(reason);
+            }
+            if since < policy.cooldown {
+                return Some(cooling(Rule::Cooldown, "migration", policy.cooldown, policy.cooldown - since));
+            }
         }
         self.moved_in_vain(service)
     }
 
     /// A service of which a replica is hot again where it was moved, or was since, does not move: no replica of it, and
     /// for no reason. Another one would go the same way.
-    fn moved_in_vain(&self, service: &Service) -> Option<Verdict> {
+    fn moved_in_vain(&self, service: &Service) -> Option<Reason> {
         let hot_on = |node: &NodeId| {
             let mut certain = self.hot.of_service(&service.id).iter().filter_map(Hot::certain);
             certain.any(|certain| certain.replica.node.id == *node)
@@ -298,30 +434,29 @@ impl Round<'_> {
             since.as_secs()
         );
         let left = (constant::MOVED_IN_VAIN - since).as_secs();
-        Some(self.refuse(service, Rule::MovedInVain, text, format!("{left} s more, or another cause")))
+        Some(Reason::new(Rule::MovedInVain, text, format!("{left} s more, or another cause")))
     }
 
-    /// What forbids a service to move now, whatever its load and wherever it would go.
-    fn may_not_move(
+    /// What forbids a service to leave a node now, whatever its load and wherever it would go.
+    pub(super) fn why_it_stays(
         &self,
         service: &Service,
         policy: &ServicePolicy,
-        certain: &Certain<'_>,
-    ) -> Option<Verdict> {
+        source: &NodeId,
+    ) -> Option<Reason> {
         if policy.migrate == MigrateMode::Off {
             let otherwise = "swarmguard.migrate=auto";
-            return Some(self.refuse(service, Rule::MigrateOff, "its labels forbid to move it", otherwise));
+            return Some(Reason::new(Rule::MigrateOff, "its labels forbid to move it", otherwise));
         }
-        if let Some(verdict) = self.is_tied(service, policy) {
-            return Some(verdict);
+        if let Some(reason) = self.why_not_movable(service, policy) {
+            return Some(reason);
         }
-        let source = &certain.replica.node.id;
         if let Some(past) = self.view.history.past(&service.id, Kind::ScaleOut)
             && !past.undone
             && self.now - past.ended < constant::RELIEF
         {
             let left = constant::RELIEF - (self.now - past.ended);
-            return Some(self.cooling(service, Rule::JustScaled, "step up", constant::RELIEF, left));
+            return Some(cooling(Rule::JustScaled, "step up", constant::RELIEF, left));
         }
         if let Some((other, ended)) = self.view.history.last_move(source)
             && self.now - ended < constant::RELIEF
@@ -329,12 +464,8 @@ impl Round<'_> {
         {
             let text = "another replica left or joined this node a moment ago";
             let left = (constant::RELIEF - (self.now - ended)).as_secs();
-            return Some(self.refuse(
-                service,
-                Rule::JustRelieved,
-                text,
-                format!("the node still short in {left} s"),
-            ));
+            let otherwise = format!("the node still short in {left} s");
+            return Some(Reason::new(Rule::JustRelieved, text, otherwise));
         }
         None
     }
@@ -354,20 +485,6 @@ impl Round<'_> {
         if again { Err("it fell silent in the middle of the last action".into()) } else { Ok(()) }
     }
 
-    pub(super) fn cooling(
-        &self,
-        service: &Service,
-        rule: Rule,
-        what: &str,
-        whole: Duration,
-        left: Duration,
-    ) -> Verdict {
-        let text = format!("its last {what} is less than {} s ago", whole.as_secs());
-        let mut verdict = self.refuse(service, rule, text, format!("{} s more", left.as_secs() + 1));
-        verdict.judgement.signals.insert("cooldown_left_ms", ms(left));
-        verdict
-    }
-
     /// Names the container that uses most of the node, where that is another.
     fn heaviest(&self, certain: &Certain<'_>) -> String {
         let fresh =
@@ -381,90 +498,38 @@ impl Round<'_> {
         let service = self.view.service_of(container);
         let who =
             service.map_or_else(|| container.intro.container.to_string(), |service| service.name.clone());
-        format!(" ({who} uses {millis} thousandths of a CPU)")
+        format!(" ({who} uses {:.2} cores)", f64::from(millis) / 1_000.0)
     }
 }
 
-/// Where the replica is at its own limit and its node has room, another node would give it no more.
-fn limit_bound(policy: &ServicePolicy, hot: &Hot<'_>, certain: &Certain<'_>) -> Option<String> {
-    let node = certain.node_load;
-    let at_least = |value: Option<swarmguard_common::domain::BasisPoints>, least: u16| {
-        value.is_some_and(|value| value.0 >= least)
-    };
-    let intro = &certain.container.intro;
-    let cpu_limited = intro.cpu_limit_millis.is_some_and(|limit| limit < certain.agent.hello.cpu_millis);
-    let cpu_short = at_least(node.psi_cpu, constant::SHORT_PSI)
-        || at_least(
-            node.cpu,
-            policy.thresholds.cpu_high.scaled(if cpu_limited { 1.0 } else { CLEAR_RATIO }).0,
-        );
-    let throttled = cpu_limited && at_least(certain.load.throttled, constant::THROTTLED);
-    let memory_limited =
-        intro.memory_limit_bytes.is_some_and(|limit| limit < certain.agent.hello.memory_bytes);
-    let memory_short = at_least(node.psi_memory, constant::SHORT_PSI)
-        || at_least(
-            node.memory,
-            policy.thresholds.memory_high.scaled(if memory_limited { 1.0 } else { CLEAR_RATIO }).0,
-        );
-    let cpu_moves = hot.cpu && cpu_short && !throttled;
-    let memory_moves = hot.memory && memory_short;
-    if cpu_moves || memory_moves {
-        return None;
-    }
-    let hostname = &certain.replica.node.hostname;
-    let (what, is, of) = if hot.cpu {
-        ("CPU", certain.load.cpu, node.cpu)
-    } else {
-        ("memory", certain.load.memory, node.memory)
-    };
-    let shown = |value: Option<swarmguard_common::domain::BasisPoints>| {
-        value.map_or_else(|| "an unknown share".into(), |value| value.to_string())
-    };
-    Some(format!(
-        "it is at {} of its own {what}, while {hostname} is not short ({} used): another node would give it no more",
-        shown(is),
-        shown(of)
-    ))
+/// An idle node passes for a replica that fills its own: a fresh replica may leave behind what made it hot, a leak or a
+/// runaway request. If it is hot again there, see `moved_in_vain`.
+fn is_worth_a_try(policy: &ServicePolicy, now: Use, own: Use, target: &Target) -> bool {
+    let idle = now.cpu - target.cpu >= constant::IDLE
+        && target.cpu <= (now.cpu - own.cpu).max(0.0) + constant::NOISE;
+    let fills = own.cpu >= now.cpu * constant::MAIN_PART;
+    fills && idle && target.predicted_cpu <= constant::FULL && memory_fits(policy, target).is_ok()
 }
 
-/// Whether a target is clearly better than the source for this replica: much less busy now, able to carry it, and in
-/// company that is no worse than what it leaves.
-///
-/// The replica may bring all its load along, so what stays the same (its own use) is left out of the comparison of
-/// company; and it may not (a leak, a runaway request stay behind), so that an equal, idle node is worth one try. A
-/// second try is refused: see `moved_in_vain`.
-fn clearly_better(
-    policy: &ServicePolicy,
-    certain: &Certain<'_>,
-    by_memory: bool,
-    target: &Target,
-) -> Result<(), String> {
-    let source_cpu = certain.node_load.cpu.map_or(0.0, |cpu| cpu.ratio());
-    if target.node == certain.replica.node.id {
-        return Err("the source itself".into());
-    }
-    memory_fits(policy, target)?;
-    if by_memory {
-        let source_memory = certain.node_load.memory.map_or(0.0, |memory| memory.ratio());
-        let gain = source_memory - target.predicted_memory;
-        let busy = target.predicted_cpu > 1.0;
-        return match (gain > 0.0, busy) {
-            (true, false) => Ok(()),
-            (false, _) => {
-                Err(format!("memory would be at {:.0} %, no better", target.predicted_memory * 100.0))
-            }
-            (true, true) => Err(format!("CPU would be at {:.0} %", target.predicted_cpu * 100.0)),
-        };
-    }
-    if source_cpu - target.cpu < constant::CLEARLY_BETTER {
-        return Err(format!("CPU is at {:.0} % already", target.cpu * 100.0));
-    }
-    if target.predicted_cpu > 1.0 + constant::NOISE {
-        return Err(format!("CPU would be at {:.0} %", target.predicted_cpu * 100.0));
-    }
-    let left_behind = (source_cpu - certain.cpu_of_node()).max(0.0);
-    if target.cpu > left_behind + constant::NOISE {
-        return Err(format!("its other load ({:.0} % CPU) is more than what stays here", target.cpu * 100.0));
-    }
-    Ok(())
+/// A cooldown that still runs.
+pub(super) fn cooling(rule: Rule, what: &str, whole: Duration, left: Duration) -> Reason {
+    let text = format!("its last {what} is less than {} s ago", whole.as_secs());
+    let mut reason = Reason::new(rule, text, format!("{} s more", left.as_secs() + 1));
+    reason.left = Some(left);
+    reason
+}
+
+/// Attempts that failed are made ever more rarely: what made them fail mostly stands.
+pub(super) fn backing_off(what: &str, failed: u32, since: Duration) -> Option<Reason> {
+    let doubled = constant::BACK_OFF.saturating_mul(1 << failed.saturating_sub(1).min(10));
+    let whole = if failed == 0 { Duration::ZERO } else { doubled.min(constant::MOST_BACK_OFF) };
+    let left = whole.checked_sub(since).filter(|left| !left.is_zero())?;
+    let text = format!(
+        "its last {what} failed, {failed} in a row: the next is tried {} s after it",
+        whole.as_secs()
+    );
+    let mut reason =
+        Reason::new(Rule::BackOff, text, format!("{} s more, or an operator's order", left.as_secs() + 1));
+    reason.left = Some(left);
+    Some(reason)
 }

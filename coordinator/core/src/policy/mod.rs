@@ -6,12 +6,15 @@
 
 mod burden;
 mod constraint;
+mod evidence;
 mod hot;
 pub mod jobs;
+mod leak;
 mod migrate;
 pub mod placement;
 pub mod preflight;
 mod rebalance;
+mod relief;
 mod scale;
 mod target;
 
@@ -23,7 +26,7 @@ use std::{
 
 use swarmguard_common::{
     domain::{NodeId, ServiceId, TaskId},
-    labels::ServicePolicy,
+    labels::{ScaleSignal, ServicePolicy},
     time::Time,
 };
 
@@ -32,10 +35,12 @@ use crate::{
     explain::{Conclusion, Judgement},
     rule::Rule,
     swarm::{Mode, Service, Snapshot},
-    view::View,
+    view::{SPAN, View},
 };
+use evidence::Evidence;
+pub use evidence::{Spare, spare};
 use hot::HotList;
-pub use scale::{Spare, choose_victim_node, spare};
+pub use scale::choose_victim_node;
 use target::Room;
 pub use target::Target;
 
@@ -130,7 +135,7 @@ mod constant {
     pub const ACT_AFTER_STALLED: Duration = Duration::from_secs(1);
     /// PSI share from which a node or task is taken for stalled, in basis points.
     pub const STALLED: u16 = 2_500;
-    /// PSI share from which a node is short, whatever its utilisation, in basis points.
+    /// PSI share from which the tasks of a node wait so much that it takes no more, in basis points.
     pub const SHORT_PSI: u16 = 2_000;
     /// A service whose replica is hot again where it was moved does not move again for this long.
     pub const MOVED_IN_VAIN: Duration = crate::view::MOVES_WATCHED;
@@ -138,14 +143,38 @@ mod constant {
     pub const RELIEF: Duration = Duration::from_secs(10);
     /// A replica that uses less than this share of its node is a victim, not the culprit.
     pub const CULPRIT_SHARE: f64 = 0.20;
-    /// How much less busy than the source a target must be now.
-    pub const CLEARLY_BETTER: f64 = 0.20;
+    /// By so many points a move must lower the larger of the two nodes' uses.
+    pub const WORTH_POINTS: f64 = 10.0;
+    /// A node has room for a replica that moves while its CPU comes to no more than this.
+    pub const CPU_ROOM: f64 = 0.75;
     /// A node may come to this share of its memory with one more replica, or to `memory.high` where that is more.
     pub const MEMORY_ROOM: f64 = 0.90;
-    /// Figures are noisy: this much is forgiven when loads are added up or compared.
+    /// So much less busy than the source a node is idle.
+    pub const IDLE: f64 = 0.20;
+    /// Figures are noisy: this much is forgiven when loads are compared.
     pub const NOISE: f64 = 0.15;
-    /// `cpu.max` throttled a container in this share of periods: it is at its own limit, in basis points.
-    pub const THROTTLED: u16 = 1_000;
+    /// Who uses this much of what is used of a node is what makes it short.
+    pub const MAIN_PART: f64 = 0.5;
+    /// All of a node, and what a rounded or noisy figure may add to it.
+    pub const FULL: f64 = 1.02;
+    /// So much more than the replicas are to carry is no reason to add one.
+    pub const TOLERANCE: f64 = 1.1;
+    /// A replica that uses this much of what it may have is at its limit.
+    pub const SATURATED: f64 = 0.95;
+    /// Tasks at their limit that wait for this share of the time have far too little.
+    pub const PRESSED: f64 = 0.8;
+    /// A step up after which all are still at their limits was too small, for this long after it.
+    pub const SATURATED_AGAIN: Duration = Duration::from_secs(120);
+    /// New replicas have taken their part of the load after this.
+    pub const SHOWN: Duration = Duration::from_secs(2);
+    /// A target that fell silent is none for this long, at least.
+    pub const SILENT_TARGET: Duration = Duration::from_secs(30);
+    /// Requests in flight for each replica, of what is wanted, at which one is spare.
+    pub const IN_FLIGHT_SPARE: f64 = 0.9;
+    /// After an attempt that failed the next waits for this long, doubled each time.
+    pub const BACK_OFF: Duration = Duration::from_secs(30);
+    /// And at most for this long.
+    pub const MOST_BACK_OFF: Duration = Duration::from_secs(3_600);
 }
 
 /// A verdict for every enabled service, the most urgent first. Limits on actions at once are applied: what exceeds them
@@ -156,9 +185,19 @@ pub fn decide(view: &View, situation: &Situation, now: Time) -> Vec<Verdict> {
     let mut round = Round { view, situation: situation.clone(), snapshot, now, hot, rooms: OnceCell::new() };
     let mut verdicts: Vec<Verdict> =
         snapshot.services.values().filter_map(|service| round.judge(service)).collect();
+    round.relieve(&mut verdicts);
+    round.tell_shortage(&mut verdicts);
     verdicts.sort_by(|a, b| b.rank.cmp(&a.rank).then_with(|| a.service.cmp(&b.service)));
     round.limit(&mut verdicts);
     verdicts
+}
+
+/// Whether a signal that no alert tells of, requests in flight or latency, asks for more replicas of a service now.
+pub fn is_over(view: &View, service: &Service, policy: &ServicePolicy, now: Time) -> bool {
+    let beyond_cpu = policy.scale_on.iter().any(|signal| *signal != ScaleSignal::Cpu);
+    let Mode::Replicated(replicas) = service.mode else { return false };
+    let evidence = Evidence::of(view, service, policy, now, SPAN);
+    beyond_cpu && evidence::demand(view, &evidence, service, policy, replicas, now).wanted > replicas
 }
 
 /// The node with most room for one more replica of a service, other than its source; or why there is none.
@@ -229,7 +268,8 @@ impl Round<'_> {
             let text = format!("automation is paused; else: {}", wanted.judgement.text);
             return self.instead(wanted, Rule::Paused, text, "resume");
         }
-        match self.rollout(service, replicas) {
+        let adds = matches!(wanted.intent, Some(Intent::ScaleOut { .. }));
+        match self.rollout(service, replicas, adds && self.is_overloaded(service)) {
             Some((text, otherwise)) => self.instead(wanted, Rule::Rollout, text, otherwise),
             None => wanted,
         }
@@ -240,10 +280,23 @@ impl Round<'_> {
         if let Some(verdict) = self.bounds(service, policy, replicas) {
             return verdict;
         }
+        if let Some(verdict) = self.judge_leak(service, policy).filter(|verdict| verdict.intent.is_some()) {
+            return verdict;
+        }
         let hot = self.hot.of_service(&service.id);
         // Alerts that count for nothing hold nothing up: they are explained where there is nothing else to say.
         if hot.iter().any(|hot| !hot.is_stale()) {
-            return self.judge_hot(service, policy, replicas, hot);
+            let verdict = self.judge_hot(service, policy, replicas, hot);
+            if verdict.intent.is_some() {
+                return verdict;
+            }
+            return self.judge_signals(service, policy, replicas).unwrap_or(verdict);
+        }
+        if let Some(verdict) = self.judge_signals(service, policy, replicas) {
+            return verdict;
+        }
+        if let Some(refused) = self.judge_leak(service, policy) {
+            return refused;
         }
         let spare = self.judge_spare(service, policy, replicas);
         match spare.judgement.conclusion {
@@ -255,8 +308,17 @@ impl Round<'_> {
         }
     }
 
-    /// Somebody else changes the service, as far as can be seen: what is seen and what would end it.
-    fn rollout(&self, service: &Service, replicas: u64) -> Option<(String, String)> {
+    /// All replicas that serve are hot. One that does not serve then mostly fails its checks for want of CPU: that is when
+    /// capacity is needed.
+    fn is_overloaded(&self, service: &Service) -> bool {
+        let serving = self.view.tasks_of(&service.id).filter(|task| task.is_serving()).count();
+        let hot = self.hot.of_service(&service.id).iter().filter_map(hot::Hot::certain).count();
+        serving > 0 && hot == serving
+    }
+
+    /// Somebody else changes the service, as far as can be seen: what is seen and what would end it. Where it is
+    /// `overloaded`, a replica that does not serve is none of somebody else's doing.
+    fn rollout(&self, service: &Service, replicas: u64, overloaded: bool) -> Option<(String, String)> {
         let state = service.update_state.as_deref();
         if let Some(state @ ("updating" | "rollback_started" | "paused" | "rollback_paused")) = state {
             return Some((format!("an update is under way ({state})"), "the end of the update".into()));
@@ -273,7 +335,7 @@ impl Round<'_> {
                 "one task in each slot".into(),
             ));
         }
-        if serving != replicas {
+        if serving != replicas && !overloaded {
             let text = format!("{serving} of {replicas} replicas run");
             return Some((text, "all replicas running".into()));
         }

@@ -38,8 +38,8 @@ impl Round<'_> {
         if !self.snapshot.nodes.keys().any(|node| back(node) && copies(node) + 2 <= most) {
             return None;
         }
-        if let Some(verdict) = self.is_tied(service, policy) {
-            return Some(verdict);
+        if let Some(reason) = self.why_not_movable(service, policy) {
+            return Some(self.refuse_for(service, reason));
         }
         let Some(burden) = self.burden_on(&service.id, crowded) else {
             return Some(self.refuse(

@@ -24,6 +24,8 @@ pub struct Target {
     pub cpu: f64,
     /// Its CPU with the replica's use added.
     pub predicted_cpu: f64,
+    /// Its memory now, likewise.
+    pub memory: f64,
     /// Its memory with the replica's use added.
     pub predicted_memory: f64,
 }
@@ -133,8 +135,17 @@ fn candidate(
         node: node.id.clone(),
         cpu,
         predicted_cpu: cpu + cpu_share(burden),
+        memory: memory + memory_share(coming),
         predicted_memory: memory + memory_share(coming) + memory_share(burden),
     })
+}
+
+/// Whether a node has room for what comes; or why not.
+pub(super) fn has_room(policy: &ServicePolicy, target: &Target) -> Result<(), String> {
+    if target.predicted_cpu > constant::CPU_ROOM {
+        return Err(format!("CPU would be at {:.0} %", target.predicted_cpu * 100.0));
+    }
+    memory_fits(policy, target)
 }
 
 /// What a node's memory may come to with one more replica; or why it may not.
@@ -143,4 +154,21 @@ pub(super) fn memory_fits(policy: &ServicePolicy, target: &Target) -> Result<(),
         return Err(format!("memory would be at {:.0} %", target.predicted_memory * 100.0));
     }
     Ok(())
+}
+
+/// What a node uses of its CPU and its memory, where 1.0 is all.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Use {
+    pub cpu: f64,
+    pub memory: f64,
+}
+
+/// By how much a move lowers the larger of the two nodes' uses: of CPU, or of memory where that is what the source is
+/// short of. `own` is the replica's part of the source.
+pub(super) fn gain(source: Use, own: Use, target: &Target, by_memory: bool) -> f64 {
+    if by_memory {
+        source.memory - (source.memory - own.memory).max(target.predicted_memory)
+    } else {
+        source.cpu - (source.cpu - own.cpu).max(target.predicted_cpu)
+    }
 }

@@ -1,6 +1,7 @@
 //! The rules, one by one: a hot replica on a short node with room elsewhere, and what changes when one thing changes.
 
 mod absence;
+mod relief;
 mod rounds;
 mod scaling;
 
@@ -48,6 +49,54 @@ fn run(world: &mut World, from: u64, to: u64, heat: Heat) {
         world.report(ms, "n3", 10, &[("t2", 5, 5, 1)]);
     }
     world.read(to);
+}
+
+/// `s1` with both of its replicas hot for 5 s; n1 is free.
+fn all_hot(service: Service, heat: Heat) -> World {
+    let mut world = World::new(["n1", "n2", "n3"]);
+    world.service(service).task("t1", "s1", 1, "n2").task("t2", "s1", 2, "n3").read(0);
+    world.alert(1_000, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
+    world.alert(1_000, "n3", "t2", Condition::CpuHigh, Edge::Raise, 300);
+    for ms in (0..=6_000).step_by(250) {
+        refresh(&mut world, ms);
+        world.report(ms, "n1", heat.other, &[]);
+        for (node, task) in [("n2", "t1"), ("n3", "t2")] {
+            world.report(ms, node, heat.node, &[(task, heat.cpu, heat.memory, heat.network)]);
+        }
+    }
+    world.read(6_000);
+    world
+}
+
+#[test]
+fn a_replica_that_fills_its_node_may_try_an_idle_one_once() {
+    // It uses nine tenths of its node by itself, and its load may come along: or a fresh replica leaves it behind.
+    let judged = |other: u16, service: Service| {
+        let mut world = World::new(["n1", "n2", "n3"]);
+        world.service(service).task("t1", "s1", 1, "n2").task("t2", "s1", 2, "n3").read(0);
+        world.alert(1_000, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
+        for ms in (0..=6_000).step_by(250) {
+            refresh(&mut world, ms);
+            world.report(ms, "n1", other, &[]);
+            world.report(ms, "n3", 30, &[("t2", 5, 5, 1)]);
+            let handle = world.handle("t1");
+            world.report_with(ms, "n2", |report| {
+                report.node = NodeLoad { cpu: percent(95), memory: percent(20), ..NodeLoad::default() };
+                report.tasks = vec![TaskLoad {
+                    handle,
+                    cpu: percent(90),
+                    memory: percent(10),
+                    network: percent(1),
+                    cpu_millis: 3_600,
+                    ..TaskLoad::default()
+                }];
+            });
+        }
+        world.read(6_000);
+        judge_at(&world, 6_100, &situation()).judgement.rule.word()
+    };
+    assert_eq!(judged(5, replicated("s1", 2)), "migrate");
+    assert_eq!(judged(14, replicated("s1", 2)), "nowhere_better", "there it would be at 104 %");
 }
 
 /// A node's figures for three seconds, as long as they take to count; the other nodes are idle. Answers when it is over.
@@ -124,27 +173,162 @@ fn hot_with_little_network_on_a_short_node_migrates_to_the_emptier_node() {
 }
 
 #[test]
-fn network_tells_node_from_load() {
+fn demand_of_all_replicas_tells_load_from_node() {
+    let plain = || replicated("s1", 2);
+    let scaling = || scaled(plain(), "1", "5");
+    for network in [5, 35, 50, 65, 90] {
+        let heat = Heat { network, ..HOT };
+        assert_eq!(rule(&hot_world(scaling(), heat)).1, "migrate", "one is hot, network at {network} %");
+    }
+    for network in [36, 50, 65] {
+        let heat = Heat { network, ..HOT };
+        assert_eq!(rule(&all_hot(scaling(), heat)).1, "scale_out", "all are hot, network at {network} %");
+    }
+    // What may not scale, or no further, can still move.
+    assert_eq!(rule(&all_hot(plain(), Heat { network: 65, ..HOT })).1, "migrate");
+    assert_eq!(rule(&all_hot(scaled(plain(), "1", "2"), Heat { network: 65, ..HOT })).1, "migrate");
+    // Others use more of the nodes than it does: there it is better off elsewhere.
+    assert_eq!(rule(&all_hot(scaling(), HOT)).1, "migrate");
+    assert_eq!(rule(&all_hot(scaling(), Heat { node: 86, ..HOT })).1, "scale_out");
+}
+
+#[test]
+fn every_refusal_to_move_falls_through_to_more_replicas() {
+    let spec = |pointer: &str, value: serde_json::Value| {
+        let mut service = scaled(replicated("s1", 2), "1", "5");
+        let (parent, key) = pointer.rsplit_once('/').expect("a path");
+        service.spec.pointer_mut(parent).expect("there")[key] = value;
+        service
+    };
     let table = [
-        (5, replicated("s1", 2), "migrate"),
-        (35, replicated("s1", 2), "migrate"),
-        (50, scaled(replicated("s1", 2), "1", "5"), "migrate"),
-        (65, scaled(replicated("s1", 2), "1", "5"), "scale_out"),
-        (65, replicated("s1", 2), "scaling_off"),
-        (65, scaled(replicated("s1", 2), "1", "2"), "at_max"),
+        with_label(scaled(replicated("s1", 2), "1", "5"), "migrate", "off"),
+        spec("/TaskTemplate/ContainerSpec/Healthcheck", json!({"Test": ["NONE"]})),
+        spec("/TaskTemplate/ContainerSpec/Mounts", json!([{"Type": "bind"}])),
+        spec("/TaskTemplate/ContainerSpec/Env", json!(["A={{.Task.Slot}}"])),
     ];
-    for (network, service, expected) in table {
-        let world = hot_world(service, Heat { network, ..HOT });
-        assert_eq!(rule(&world).1, expected, "network at {network} %");
+    for service in table {
+        let refused = rule(&all_hot(with_label(service.clone(), "scale.max", "2"), HOT));
+        assert_eq!(refused.0, Conclusion::Refuse, "it may neither move nor scale");
+        let world = all_hot(service, HOT);
+        let verdict = judge_at(&world, 6_100, &situation());
+        assert_eq!(verdict.judgement.rule.word(), "scale_out", "{verdict:?}");
+        assert!(verdict.judgement.text.contains("it does not move"), "{}", verdict.judgement.text);
+    }
+    // As it was moved in vain.
+    let mut world = all_hot(scaled(replicated("s1", 2), "1", "5"), HOT);
+    world.view.history.note_moved_for_tests(
+        &"s1".parse().expect("an ID"),
+        &"n2".parse().expect("an ID"),
+        at(0),
+    );
+    assert_eq!(rule(&world), (Conclusion::Act, "scale_out"));
+}
+
+#[test]
+fn demand_is_the_services_and_not_one_replicas() {
+    for (service, expected) in [
+        (replicated("s1", 2), (Conclusion::Refuse, "outlier")),
+        (scaled(replicated("s1", 2), "1", "10"), (Conclusion::Refuse, "outlier")),
+    ] {
+        let world = hot_world(service, Heat { node: 50, ..HOT });
+        assert_eq!(rule(&world), expected, "one spins, its sibling is idle");
     }
 }
 
 #[test]
-fn between_the_thresholds_most_replicas_hot_means_load() {
-    let mut world = hot_world(scaled(replicated("s1", 2), "1", "5"), Heat { network: 50, ..HOT });
-    world.alert(6_000, "n3", "t2", Condition::CpuHigh, Edge::Raise, 5_300);
-    world.report(6_050, "n3", 90, &[("t2", 85, 5, 50)]);
-    assert_eq!(rule(&world), (Conclusion::Act, "scale_out"));
+fn memory_at_rest_never_scales_out() {
+    let memory = Heat { cpu: 2, memory: 88, network: 0, node: 10, other: 10 };
+    let mut world = World::new(["n1", "n2", "n3"]);
+    world.service(scaled(replicated("s1", 2), "2", "6"));
+    world.task("t1", "s1", 1, "n2").task("t2", "s1", 2, "n3").read(0);
+    for (node, task) in [("n2", "t1"), ("n3", "t2")] {
+        world.alert(1_000, node, task, Condition::MemoryHigh, Edge::Raise, 300);
+    }
+    for ms in (0..=6_000).step_by(250) {
+        refresh(&mut world, ms);
+        world.report(ms, "n1", 10, &[]);
+        for (node, task) in [("n2", "t1"), ("n3", "t2")] {
+            world.report(ms, node, memory.node, &[(task, memory.cpu, memory.memory, memory.network)]);
+        }
+    }
+    world.read(6_000);
+    let verdict = judge_at(&world, 6_100, &situation());
+    assert_eq!(verdict.judgement.rule.word(), "limit_bound", "{verdict:?}");
+    assert!(verdict.judgement.otherwise.contains("memory limit"), "{}", verdict.judgement.otherwise);
+}
+
+#[test]
+fn a_replica_that_has_just_started_is_no_evidence() {
+    let mut world = World::new(["n1", "n2", "n3"]);
+    world.service(scaled(replicated("s1", 2), "2", "10")).read(0);
+    // Both are replaced: one rolling update, and each warms up at full CPU.
+    world.task("t1", "s1", 1, "n2").task("t2", "s1", 2, "n3").read(1_000);
+    world.alert(1_500, "n2", "t1", Condition::CpuHigh, Edge::Raise, 300);
+    world.alert(1_500, "n3", "t2", Condition::CpuHigh, Edge::Raise, 300);
+    for ms in (1_500..=90_000).step_by(250) {
+        refresh(&mut world, ms);
+        world.report(ms, "n1", 10, &[]);
+        world.report(ms, "n2", 60, &[("t1", 99, 10, 5)]);
+        world.report(ms, "n3", 60, &[("t2", 99, 10, 5)]);
+        if ms % 1_000 == 0 {
+            world.read(ms);
+            let verdict = judge_at(&world, ms, &situation());
+            assert_eq!(verdict.judgement.conclusion, Conclusion::Calm, "{ms} ms: {verdict:?}");
+        }
+    }
+    assert_eq!(judge_at(&world, 90_000, &situation()).judgement.rule.word(), "warming_up");
+}
+
+#[test]
+fn overload_that_fails_a_check_is_when_to_add() {
+    let mut world = all_hot(scaled(replicated("s1", 3), "1", "10"), Heat { network: 80, ..HOT });
+    world.task("t3", "s1", 3, "n1");
+    world.swarm.tasks.get_mut(&"t3".parse().expect("an ID")).expect("there").state =
+        crate::swarm::TaskState::Starting;
+    world.read(6_050);
+    let verdict = judge_at(&world, 6_100, &situation());
+    assert_eq!(
+        verdict.intent,
+        Some(Intent::ScaleOut {
+            service: "s1".parse().expect("an ID"),
+            replicas: 4,
+            target: Some("n1".parse().expect("an ID"))
+        }),
+        "{verdict:?}"
+    );
+}
+
+#[test]
+fn waiting_at_an_own_limit_is_no_shortage_of_the_node() {
+    let mut world = all_hot(scaled(replicated("s1", 2), "1", "5"), Heat { node: 45, ..HOT });
+    for ms in (6_250..=9_500).step_by(250) {
+        refresh(&mut world, ms);
+        world.report(ms, "n1", 10, &[]);
+        for (node, task) in [("n2", "t1"), ("n3", "t2")] {
+            let handle = world.handle(task);
+            world.report_with(ms, node, |report| {
+                report.node = NodeLoad {
+                    cpu: percent(45),
+                    memory: percent(20),
+                    psi_cpu: percent(75),
+                    ..NodeLoad::default()
+                };
+                report.tasks = vec![TaskLoad {
+                    handle,
+                    cpu: percent(90),
+                    memory: percent(10),
+                    network: percent(5),
+                    cpu_millis: 1_800,
+                    psi_cpu: percent(57),
+                    ..TaskLoad::default()
+                }];
+            });
+        }
+    }
+    world.read(9_500);
+    let verdict = judge_at(&world, 9_500, &situation());
+    assert_eq!(verdict.judgement.rule.word(), "scale_out", "{verdict:?}");
+    assert_eq!(verdict.judgement.signals["act_after_ms"], 3_000.0, "haste would not help");
 }
 
 #[test]
@@ -198,16 +382,13 @@ fn a_burst_neither_turns_a_migration_into_scaling_nor_a_node_short() {
         world.report(ms, "n2", 95, &[("t1", 90, 10, 90)]);
         assert_eq!(judge_at(&world, ms, &situation()).judgement.rule.word(), "migrate", "{ms} ms");
     }
-    run(&mut world, 7_250, 9_000, Heat { network: 90, ..HOT });
-    assert_eq!(judge_at(&world, 9_000, &situation()).judgement.rule.word(), "scale_out", "it lasts");
     // At its own limit on a node that is busy for a second.
     let mut world = hot_world(replicated("s1", 2), Heat { node: 30, ..HOT });
-    let agent = world.view.agents.get_mut(&"n2".parse().expect("an ID")).expect("there");
-    agent.containers.values_mut().for_each(|container| container.intro.cpu_limit_millis = Some(500));
     for ms in [6_250, 6_500, 6_750, 7_000] {
         world.report(ms, "n1", 10, &[]);
+        world.report(ms, "n3", 10, &[("t2", 5, 5, 1)]);
         world.report(ms, "n2", 95, &[("t1", 90, 10, 5)]);
-        assert_eq!(judge_at(&world, ms, &situation()).judgement.rule.word(), "limit_bound", "{ms} ms");
+        assert_eq!(judge_at(&world, ms, &situation()).judgement.rule.word(), "outlier", "{ms} ms");
     }
 }
 
@@ -223,20 +404,19 @@ fn a_step_of_load_is_told_from_a_short_node_as_soon_as_it_may_be_acted_on() {
             let hot = ms >= 6_000;
             let network = if hot { *network.get(index - 24).unwrap_or(&80) } else { 5 };
             if ms == 6_500 {
-                world.alert(ms, "n2", "t1", Condition::CpuHigh, Edge::Raise, 500);
-                if stalled {
-                    world.alert(ms, "n2", "t1", Condition::Stalled, Edge::Raise, 200);
+                for (node, task) in [("n2", "t1"), ("n3", "t2")] {
+                    world.alert(ms, node, task, Condition::CpuHigh, Edge::Raise, 500);
+                    if stalled {
+                        world.alert(ms, node, task, Condition::Stalled, Edge::Raise, 200);
+                    }
                 }
             }
             refresh(&mut world, ms);
             world.report(ms, "n1", 10, &[]);
-            world.report(
-                ms,
-                "n2",
-                if hot { 95 } else { 10 },
-                &[("t1", if hot { 90 } else { 5 }, 10, network)],
-            );
-            world.report(ms, "n3", 10, &[("t2", 5, 5, 1)]);
+            for (node, task) in [("n2", "t1"), ("n3", "t2")] {
+                let node_cpu = if hot { 95 } else { 10 };
+                world.report(ms, node, node_cpu, &[(task, if hot { 90 } else { 5 }, 10, network)]);
+            }
             if ms % 1_000 == 0 {
                 world.read(ms);
             }
@@ -269,10 +449,11 @@ fn stalls_shorten_the_default_but_not_what_an_operator_said() {
 
 #[test]
 fn what_cooled_down_is_calm_before_the_agent_says_so() {
-    let mut world = hot_world(replicated("s1", 2), HOT);
-    world.report(6_050, "n2", 95, &[("t1", 60, 10, 5)]);
+    let warm = Heat { node: 80, ..HOT };
+    let mut world = hot_world(replicated("s1", 2), warm);
+    world.report(6_050, "n2", 80, &[("t1", 60, 10, 5)]);
     assert_eq!(rule(&world).0, Conclusion::Calm);
-    let mut world = hot_world(replicated("s1", 2), HOT);
+    let mut world = hot_world(replicated("s1", 2), warm);
     world.alert(6_050, "n2", "t1", Condition::CpuHigh, Edge::Clear, 0);
     assert_eq!(rule(&world).0, Conclusion::Calm);
 }
@@ -419,10 +600,10 @@ fn unknown_is_not_idle() {
 
 #[test]
 fn nowhere_better_to_go() {
-    let full = Heat { other: 70, ..HOT };
+    let full = Heat { other: 50, ..HOT };
     for (service, expected) in [
         (replicated("s1", 2), (Conclusion::Refuse, "nowhere_better")),
-        (scaled(replicated("s1", 2), "1", "5"), (Conclusion::Act, "nowhere_better")),
+        (scaled(replicated("s1", 2), "1", "5"), (Conclusion::Act, "scale_out")),
     ] {
         let mut world = World::new(["n1", "n2", "n3"]);
         world.service(service).task("t1", "s1", 1, "n2").task("t2", "s1", 2, "n3").read(0);
@@ -431,7 +612,7 @@ fn nowhere_better_to_go() {
             refresh(&mut world, ms);
             world.report(ms, "n1", full.other, &[]);
             world.report(ms, "n2", 95, &[("t1", 90, 10, 5)]);
-            world.report(ms, "n3", full.other, &[("t2", 60, 5, 1)]);
+            world.report(ms, "n3", full.other, &[("t2", 90, 5, 1)]);
         }
         world.read(6_000);
         assert_eq!(rule(&world), expected);
@@ -455,14 +636,9 @@ fn drained_and_paused_nodes_are_no_targets() {
 fn at_its_own_limit_on_a_node_with_room_moving_would_not_help() {
     for (service, expected) in [
         (replicated("s1", 2), (Conclusion::Refuse, "limit_bound")),
-        (scaled(replicated("s1", 2), "1", "5"), (Conclusion::Act, "limit_bound")),
+        (scaled(replicated("s1", 2), "1", "5"), (Conclusion::Act, "scale_out")),
     ] {
-        let mut world = hot_world(service, Heat { node: 30, ..HOT });
-        let agent = world.view.agents.get_mut(&"n2".parse().expect("an ID")).expect("there");
-        for container in agent.containers.values_mut() {
-            container.intro.cpu_limit_millis = Some(500);
-        }
-        assert_eq!(rule(&world), expected);
+        assert_eq!(rule(&all_hot(service, Heat { node: 50, ..HOT })), expected);
     }
 }
 
@@ -512,7 +688,8 @@ fn the_victim_stays_and_the_culprit_is_named() {
 #[test]
 fn of_two_hot_services_on_a_node_the_heavier_moves_and_the_other_waits() {
     let mut world = hot_world(replicated("s1", 2), HOT);
-    world.service(replicated("s2", 2)).task("t8", "s2", 1, "n2").task("t9", "s2", 2, "n3").read(6_000);
+    let s2 = with_label(replicated("s2", 2), "warm-up", "0s");
+    world.service(s2).task("t8", "s2", 1, "n2").task("t9", "s2", 2, "n3").read(6_000);
     // A new service is left alone at first.
     run(&mut world, 6_250, 12_000, HOT);
     world.alert(8_000, "n2", "t8", Condition::CpuHigh, Edge::Raise, 300);

@@ -13,8 +13,10 @@ use swarmguard_common::{
 };
 
 use super::{
-    alerts::{Seen, Standing, StandingAlerts},
-    recent::Recent,
+    alerts::{Episodes, Seen, Standing, StandingAlerts},
+    growth::Growth,
+    recent::{Recent, SPAN},
+    shortage::Shortage,
     smooth::Smooth,
 };
 use crate::{
@@ -31,6 +33,9 @@ const LOAD_VALID: Duration = Duration::from_millis(2_500);
 /// second, every two at their slowest sampling. The end of it was lost, or is of a handle that is gone.
 const STANDING_VALID: Duration = Duration::from_secs(5);
 
+/// A condition that came back after a dip is told to the journal once it has stood for this long.
+const LASTS: Duration = Duration::from_secs(5);
+
 /// A container as its agent describes it.
 #[derive(Clone, Debug)]
 pub struct Container {
@@ -44,10 +49,14 @@ pub struct Container {
     pub memory: Smooth,
     /// Smoothed network utilisation.
     pub network: Smooth,
-    /// Its figures of the last seconds; kept only while a condition stands.
+    /// Its memory over the last minutes.
+    pub growth: Growth,
+    /// Its figures of the last seconds.
     pub recent: Recent<TaskLoad>,
     /// Conditions that stand.
     pub standing: StandingAlerts,
+    /// Conditions that stood a moment ago: they may go on.
+    episodes: Episodes,
     /// Its healthcheck was seen to speak, so it has one.
     pub health_seen: bool,
 }
@@ -60,8 +69,10 @@ impl Container {
             cpu: Smooth::default(),
             memory: Smooth::default(),
             network: Smooth::default(),
+            growth: Growth::default(),
             recent: Recent::default(),
             standing: StandingAlerts::new(),
+            episodes: Episodes::default(),
             health_seen: false,
         }
     }
@@ -85,6 +96,8 @@ pub struct NewEdge {
     pub percent: f64,
     /// Age of the condition when the edge came.
     pub age_ms: u32,
+    /// It begins or ends an episode; a short dip within one is no news.
+    pub news: bool,
 }
 
 /// One node's agent.
@@ -100,6 +113,8 @@ pub struct Agent {
     pub load: Option<NodeLoad>,
     /// Node figures of the last seconds.
     pub recent: Recent<NodeLoad>,
+    /// What the node is short of.
+    pub shortage: Shortage,
     /// Smoothed CPU of the node.
     pub cpu: Smooth,
     /// Smoothed memory of the node.
@@ -129,6 +144,7 @@ impl Agent {
             lease: Lease::new(now),
             load: None,
             recent: Recent::default(),
+            shortage: Shortage::default(),
             cpu: Smooth::default(),
             memory: Smooth::default(),
             containers: BTreeMap::new(),
@@ -244,6 +260,7 @@ impl Agent {
         self.lease.renew(now, report.node.starved);
         self.load = Some(report.node);
         self.recent.push(now, report.node);
+        self.shortage.update(now, self.recent.settled(now, SPAN).as_ref());
         self.cpu.update(now, report.node.cpu);
         self.memory.update(now, report.node.memory);
         self.expire(now);
@@ -253,10 +270,9 @@ impl Agent {
                 continue; // A datagram may overtake the introduction.
             };
             container.load = Some((*load, now));
-            if container.standing.is_empty() {
-                container.recent.clear();
-            } else {
-                container.recent.push(now, *load);
+            container.recent.push(now, *load);
+            if load.memory.is_some() {
+                container.growth.note(now, f64::from(load.memory_kib) * 1_024.0);
             }
             container.cpu.update(now, load.cpu);
             container.memory.update(now, load.memory);
@@ -294,6 +310,7 @@ impl Agent {
             edge,
             percent: f64::from(alert.value) / 100.0,
             age_ms: alert.age_ms,
+            news: true,
         };
         if alert.handle == 0 {
             return Some(new);
@@ -311,22 +328,33 @@ impl Agent {
             since: now.before(Duration::from_millis(u64::from(alert.age_ms))),
             heard: now,
             value: swarmguard_common::domain::BasisPoints(alert.value),
+            told: true,
         };
-        match edge {
-            Edge::Raise => {
+        let known = container.standing.get(&condition).copied();
+        match (edge, known) {
+            (Edge::Raise | Edge::Refresh, None) => {
+                new.edge = Edge::Raise;
+                let standing = container.episodes.goes_on(now, condition, standing);
+                new.news = standing.told;
                 container.standing.insert(condition, standing);
             }
-            Edge::Refresh => {
-                let known = container.standing.get(&condition).map(|old| old.since);
-                if known.is_none() {
+            (Edge::Raise, Some(_)) => {
+                container.standing.insert(condition, standing);
+            }
+            (Edge::Refresh, Some(old)) => {
+                // What was taken for a part of an episode that had been told as over, and lasts.
+                if !old.told && now - old.since >= LASTS {
                     new.edge = Edge::Raise;
                 }
-                container
-                    .standing
-                    .insert(condition, Standing { since: known.unwrap_or(standing.since), ..standing });
+                let told = old.told || new.edge == Edge::Raise;
+                container.standing.insert(condition, Standing { since: old.since, told, ..standing });
             }
-            Edge::Clear => {
-                container.standing.remove(&condition);
+            (Edge::Clear, _) => {
+                if let Some(old) = container.standing.remove(&condition) {
+                    new.news = old.told;
+                    let ended = now.before(Duration::from_millis(u64::from(alert.age_ms)));
+                    container.episodes.ended(condition, old, ended);
+                }
             }
         }
         Some(new)

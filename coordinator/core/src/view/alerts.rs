@@ -1,6 +1,9 @@
 //! Which alert edges of an agent were seen, and which conditions stand.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use swarmguard_common::{
     domain::{BasisPoints, Condition},
@@ -54,12 +57,40 @@ impl Seen {
 /// A condition that stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// Since when, by the coordinator's clock less the age that the agent gave.
+    /// Since when, by the coordinator's clock less the age that the agent gave. Time in which it did not stand between two
+    /// parts of one episode is left out: `now - since` is the time above.
     pub since: Time,
     /// When the agent last said so.
     pub heard: Time,
     /// Value of the last edge.
     pub value: BasisPoints,
+    /// The journal was told.
+    pub told: bool,
+}
+
+/// A condition that comes back within this time goes on where it ended: load that swings around a threshold is one
+/// episode, not many.
+const DIP: Duration = Duration::from_secs(3);
+
+/// Conditions of one container that ended lately; bounded by the conditions that there are.
+#[derive(Clone, Debug, Default)]
+pub struct Episodes(BTreeMap<Condition, (Time, Duration)>);
+
+impl Episodes {
+    /// A condition ended.
+    pub fn ended(&mut self, condition: Condition, standing: Standing, at: Time) {
+        self.0.insert(condition, (at, at - standing.since));
+    }
+
+    /// A condition stands again: with the time that it stood before, where it was interrupted by a dip only.
+    pub fn goes_on(&mut self, now: Time, condition: Condition, standing: Standing) -> Standing {
+        match self.0.remove(&condition) {
+            Some((ended, above)) if standing.since - ended < DIP => {
+                Standing { since: now.before((now - standing.since) + above), told: false, ..standing }
+            }
+            _ => standing,
+        }
+    }
 }
 
 /// Standing conditions of one container.
@@ -91,6 +122,20 @@ mod tests {
         }
         assert_eq!(seen.acknowledge(), Some(199));
         assert!(seen.ahead.len() <= MAX_AHEAD);
+    }
+
+    #[test]
+    fn a_dip_leaves_the_time_above_and_a_pause_does_not() {
+        let at = |ms: u64| Time::from_millis(100_000 + ms);
+        let standing = |since| Standing { since, heard: since, value: BasisPoints::FULL, told: true };
+        let mut episodes = Episodes::default();
+        // Two seconds above, a dip of 150 ms, and 300 ms above by now.
+        episodes.ended(Condition::CpuHigh, standing(at(0)), at(2_000));
+        let again = episodes.goes_on(at(2_450), Condition::CpuHigh, standing(at(2_150)));
+        assert_eq!((at(2_450) - again.since, again.told), (Duration::from_millis(2_300), false));
+        episodes.ended(Condition::CpuHigh, standing(at(0)), at(2_000));
+        let again = episodes.goes_on(at(9_300), Condition::CpuHigh, standing(at(9_000)));
+        assert_eq!((again.since, again.told), (at(9_000), true));
     }
 
     #[test]

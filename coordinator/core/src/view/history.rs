@@ -11,6 +11,7 @@ use swarmguard_common::{
     time::Time,
 };
 
+use super::lows::Lows;
 use crate::{
     action::{Ages, Kind, Record, State, TARGET_LOST, action_name, drain_name},
     swarm::{Availability, Node, Snapshot},
@@ -61,8 +62,10 @@ pub struct History {
     pub ages: Ages,
     past: BTreeMap<(ServiceId, Kind), Past>,
     moved: BTreeMap<ServiceId, VecDeque<Moved>>,
+    failures: BTreeMap<(ServiceId, Kind), u32>,
     changed: BTreeMap<ServiceId, Time>,
-    spare_since: BTreeMap<ServiceId, (Time, u64)>,
+    lows: BTreeMap<ServiceId, Lows>,
+    over: BTreeMap<ServiceId, Time>,
     returned: BTreeMap<NodeId, Time>,
     down: BTreeMap<NodeId, Time>,
     /// Services whose replica that was stopped last had to be killed.
@@ -84,10 +87,12 @@ impl History {
             self.note_changes(now, before, snapshot);
         }
         self.past.retain(|(service, _), _| snapshot.services.contains_key(service));
+        self.failures.retain(|(service, _), _| snapshot.services.contains_key(service));
         self.killed.retain(|service| snapshot.services.contains_key(service));
         self.moved.retain(|service, _| snapshot.services.contains_key(service));
         self.changed.retain(|service, _| snapshot.services.contains_key(service));
-        self.spare_since.retain(|service, _| snapshot.services.contains_key(service));
+        self.lows.retain(|service, _| snapshot.services.contains_key(service));
+        self.over.retain(|service, _| snapshot.services.contains_key(service));
         self.returned.retain(|node, _| snapshot.nodes.contains_key(node));
         self.down.retain(|node, _| snapshot.nodes.get(node).is_some_and(Node::is_down));
         for node in snapshot.nodes.values().filter(|node| node.is_down()) {
@@ -114,6 +119,15 @@ impl History {
                 }
                 moved.push_back(Moved { to, ended, in_vain: false });
             }
+            let code = record.undone.as_ref().map(|(code, _)| code.as_str());
+            match code {
+                None => {
+                    self.failures.remove(&key);
+                }
+                // Somebody else's doing, or a node's: neither the service nor the attempt is to blame.
+                Some(TARGET_LOST | "foreign_change" | "scaled_by_hand" | "cancelled" | "service_gone") => {}
+                Some(_) => *self.failures.entry(key.clone()).or_default() += 1,
+            }
             self.past.insert(key, past);
         }
     }
@@ -131,6 +145,13 @@ impl History {
         for moved in self.moved.get_mut(service).into_iter().flatten().filter(|moved| moved.to == *node) {
             moved.in_vain = true;
         }
+    }
+
+    /// For tests of what rests on it.
+    #[cfg(test)]
+    pub fn note_moved_for_tests(&mut self, service: &ServiceId, to: &NodeId, ended: Time) {
+        let moved = Moved { to: to.clone(), ended, in_vain: true };
+        self.moved.entry(service.clone()).or_default().push_back(moved);
     }
 
     /// Where a service was moved, oldest first, as far as it is remembered.
@@ -188,24 +209,52 @@ impl History {
         self.past.get(&(service.clone(), kind))
     }
 
+    /// How many actions of a kind on a service failed in a row.
+    pub fn failures(&self, service: &ServiceId, kind: Kind) -> u32 {
+        self.failures.get(&(service.clone(), kind)).copied().unwrap_or(0)
+    }
+
     /// Time left until somebody else's change of a service is old enough.
     pub fn quiet_left(&self, service: &ServiceId, now: Time) -> Option<Duration> {
         let left = QUIET.saturating_sub(now - *self.changed.get(service)?);
         (!left.is_zero()).then_some(left)
     }
 
-    /// Notes whether a service of so many replicas is spare now. Another number of replicas begins anew.
-    pub fn note_spare(&mut self, service: &ServiceId, now: Time, replicas: u64, spare: bool) {
-        if !spare {
-            self.spare_since.remove(service);
-        } else if self.spare_since.get(service).is_none_or(|(_, of)| *of != replicas) {
-            self.spare_since.insert(service.clone(), (now, replicas));
+    /// Notes how many replicas a service was found to need now, `window` being the longest time that is asked for;
+    /// `None` where figures are missing: what is not known to be spare is not.
+    pub fn note_needed(&mut self, service: &ServiceId, now: Time, needed: Option<u64>, window: Duration) {
+        match needed {
+            None => {
+                self.lows.remove(service);
+            }
+            Some(needed) => {
+                self.lows.entry(service.clone()).or_insert_with(|| Lows::new(now)).note(now, needed, window);
+            }
         }
     }
 
-    /// Since when a service has been spare without a break.
-    pub fn spare_since(&self, service: &ServiceId) -> Option<Time> {
-        self.spare_since.get(service).map(|(since, _)| *since)
+    /// The most replicas that a service needed in a window; `None` where that is not known of all of it.
+    pub fn most_needed(&self, service: &ServiceId, now: Time, window: Duration) -> Option<u64> {
+        self.lows.get(service)?.most(now, window)
+    }
+
+    /// Since when a service of so many replicas has had one to spare, without a break; `None` where that is not known.
+    pub fn spare_since(&self, service: &ServiceId, replicas: u64) -> Option<Time> {
+        self.lows.get(service).map(|lows| lows.below_since(replicas))
+    }
+
+    /// Notes whether a signal that no alert tells of (requests in flight, latency) asks for more replicas now.
+    pub fn note_over(&mut self, service: &ServiceId, now: Time, over: bool) {
+        if over {
+            self.over.entry(service.clone()).or_insert(now);
+        } else {
+            self.over.remove(service);
+        }
+    }
+
+    /// Since when it has.
+    pub fn over_since(&self, service: &ServiceId) -> Option<Time> {
+        self.over.get(service).copied()
     }
 
     /// When the last migration off or to a node ended, and whose it was.

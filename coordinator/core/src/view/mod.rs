@@ -5,9 +5,13 @@
 
 pub mod agent;
 pub mod alerts;
+mod growth;
 mod history;
+pub mod lives;
+mod lows;
 mod placed;
 mod recent;
+pub mod shortage;
 mod smooth;
 #[cfg(test)]
 pub mod testing;
@@ -29,6 +33,7 @@ use swarmguard_common::{
 use agent::{Agent, Container, NewEdge};
 use alerts::Standing;
 pub use history::{History, Moved, Past, QUIET};
+pub use lives::Lives;
 pub use placed::{Claims, OnNode, Placed};
 pub use recent::{Recent, SPAN};
 pub use smooth::Smooth;
@@ -88,6 +93,8 @@ pub struct View {
     pub agents: BTreeMap<NodeId, Agent>,
     /// What happened to services and nodes lately.
     pub history: History,
+    /// How long replicas have served.
+    pub lives: Lives,
     tasks_by_container: BTreeMap<ContainerId, TaskId>,
     tasks_by_service: BTreeMap<ServiceId, Vec<TaskId>>,
     tasks_by_node: BTreeMap<NodeId, Vec<TaskId>>,
@@ -120,6 +127,12 @@ impl View {
                 agent.take_capacity(node);
             }
         }
+        let agents = &self.agents;
+        let use_of = |task: &TaskId| {
+            let task = snapshot.tasks.get(task)?;
+            agents.get(task.node.as_ref()?)?.container_of(&task.id, task.container.as_ref())?.cpu.ratio()
+        };
+        self.lives.read(now, self.snapshot.as_deref(), &snapshot, use_of);
         self.snapshot = Some(snapshot);
         self.placed = OnceLock::new();
         self.watch_moves(now);

@@ -40,11 +40,6 @@ impl<T: Copy> Recent<T> {
         self.readings.push_back((now, reading));
     }
 
-    /// Forgets everything.
-    pub fn clear(&mut self) {
-        self.readings.clear();
-    }
-
     /// The readings of something that has stood for `stood`, at most those of [`SPAN`]; the newest where it has not
     /// stood for long enough to have any. Oldest first.
     fn of(&self, now: Time, stood: Duration) -> Vec<T> {
@@ -75,6 +70,8 @@ impl Recent<TaskLoad> {
             psi_cpu: share(|load| load.psi_cpu),
             psi_memory: share(|load| load.psi_memory),
             throttled: share(|load| load.throttled),
+            in_flight: median(|load| load.in_flight),
+            latency_p95_us: median(|load| load.latency_p95_us),
             ..newest
         })
     }

@@ -167,7 +167,7 @@ impl World {
             container: format!("c{id}").parse().expect("an ID"),
             task: Some(id.parse().expect("an ID")),
             service: Some(service.parse().expect("an ID")),
-            cpu_limit_millis: None,
+            cpu_limit_millis: Some(2_000),
             memory_limit_bytes: None,
             healthcheck,
         };
@@ -181,7 +181,7 @@ impl World {
         self.view.hear(at(ms), input, &mut self.statistics, &mut self.out)
     }
 
-    /// A report of a node's CPU and of its tasks: name, CPU, memory, network, each in per cent, CPU of the node's own.
+    /// A report of a node's CPU and of its tasks: name, CPU (of the 2 that each may have), memory, network, in per cent.
     pub fn report(&mut self, ms: u64, node: &str, cpu: u16, tasks: &[(&str, u16, u16, u16)]) -> &mut Self {
         self.seq += 1;
         let loads = tasks.iter().map(|(id, cpu, memory, network)| TaskLoad {
@@ -189,7 +189,7 @@ impl World {
             cpu: percent(*cpu),
             memory: percent(*memory),
             network: percent(*network),
-            cpu_millis: u32::from(*cpu) * 40,
+            cpu_millis: u32::from(*cpu) * 20,
             memory_kib: u32::from(*memory) * 80_000,
             ..TaskLoad::default()
         });

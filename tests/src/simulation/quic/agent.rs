@@ -171,7 +171,7 @@ impl Body {
                     handle,
                     container: container.clone(),
                     fast: FastReading { cpu: Some(CpuStat::default()), memory_bytes: Some(0) },
-                    slow: SlowReading { inactive_file_bytes: Some(0), ..SlowReading::default() },
+                    slow: SlowReading { page_cache_bytes: Some(0), ..SlowReading::default() },
                     traffic: Traffic::default(),
                     named_at: self.plan.named.then_some(now + Duration::from_millis(after)),
                     healthy: false,

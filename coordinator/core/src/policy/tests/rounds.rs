@@ -41,12 +41,12 @@ fn targets(verdicts: &[Verdict]) -> Vec<Option<&str>> {
 
 #[test]
 fn two_actions_of_one_round_do_not_fill_the_same_node() {
-    let world = two_hot_services(3_600);
+    let world = two_hot_services(2_400);
     let verdicts = decide(&world.view, &situation(), at(6_100));
     assert!(verdicts.iter().all(|verdict| verdict.judgement.rule.word() == "migrate"), "{verdicts:?}");
-    assert_eq!(targets(&verdicts), [Some("n1"), Some("n4")], "each would take 90 % of it");
+    assert_eq!(targets(&verdicts), [Some("n1"), Some("n4")], "each would take 60 % of it");
     // Only one node: the second waits.
-    let mut world = two_hot_services(3_600);
+    let mut world = two_hot_services(2_400);
     world.swarm.nodes.get_mut(&"n4".parse().expect("an ID")).expect("there").availability =
         Availability::Drain;
     world.read(6_050);
@@ -57,7 +57,7 @@ fn two_actions_of_one_round_do_not_fill_the_same_node() {
 
 #[test]
 fn what_an_action_under_way_brings_counts_before_it_shows() {
-    let mut world = two_hot_services(3_600);
+    let mut world = two_hot_services(2_400);
     let target = |world: &World, situation: &Situation| {
         let verdict = judge_at(world, 6_100, situation);
         verdict.judgement.target.map(|target| target.to_string())

@@ -28,10 +28,12 @@ fn spend(world: &mut World, (cpu, memory, network): (u16, u16, u16), from: u64, 
 fn note(world: &mut World, ms: u64) {
     let id = "s1".parse().expect("an ID");
     let service = world.swarm.services[&id].clone();
-    let Mode::Replicated(replicas) = service.mode else { panic!("replicated") };
     let policy = service.policy.clone().expect("sensible");
-    let is_spare = matches!(spare(&world.view, &service, &policy, at(ms)), Spare::Yes { .. });
-    world.view.history.note_spare(&id, at(ms), replicas, is_spare);
+    let needed = match spare(&world.view, &service, &policy, at(ms)) {
+        Spare::Needed { replicas, .. } => Some(replicas),
+        Spare::Unknown(_) => None,
+    };
+    world.view.history.note_needed(&id, at(ms), needed, policy.down_window);
 }
 
 fn scaling() -> Service {
@@ -96,7 +98,7 @@ fn bounds_come_first_and_cooldowns_hold() {
     assert_eq!(rule_at(&spare_world(above, (70, 50, 5), 5), 5_100), "above_max");
     let mut world = World::new(["n1", "n2", "n3"]);
     world
-        .service(scaling())
+        .service(with_label(scaling(), "scale.down.cooldown", "60s"))
         .task("t1", "s1", 1, "n1")
         .task("t2", "s1", 2, "n2")
         .task("t3", "s1", 3, "n3")
@@ -127,16 +129,93 @@ fn a_spike_of_two_seconds_does_nothing() {
 }
 
 #[test]
-fn several_steps_at_once_only_where_labels_allow_and_all_is_hot() {
-    for (step, expected) in [("1", 3), ("4", 4)] {
+fn as_many_at_once_as_demand_asks_for_and_labels_allow() {
+    // Both at their limits: at least 2 / 0.75 are needed, and where much waits besides, far more.
+    for (step, throttled, expected) in
+        [("1", 0, 3), ("auto", 0, 3), ("4", 95, 4), ("1", 95, 3), ("auto", 95, 4)]
+    {
         let service = with_label(scaled(replicated("s1", 2), "1", "9"), "scale.step", step);
-        let mut world = hot_world(service, Heat { cpu: 100, network: 80, ..HOT });
-        world.alert(6_000, "n3", "t2", Condition::CpuHigh, Edge::Raise, 5_300);
-        world.report(6_050, "n3", 100, &[("t2", 100, 5, 80)]);
-        let verdict = judge_at(&world, 6_100, &situation());
-        let Some(Intent::ScaleOut { replicas, .. }) = verdict.intent else { panic!("{verdict:?}") };
-        assert_eq!(replicas, expected);
+        let mut world = all_hot(service, Heat { cpu: 100, network: 80, ..HOT });
+        for ms in (6_250..=9_500).step_by(250) {
+            refresh(&mut world, ms);
+            world.report(ms, "n1", 10, &[]);
+            for (node, task) in [("n2", "t1"), ("n3", "t2")] {
+                let handle = world.handle(task);
+                world.report_with(ms, node, |report| {
+                    report.node = NodeLoad { cpu: percent(60), memory: percent(20), ..NodeLoad::default() };
+                    report.tasks = vec![TaskLoad {
+                        handle,
+                        cpu: percent(100),
+                        memory: percent(10),
+                        network: percent(80),
+                        cpu_millis: 2_000,
+                        throttled: percent(throttled),
+                        ..TaskLoad::default()
+                    }];
+                });
+            }
+        }
+        world.read(9_500);
+        let verdict = judge_at(&world, 9_500, &situation());
+        let Some(Intent::ScaleOut { replicas, target, .. }) = verdict.intent else { panic!("{verdict:?}") };
+        assert_eq!(replicas, expected, "{step}, throttled {throttled} %");
+        assert_eq!(target.is_some(), expected == 3, "several are not steered to one node");
     }
+}
+
+#[test]
+fn requests_in_flight_and_latency_ask_for_replicas_too() {
+    let judged = |on: &str, in_flight: u32, p95_us: u32| {
+        let service = with_label(scaled(replicated("s1", 2), "1", "9"), "scale.on", on);
+        let mut world = World::new(["n1", "n2", "n3"]);
+        world.service(service).task("t1", "s1", 1, "n2").task("t2", "s1", 2, "n3").read(0);
+        for ms in (0..=9_000).step_by(250) {
+            world.report(ms, "n1", 10, &[]);
+            for (node, task) in [("n2", "t1"), ("n3", "t2")] {
+                let handle = world.handle(task);
+                world.report_with(ms, node, |report| {
+                    report.node = NodeLoad { cpu: percent(20), memory: percent(20), ..NodeLoad::default() };
+                    report.tasks = vec![TaskLoad {
+                        handle,
+                        cpu: percent(20),
+                        memory: percent(10),
+                        network: percent(5),
+                        cpu_millis: 400,
+                        in_flight: Some(in_flight),
+                        latency_p95_us: Some(p95_us),
+                        ..TaskLoad::default()
+                    }];
+                });
+            }
+            let id = "s1".parse().expect("an ID");
+            let service = world.swarm.services[&id].clone();
+            let policy = service.policy.clone().expect("sensible");
+            let over = is_over(&world.view, &service, &policy, at(ms));
+            world.view.history.note_over(&id, at(ms), over);
+        }
+        world.read(9_000);
+        match judge_at(&world, 9_050, &situation()).intent {
+            Some(Intent::ScaleOut { replicas, .. }) => replicas,
+            _ => 2,
+        }
+    };
+    assert_eq!(judged("cpu", 90, 900_000), 2, "it is not asked for");
+    assert_eq!(judged("cpu,in-flight:20", 21, 0), 2, "within the tolerance");
+    assert_eq!(judged("cpu,in-flight:20", 30, 0), 3);
+    assert_eq!(judged("in-flight:20", 90, 0), 4, "at most as many again");
+    assert_eq!(judged("latency-p95:200ms", 0, 150_000), 2);
+    assert_eq!(judged("latency-p95:200ms", 0, 250_000), 3);
+}
+
+#[test]
+fn attempts_that_fail_are_made_ever_more_rarely() {
+    let since = |failed, seconds| {
+        migrate::backing_off("step up", failed, Duration::from_secs(seconds)).map(|reason| reason.rule.word())
+    };
+    assert_eq!(since(0, 0), None);
+    assert_eq!((since(1, 29), since(1, 30)), (Some("back_off"), None));
+    assert_eq!((since(3, 119), since(3, 120)), (Some("back_off"), None));
+    assert_eq!((since(40, 3_599), since(40, 3_600)), (Some("back_off"), None));
 }
 
 #[test]
@@ -145,7 +224,7 @@ fn a_node_without_memory_or_whose_tasks_wait_gets_no_new_replica() {
     let verdict = |memory: u16, psi_cpu: u16, psi_memory: u16| {
         let service = scaled(replicated("s1", 2), "1", "9");
         let mut world = hot_world(service, Heat { network: 80, ..HOT });
-        let hot = [("n2", "t1", 95, 90, 5_760_000), ("n3", "t2", 40, 10, 0)];
+        let hot = [("n2", "t1", 95, 90, 5_760_000), ("n3", "t2", 40, 90, 0)];
         for ms in (6_250..=9_500).step_by(250) {
             refresh(&mut world, ms);
             for (node, task, node_cpu, cpu, memory_kib) in hot {
@@ -158,7 +237,7 @@ fn a_node_without_memory_or_whose_tasks_wait_gets_no_new_replica() {
                         cpu: percent(cpu),
                         memory: percent(10),
                         network: percent(80),
-                        cpu_millis: 400,
+                        cpu_millis: 1_800,
                         memory_kib,
                         ..TaskLoad::default()
                     }];
@@ -181,6 +260,6 @@ fn a_node_without_memory_or_whose_tasks_wait_gets_no_new_replica() {
     };
     assert_eq!(verdict(20, 0, 0), "n1");
     assert_eq!(verdict(95, 0, 0), "n3", "and 36 % are too much");
-    assert_eq!(verdict(20, 30, 0), "n3", "its tasks wait for a CPU");
+    assert_eq!(verdict(20, 30, 0), "n1", "tasks that wait at their own limits while CPUs are idle");
     assert_eq!(verdict(20, 0, 30), "n3", "its tasks wait for memory");
 }
