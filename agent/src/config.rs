@@ -1,6 +1,10 @@
 //! Settings: flags, environment, file; every value checked before anything starts.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Component, Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{ArgAction, Args, Parser, Subcommand, builder::RangedU64ValueParser};
 use swarmguard_common::{domain::BasisPoints, time};
@@ -59,6 +63,12 @@ pub struct Settings {
     /// Where the node's /proc is mounted
     #[arg(long, env = "SWARMGUARD_PROC_ROOT", default_value = "/proc", global = true)]
     pub proc_root: PathBuf,
+    /// The cgroup that is this node, below --cgroup-root, or none: for nodes that are LXC containers or Docker in Docker (/ is all that the root shows)
+    #[arg(long, env = "SWARMGUARD_NODE_CGROUP", default_value = "none", value_parser = node_cgroup, global = true)]
+    pub node_cgroup: NodeCgroup,
+    /// CPUs of that cgroup, for instance 1.5, or auto (its cpu.max)
+    #[arg(long, env = "SWARMGUARD_NODE_CPUS", default_value = "auto", value_parser = node_cpus, global = true)]
+    pub node_cpus: NodeCpus,
     /// Socket of the local engine, or `none`
     #[arg(long, env = "SWARMGUARD_DOCKER", default_value = "unix:///var/run/docker.sock", value_parser = socket, global = true)]
     pub docker: Socket,
@@ -104,6 +114,19 @@ pub struct Settings {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Socket(pub Option<PathBuf>);
 
+/// The cgroup that is the node, relative to the cgroup root; `None` where the node is a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeCgroup(pub Option<PathBuf>);
+
+/// What the node's cgroup may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeCpus {
+    /// As its `cpu.max` says.
+    Auto,
+    /// This much, in thousandths of a CPU.
+    Fixed(u32),
+}
+
 /// How fast the link is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {
@@ -141,6 +164,26 @@ fn socket(text: &str) -> Result<Socket, String> {
         path if path.starts_with('/') => Ok(Socket(Some(path.into()))),
         _ => Err("unix:///path/of/socket or none is allowed".into()),
     }
+}
+
+fn node_cgroup(text: &str) -> Result<NodeCgroup, String> {
+    if text == "none" {
+        return Ok(NodeCgroup(None));
+    }
+    let below = text.strip_prefix('/').map(Path::new);
+    let plain = |path: &&Path| path.components().all(|part| matches!(part, Component::Normal(_)));
+    let path = below.filter(plain).ok_or("none, or a path that begins with / and has no .. is allowed")?;
+    Ok(NodeCgroup(Some(path.into())))
+}
+
+fn node_cpus(text: &str) -> Result<NodeCpus, String> {
+    if text == "auto" {
+        return Ok(NodeCpus::Auto);
+    }
+    let cpus: Option<f64> = text.parse().ok().filter(|cpus| (0.01..=4096.0).contains(cpus));
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range was checked")]
+    let millis = cpus.map(|cpus| (cpus * 1_000.0).round() as u32);
+    millis.map(NodeCpus::Fixed).ok_or_else(|| "auto or a number from 0.01 to 4096 is allowed".into())
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
@@ -185,6 +228,17 @@ mod tests {
     }
 
     #[test]
+    fn a_node_can_be_a_cgroup() {
+        let settings = parse(&[]).expect("no flag is needed").settings;
+        assert_eq!((settings.node_cgroup, settings.node_cpus), (NodeCgroup(None), NodeCpus::Auto));
+        let settings = parse(&["--node-cgroup=/", "--node-cpus=0.5"]).expect("sensible").settings;
+        assert_eq!(settings.node_cgroup, NodeCgroup(Some("".into())));
+        assert_eq!(settings.node_cpus, NodeCpus::Fixed(500));
+        let settings = parse(&["--node-cgroup", "/lxc/node1"]).expect("sensible").settings;
+        assert_eq!(settings.node_cgroup, NodeCgroup(Some("lxc/node1".into())));
+    }
+
+    #[test]
     fn senseless_values_say_key_value_and_what_is_allowed() {
         for (flag, value, allowed) in [
             ("--interval", "1ms", "20ms to 10s"),
@@ -199,6 +253,11 @@ mod tests {
             ("--http-addr", "8082", "invalid socket address"),
             ("--api-enabled", "yes", "true"),
             ("--bpf", "maybe", "false"),
+            ("--node-cgroup", "lxc/1", "begins with /"),
+            ("--node-cgroup", "/a/../b", "no .."),
+            ("--node-cpus", "0", "0.01 to 4096"),
+            ("--node-cpus", "5000", "0.01 to 4096"),
+            ("--node-cpus", "NaN", "0.01 to 4096"),
         ] {
             let error = parse(&[flag, value]).expect_err(flag).to_string();
             assert!(error.contains(flag) && error.contains(value) && error.contains(allowed), "{error}");

@@ -1,16 +1,16 @@
 //! `swarmguard-agent doctor`: what this kernel and this node offer, what is used of it, and why.
 
-use std::{io::Write as _, process::ExitCode};
+use std::{io::Write as _, path::Path, process::ExitCode};
 
 use serde::Serialize;
-use swarmguard_runtime::identity::Identity;
+use swarmguard_runtime::{clock::now, identity::Identity};
 
 use crate::{
     bpf::KernelFacts,
     config::Settings,
     discovery::{engine::Engine, scan},
-    run::{ASSUMED_MBPS, capacity, cgroup_root},
-    sources::{BUFFER_BYTES, group::Group, network::Networks, node::NodeSource},
+    run::{ASSUMED_MBPS, NESTED, capacity, cgroup_root, is_nested, node_group},
+    sources::{BUFFER_BYTES, group::Group, network::Networks, node::NodeSource, node_group::NodeGroup},
     uplink::addresses::Wanted,
 };
 
@@ -69,7 +69,7 @@ pub async fn examine(settings: &Settings) -> Vec<Check> {
             facts.release.clone(),
             if facts.btf { "with type information" } else { "without type information" },
         );
-        if !facts.cgroup2_root {
+        if !facts.cgroup2_root && !is_nested(root) {
             add(
                 "whole hierarchy",
                 false,
@@ -85,7 +85,7 @@ pub async fn examine(settings: &Settings) -> Vec<Check> {
         }
         drop(networks);
     }
-    node(settings, &mut add);
+    node(settings, root.as_deref(), &mut add);
     match Identity::load(&settings.identity) {
         Ok(identity) => {
             let days = identity.valid_for().as_secs() / 86_400;
@@ -98,7 +98,7 @@ pub async fn examine(settings: &Settings) -> Vec<Check> {
     checks
 }
 
-fn containers(root: &std::path::Path, add: &mut impl FnMut(&str, bool, String, &str)) {
+fn containers(root: &Path, add: &mut impl FnMut(&str, bool, String, &str)) {
     let found = scan::walk(root);
     let sample = found.containers.iter().find_map(|(id, dir)| Some((id, Group::open(dir).ok()?)));
     let count = found.containers.len();
@@ -118,16 +118,56 @@ fn containers(root: &std::path::Path, add: &mut impl FnMut(&str, bool, String, &
     );
 }
 
-fn node(settings: &Settings, add: &mut impl FnMut(&str, bool, String, &str)) {
-    let reading = NodeSource::open(&settings.proc_root).read(&mut vec![0; BUFFER_BYTES]);
-    let shown = settings.proc_root.display();
+/// What stands for the node: the machine, or a cgroup of it.
+fn place(
+    settings: &Settings,
+    root: Option<&Path>,
+    add: &mut impl FnMut(&str, bool, String, &str),
+) -> Option<NodeGroup> {
+    let kind =
+        container_kind(&settings.proc_root).map(|kind| format!(", container={kind}")).unwrap_or_default();
+    match node_group(settings, root) {
+        Ok(Some(group)) => {
+            let found = format!("the cgroup {}, CPUs from {}{kind}", group.dir().display(), group.origin());
+            add("node", true, found, "its limits, CPU time and pressure are the node's");
+            Some(group)
+        }
+        Ok(None) => {
+            if root.is_some_and(is_nested) {
+                let chosen = "the whole machine is taken for the node: say --node-cgroup /, and --node-cpus where \
+                              its limit is not in cpu.max";
+                add("node", false, format!("{NESTED}{kind}"), chosen);
+            }
+            None
+        }
+        Err(error) => {
+            add("node", false, error.to_string(), "the agent does not start like this");
+            None
+        }
+    }
+}
+
+/// What the first process of a container is told that it runs in, by LXC, systemd-nspawn and Podman.
+fn container_kind(proc_root: &Path) -> Option<String> {
+    let environment = std::fs::read(proc_root.join("1/environ")).ok()?;
+    let kind = environment.split(|byte| *byte == 0).find_map(|word| word.strip_prefix(b"container="))?;
+    let kind: String =
+        String::from_utf8_lossy(kind).chars().filter(char::is_ascii_graphic).take(32).collect();
+    (!kind.is_empty()).then_some(kind)
+}
+
+fn node(settings: &Settings, root: Option<&Path>, add: &mut impl FnMut(&str, bool, String, &str)) {
+    let group = place(settings, root, add);
+    let (capacity, link) = capacity(settings, group.as_ref());
+    let shown = group.as_ref().map_or(&settings.proc_root as &Path, NodeGroup::dir).display().to_string();
+    let source = NodeSource::open(&settings.proc_root).within(group);
+    let reading = source.read(now(), &mut vec![0; BUFFER_BYTES]);
     let cpu = reading.cpu.is_some() && reading.memory.is_some();
     add("node figures", cpu, format!("CPU and memory from {shown}"), "node load in every report");
     let pressure = reading.psi_cpu.is_some();
     let chosen =
         if pressure { "stalls take part in alerts" } else { "alerts rest on use alone; boot with psi=1" };
-    add("pressure", pressure, format!("{shown}/pressure"), chosen);
-    let (capacity, link) = capacity(settings);
+    add("pressure", pressure, format!("of {shown}"), chosen);
     let found = link.map_or_else(|| "the driver does not say".into(), |mbps| format!("{mbps} Mbit/s"));
     let chosen = if link.is_some() {
         "100 % of the network".into()
@@ -135,7 +175,8 @@ fn node(settings: &Settings, add: &mut impl FnMut(&str, bool, String, &str)) {
         format!("{ASSUMED_MBPS} Mbit/s are taken as 100 %; say --link-mbps")
     };
     add("link speed", link.is_some(), found, &chosen);
-    let found = format!("{} CPUs, {} MiB", capacity.cpu_millis / 1_000, capacity.memory_bytes >> 20);
+    let cpus = f64::from(capacity.cpu_millis) / 1_000.0;
+    let found = format!("{cpus} CPUs, {} MiB", capacity.memory_bytes >> 20);
     add("capacity", capacity.cpu_millis > 0, found, "what containers without limits are measured against");
 }
 

@@ -20,8 +20,8 @@ use tokio::{net::TcpStream, sync::Semaphore};
 
 use crate::{breaker::Gate, proxy::Global, replica::Replica, service::Service};
 
-/// How often is looked whose turn it is.
-const LOOK: Duration = Duration::from_millis(200);
+/// How often is looked whose turn it is: one that is new waits no longer for its first check.
+const LOOK: Duration = Duration::from_millis(50);
 /// How often a sick or ejected replica is asked.
 const SICK_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest wait for an answer.

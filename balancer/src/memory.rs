@@ -38,6 +38,11 @@ impl Memory {
         self.most
     }
 
+    /// Whether half is taken: nothing more is kept of heads that are not whole, which anybody can send and leave so.
+    pub fn is_tight(&self) -> bool {
+        self.used() > self.most / 2
+    }
+
     /// Whether so little is left that nothing new is begun: what is under way needs the rest.
     pub fn is_short(&self) -> bool {
         self.used() > self.most / 10 * 9
@@ -110,6 +115,7 @@ mod tests {
         let memory = Memory::new(100);
         let mut first = memory.charge(60).expect("room");
         assert!(memory.charge(50).is_none() && memory.used() == 60);
+        assert!(memory.is_tight() && !memory.is_short());
         assert!(first.add(35) && memory.is_short());
         assert!(!first.add(10) && memory.used() == 95, "nothing changed");
         assert!(first.set(10) && !memory.is_short());

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -24,6 +24,9 @@ use crate::{
 const STRAINED_PSI_PERCENT: f64 = 60.0;
 /// A replica at this CPU utilisation has no room (per cent).
 const STRAINED_CPU_PERCENT: f64 = 95.0;
+
+/// Requests are counted over so long to tell what one costs.
+const COUNTED_OVER: Duration = Duration::from_millis(900);
 
 /// Drains remembered at once; Swarm stops a few tasks at a time.
 const MAX_DRAINING: usize = 4_096;
@@ -61,6 +64,8 @@ struct Known {
     shared: Arc<Shared>,
     limit: Option<(u32, Arc<Limit>)>,
     clients: Option<(u32, Arc<ClientRate>)>,
+    /// Picks of all replicas, and when they were counted.
+    counted: Option<(Time, u64)>,
 }
 
 impl Registry {
@@ -109,6 +114,7 @@ impl Registry {
                 shared: Arc::default(),
                 limit: None,
                 clients: None,
+                counted: None,
             }
         });
         if known.picture.labels != picture.labels || known.picture.name != picture.name {
@@ -142,6 +148,9 @@ impl Registry {
             replica.set_draining(seen.draining || self.draining.contains_key(task));
             replica.set_load(seen.load.map(|load| self.weighing.load(load, now)), now);
         }
+        let moving =
+            picture.replicas.iter().filter_map(|seen| seen.load).map(|load| self.weighing.moving(load));
+        known.set_cost(moving.sum(), now);
         changed
     }
 
@@ -212,7 +221,34 @@ impl Registry {
     }
 }
 
+impl Known {
+    /// What one request a second costs a replica: `moving`, the part of all scores that requests make, by how many there
+    /// were. Those of other balancers make their part of it too, and are sent as ours are.
+    fn set_cost(&mut self, moving: f64, now: Time) {
+        let picks = self.replicas.values().map(|replica| replica.picks.load(Relaxed)).sum();
+        let Some((since, before)) = self.counted else {
+            self.counted = Some((now, picks));
+            return;
+        };
+        let seconds = now.since(since).as_secs_f64();
+        if seconds < COUNTED_OVER.as_secs_f64() {
+            return;
+        }
+        self.counted = Some((now, picks));
+        #[expect(clippy::cast_precision_loss, reason = "requests of a second")]
+        let rate = picks.saturating_sub(before) as f64 / seconds;
+        #[expect(clippy::cast_possible_truncation, reason = "a score needs no more than an f32 holds")]
+        let cost = if rate < 1.0 { 0.0 } else { (moving / rate) as f32 };
+        self.replicas.values().for_each(|replica| replica.set_cost(cost));
+    }
+}
+
 impl Weighing {
+    /// The part of a score that comes and goes with requests: CPU and network.
+    fn moving(&self, load: ReplicaLoad) -> f64 {
+        metrics::score([load.cpu.percent(), 0.0, load.network.percent()], self.weights)
+    }
+
     fn load(&self, load: ReplicaLoad, now: Time) -> Load {
         let percent =
             [load.cpu, load.memory, load.network].map(swarmguard_common::domain::BasisPoints::percent);

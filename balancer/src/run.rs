@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use arc_swap::ArcSwap;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use swarmguard_common::{domain::TaskId, time::Time};
 use swarmguard_runtime::clock;
 use tokio::{
@@ -44,6 +45,8 @@ const DRAIN_LAPSE: Duration = Duration::from_secs(30);
 const START: Duration = Duration::from_secs(2);
 /// Drains remembered of one coordinator.
 const MAX_ANNOUNCED: usize = 1_024;
+/// Open files that are no connections of clients and none made for them.
+const OWN_FILES: u64 = 128;
 /// Events of sources that wait; sources wait when it is full.
 const QUEUE: usize = 64;
 
@@ -66,7 +69,8 @@ impl Balancer {
     ///
     /// # Errors
     /// When an address cannot be bound, or the certificate cannot be used.
-    pub async fn start(settings: Settings) -> Result<Self> {
+    pub async fn start(mut settings: Settings) -> Result<Self> {
+        settings.max_connections = affordable(settings.max_connections);
         let workers = worker_count(settings.workers);
         let registry = Registry::new(settings.weighing());
         let (close, closing) = watch::channel(false);
@@ -125,6 +129,24 @@ impl Balancer {
         let _ = joined.await;
         self.control.shutdown().await;
     }
+}
+
+/// As many connections as there are descriptors for: one for the client, one for the replica.
+fn affordable(asked: u32) -> u32 {
+    let limit = getrlimit(Resource::Nofile);
+    let all = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let now = if setrlimit(Resource::Nofile, all).is_ok() { limit.maximum } else { limit.current };
+    let Some(files) = now else { return asked };
+    let most = u32::try_from(files.saturating_sub(OWN_FILES) / 2).unwrap_or(u32::MAX).max(1);
+    if most < asked {
+        tracing::warn!(
+            files,
+            asked,
+            most,
+            "fewer connections than asked for: raise the limit of open files (nofile)"
+        );
+    }
+    asked.min(most)
 }
 
 fn worker_count(asked: u16) -> usize {

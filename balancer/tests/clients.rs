@@ -274,3 +274,19 @@ fn a_websocket_library_on_both_ends_notices_nothing() {
     let text = run("/usr/bin/python3", &[&script, "ask", &program.plain.port().to_string()]);
     assert_eq!(text.trim(), "echoed");
 }
+
+/// Checks of HTTP/2 by an implementation that is not ours.
+const CONFORMANCE: &str = include_str!("conformance.py");
+
+#[test]
+#[ignore = "needs python3-h2: cargo xtask test --only clients"]
+fn an_independent_http2_finds_nothing_wrong() {
+    let identity = identity();
+    let script = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(script.path(), CONFORMANCE).unwrap();
+    let replica = counting();
+    let program = Program::start(&[&replica], identity.path());
+    let (script, port) = (script.path().display().to_string(), program.plain.port().to_string());
+    let text = run("/usr/bin/python3", &[&script, &port]);
+    assert!(text.trim().ends_with("all 13 checks passed"), "{text}");
+}

@@ -10,7 +10,7 @@ use std::{
 };
 
 use proptest::prelude::{ProptestConfig, any, prop, proptest};
-use support::{Lb, Replica, eventually};
+use support::{After, Lb, Replica, eventually};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -18,6 +18,7 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 
 const END_STREAM: u8 = 1;
@@ -210,6 +211,64 @@ fn a_client_that_falls_silent_is_cut_off() {
     let headers = block(&plain("POST", &[("content-length", "5")]));
     client.send(&start(&[frame(HEADERS, END_HEADERS, 1, &headers)]));
     eventually("no lease is left", || lb.in_flight() == 0);
+}
+
+/// Answers with a megabyte.
+fn big() -> Replica {
+    Replica::new(|stream, _, _| {
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 1048576\r\n\r\n";
+        let sent = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&vec![b'x'; 1_048_576]));
+        if sent.is_ok() { After::Keep } else { After::Close }
+    })
+}
+
+/// Settings that give each stream this window, the same for the connection, and requests.
+fn ask_much(window: u32, requests: u32) -> Vec<u8> {
+    let mut settings = vec![0, 4];
+    settings.extend(window.to_be_bytes());
+    let mut bytes = PREFACE.to_vec();
+    bytes.extend(frame(SETTINGS, 0, 0, &settings));
+    bytes.extend(frame(WINDOW_UPDATE, 0, 0, &0x7fff_0000_u32.to_be_bytes()));
+    let fields = block(&plain("GET", &[]));
+    for number in 0..requests {
+        bytes.extend(frame(HEADERS, END_HEADERS | END_STREAM, 2 * number + 1, &fields));
+    }
+    bytes
+}
+
+#[test]
+fn answers_that_a_client_does_not_take_are_given_up_each_by_itself() {
+    let replica = big();
+    let lb = Lb::with(&[&replica], &["--idle-timeout=1s"]);
+    let mut client = lb.connect();
+    // There is no room for answers, but the connection lives.
+    client.send(&ask_much(0, 20));
+    eventually("they are in flight", || lb.in_flight() == 20);
+    eventually("they are given up", || lb.in_flight() == 0);
+    assert_eq!(lb.global.stats.totals().unread, 20);
+    assert_eq!(lb.global.stats.totals().upstream_failures, 0, "that is no fault of the replica");
+}
+
+#[test]
+fn what_clients_do_not_read_stays_within_the_memory_there_is_for_them() {
+    let replica = big();
+    let most = 4_194_304;
+    let lb = Lb::with(&[&replica], &["--idle-timeout=1s", "--client-memory-bytes=4194304"]);
+    let mut clients: Vec<_> = (0..5).map(|_| lb.connect()).collect();
+    for client in &mut clients {
+        client.send(&ask_much(0x7fff_ffff, 100));
+    }
+    let mut peak = 0;
+    eventually("what does not fit is cut or refused", || {
+        peak = peak.max(lb.global.memory.used());
+        let totals = lb.global.stats.totals();
+        totals.shed + totals.refused_memory + totals.unread > 0
+    });
+    assert!(peak <= most, "{peak}");
+    eventually("all is given up", || lb.in_flight() == 0);
+    drop(clients);
+    eventually("memory is given back", || lb.global.memory.used() < 100_000);
+    assert_eq!(lb.get("/").status, 200);
 }
 
 proptest! {

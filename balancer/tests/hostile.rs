@@ -354,3 +354,23 @@ proptest! {
         assert_eq!(lb.get("/").text(), "fine", "{:?}", String::from_utf8_lossy(&bytes));
     }
 }
+
+#[test]
+fn heads_that_never_end_leave_memory_for_requests() {
+    let replica = careful();
+    let lb = Lb::with(&[&replica], &["--client-memory-bytes=4194304", "--max-connections-per-address=1000"]);
+    let half = format!("GET / HTTP/1.1\r\nHost: x\r\nA: {}", "a".repeat(60_000));
+    let heads: Vec<_> = (0..100)
+        .map(|_| {
+            let mut client = lb.connect();
+            let _ = client.stream.write_all(half.as_bytes());
+            client
+        })
+        .collect();
+    eventually("some are refused", || lb.global.stats.totals().refused_memory > 0);
+    for method in ["GET", "DELETE"] {
+        let answer = lb.connect().ask(&format!("{method} / HTTP/1.1\r\nHost: x\r\n\r\n"));
+        assert_eq!(answer.text(), "fine", "{method}");
+    }
+    drop(heads);
+}

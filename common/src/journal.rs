@@ -73,6 +73,12 @@ impl Entry {
     }
 }
 
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 7] =
+        [Self::Alert, Self::Decision, Self::Refusal, Self::Action, Self::Lease, Self::Operator, Self::Notice];
+}
+
 /// What sort of journal entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -87,6 +93,8 @@ pub enum Kind {
     Action,
     /// A lease was granted, lapsed or taken over; a peer came or went.
     Lease,
+    /// What an operator asked for: by whom, from where, and whether it was taken.
+    Operator,
     /// Something for the operator to know: a label that makes no sense, a journal set aside.
     Notice,
 }

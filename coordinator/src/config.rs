@@ -37,6 +37,8 @@ pub enum Command {
     },
     /// Print a new secret, for an operator's or the balancers' token
     Token,
+    /// Join input and output to the API of the coordinator in this container (what the command line uses)
+    Stdio,
 }
 
 /// Certificates of the same shape as Swarm's.
@@ -78,6 +80,9 @@ pub struct Settings {
     /// Address (TCP) of the API
     #[arg(long, env = "SWARMGUARD_API_ADDR", default_value = "0.0.0.0:7480", global = true)]
     pub api_addr: SocketAddr,
+    /// Unix socket of the API, for whoever may use this manager's engine; none serves none
+    #[arg(long, env = "SWARMGUARD_API_SOCKET", default_value = "/run/swarmguard/api.sock", value_parser = file, global = true)]
+    pub api_socket: NamedFile,
     /// What plain HTTP may be used for; https may always be used for everything
     #[arg(long, env = "SWARMGUARD_API_PLAIN", value_enum, default_value_t = Plain::Reads, global = true)]
     pub api_plain: Plain,
@@ -109,10 +114,23 @@ pub struct Settings {
     pub identity: Source,
     /// File with the token that lets balancers read routes; without it none is let in
     #[arg(long, env = "SWARMGUARD_BALANCER_TOKEN_FILE", value_parser = file, global = true)]
-    pub balancer_token_file: Option<TokenFile>,
+    pub balancer_token_file: Option<NamedFile>,
     /// File with the token for commands over the API; without it they need an operator's certificate
     #[arg(long, env = "SWARMGUARD_OPERATOR_TOKEN_FILE", value_parser = file, global = true)]
-    pub operator_token_file: Option<TokenFile>,
+    pub operator_token_file: Option<NamedFile>,
+    /// File with a token that lets reads in, over plain HTTP too: for Prometheus and for browsers
+    #[arg(long, env = "SWARMGUARD_READER_TOKEN_FILE", value_parser = file, global = true)]
+    pub reader_token_file: Option<NamedFile>,
+    /// Answer reads to everybody who reaches the port; else they need a token, an operator's certificate or loopback
+    #[arg(long, env = "SWARMGUARD_OPEN_READS", default_value_t = false, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", action = ArgAction::Set, global = true)]
+    pub open_reads: bool,
+    /// Further names that browsers may call the API by, comma-separated (addresses, node names and localhost always)
+    #[arg(long, env = "SWARMGUARD_API_HOSTS", value_delimiter = ',', global = true)]
+    pub api_hosts: Vec<String>,
+    /// A name of this swarm for people
+    #[arg(long, env = "SWARMGUARD_SWARM_NAME", global = true)]
+    pub swarm_name: Option<String>,
     /// Log filter, for instance info or swarmguard_coordinator=debug
     #[arg(long, env = "SWARMGUARD_LOG", default_value = "info", global = true)]
     pub log: String,
@@ -124,7 +142,7 @@ pub struct Settings {
 
 /// A file that is named, or deliberately none: stack files cannot leave a variable out, only empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenFile(pub Option<PathBuf>);
+pub struct NamedFile(pub Option<PathBuf>);
 
 impl Cli {
     /// Reads flags, environment and file.
@@ -143,10 +161,10 @@ impl Settings {
     }
 }
 
-fn file(text: &str) -> Result<TokenFile, String> {
+fn file(text: &str) -> Result<NamedFile, String> {
     match text {
-        "" | "none" => Ok(TokenFile(None)),
-        path => Ok(TokenFile(Some(path.into()))),
+        "" | "none" => Ok(NamedFile(None)),
+        path => Ok(NamedFile(Some(path.into()))),
     }
 }
 
@@ -179,7 +197,7 @@ mod tests {
         let settings = parse(&["--observe", "run", "--state-dir=none"]).expect("sensible").settings;
         assert!(settings.observe && settings.journal_dir().is_none());
         let empty = parse(&["--balancer-token-file="]).expect("sensible").settings;
-        assert_eq!(empty.balancer_token_file, Some(TokenFile(None)));
+        assert_eq!(empty.balancer_token_file, Some(NamedFile(None)));
     }
 
     #[test]

@@ -149,6 +149,7 @@ mod tests {
             id: id.parse().expect("an ID"),
             version: 1,
             hostname: id.into(),
+            address: None,
             manager: false,
             leader: false,
             ready: true,

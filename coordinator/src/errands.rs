@@ -1,9 +1,12 @@
 //! The short commands of the program: health check, certificates, tokens.
 
 use std::{
+    fmt::Display,
     fs,
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    os::unix::net::UnixStream,
+    path::Path,
     time::Duration,
 };
 
@@ -22,24 +25,40 @@ const MAX_ANSWER: u64 = 64 * 1024;
 ///
 /// # Errors
 /// When it does not answer, or says that it is not.
-pub fn healthcheck(api: SocketAddr) -> anyhow::Result<String> {
+pub fn healthcheck(socket: Option<&Path>, api: SocketAddr) -> anyhow::Result<String> {
+    // The socket has places of its own, which nobody from outside can take: a flood of the port is no reason to be
+    // restarted.
+    if let Some(socket) = socket
+        && let Ok(stream) = UnixStream::connect(socket)
+    {
+        stream.set_read_timeout(Some(HEALTH_DEADLINE))?;
+        let shown = socket.display();
+        return verdict(&shown, ask(stream).with_context(|| format!("no answer at {shown}"))?);
+    }
     let address = match api.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), api.port()),
         IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::new(Ipv6Addr::LOCALHOST.into(), api.port()),
         _ => api,
     };
-    let ask = || -> std::io::Result<String> {
-        let mut stream = TcpStream::connect_timeout(&address, HEALTH_DEADLINE)?;
+    let connect = || -> std::io::Result<String> {
+        let stream = TcpStream::connect_timeout(&address, HEALTH_DEADLINE)?;
         stream.set_read_timeout(Some(HEALTH_DEADLINE))?;
-        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.take(MAX_ANSWER).read_to_string(&mut answer)?;
-        Ok(answer)
+        ask(stream)
     };
-    let answer = ask().with_context(|| format!("no answer from http://{address}/healthz"))?;
+    verdict(&address, connect().with_context(|| format!("no answer from http://{address}/healthz"))?)
+}
+
+fn ask(mut stream: impl Read + Write) -> std::io::Result<String> {
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.take(MAX_ANSWER).read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+fn verdict(of: &dyn Display, answer: String) -> anyhow::Result<String> {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     if !head.starts_with("HTTP/1.1 200") {
-        bail!("http://{address}/healthz says {:?}: {body}", head.lines().next().unwrap_or_default());
+        bail!("/healthz at {of} says {:?}: {body}", head.lines().next().unwrap_or_default());
     }
     Ok(body.into())
 }
@@ -123,7 +142,8 @@ mod tests {
     #[test]
     fn nobody_there_is_not_well() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("bound").local_addr().expect("known");
-        let error = healthcheck(free).expect_err("nobody listens");
+        let nowhere = Some(Path::new("/nonexistent/api.sock"));
+        let error = healthcheck(nowhere, free).expect_err("nobody listens");
         assert!(error.to_string().contains("/healthz"), "{error:#}");
     }
 }

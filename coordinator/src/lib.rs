@@ -2,13 +2,17 @@
 //! is decided in `swarmguard-core`, which does no IO; here is everything that does.
 
 pub mod api;
+pub mod balancers;
+pub mod bridge;
 pub mod config;
 pub mod connect;
 pub mod crowd;
 pub mod errands;
+pub mod glance;
 pub mod ingest;
 pub mod journal;
 pub mod metrics;
+mod quiet;
 pub mod routes;
 pub mod run;
 pub mod seam;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use swarmguard_coordinator::{
+    bridge,
     config::{Certs, Cli, Command},
     errands, start,
 };
@@ -23,7 +24,10 @@ fn begin() -> anyhow::Result<()> {
     let cli = Cli::read()?;
     match cli.command {
         Some(Command::Healthcheck) => {
-            println!("{}", errands::healthcheck(cli.settings.api_addr)?);
+            println!(
+                "{}",
+                errands::healthcheck(cli.settings.api_socket.0.as_deref(), cli.settings.api_addr)?
+            );
             Ok(())
         }
         Some(Command::Certs { what: Certs::Create(wanted) }) => errands::create_certs(&wanted),
@@ -31,6 +35,10 @@ fn begin() -> anyhow::Result<()> {
             println!("{}", errands::token()?);
             Ok(())
         }
+        Some(Command::Stdio) => match cli.settings.api_socket.0 {
+            Some(socket) => bridge::stdio(&socket),
+            None => anyhow::bail!("the coordinator serves no socket: it was started with --api-socket=none"),
+        },
         Some(Command::Run) | None => {
             logging::to_stderr(&cli.settings.log, cli.settings.log_json)?;
             let mut builder = tokio::runtime::Builder::new_multi_thread();

@@ -3,11 +3,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
 
 use swarmguard_common::{
+    api::Plan,
     domain::{Condition, NodeId, ServiceId},
     journal::{Entry, Kind},
     time::Time,
@@ -19,8 +21,8 @@ use swarmguard_common::{
 };
 use swarmguard_core::{
     brain::{
-        Accepted, AgentEvent, AgentInput, AgentOrder, Brain, ConnectionId, Input, NotTaken, OperatorCommand,
-        Wish,
+        Accepted, AgentEvent, AgentInput, AgentOrder, Beside, Brain, ConnectionId, Input, NotTaken,
+        OperatorCommand, Wish,
     },
     command::{Command, CommandError, CommandId, CommandResult},
     lease::LeaseState,
@@ -30,7 +32,8 @@ use swarmguard_runtime::clock;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::{
-    connect,
+    balancers, connect,
+    glance::Glance,
     ingest::{Event, Inputs, Outbox, hub::Hub},
     journal::{Journal, Notices},
     metrics::{AlertLabel, Metrics, OutcomeLabel, ReasonLabel, RuleLabel, StateLabel, Words},
@@ -63,6 +66,7 @@ type Question = Box<dyn FnOnce(&Brain, &Facts) + Send>;
 enum Request {
     Ask(Question),
     Command { by: String, command: OperatorCommand, answer: oneshot::Sender<Result<Accepted, NotTaken>> },
+    Plan { by: String, command: OperatorCommand, answer: oneshot::Sender<Result<Plan, NotTaken>> },
 }
 
 /// How a command ended.
@@ -88,6 +92,12 @@ impl Facts {
     /// Whether there is no reading that is fresh enough to decide by.
     pub fn is_blind(&self) -> bool {
         self.snapshot_age().is_none_or(|age| age > OLDEST_READING)
+    }
+
+    /// Where the raft leader's node is reached, as far as known; never this node itself.
+    pub fn leader_address(&self) -> Option<IpAddr> {
+        let snapshot = self.snapshot.as_ref().filter(|snapshot| !snapshot.is_leader())?;
+        snapshot.nodes.get(snapshot.leader()?)?.address
     }
 
     /// Host name of the raft leader, as far as known.
@@ -139,6 +149,16 @@ impl Handle {
         self.requests.try_send(Request::Command { by, command, answer }).map_err(|_| Busy)?;
         answered.await.map_err(|_| Busy)
     }
+
+    /// Asks the brain what a command would do, without doing it.
+    ///
+    /// # Errors
+    /// As [`Self::command`].
+    pub async fn plan(&self, by: String, command: OperatorCommand) -> Result<Result<Plan, NotTaken>, Busy> {
+        let (answer, answered) = oneshot::channel();
+        self.requests.try_send(Request::Plan { by, command, answer }).map_err(|_| Busy)?;
+        answered.await.map_err(|_| Busy)
+    }
 }
 
 /// Everything that the loop is made of.
@@ -157,6 +177,8 @@ pub struct Parts<S> {
     pub notices: Notices,
     /// Figures.
     pub metrics: Arc<Metrics>,
+    /// Told once a second.
+    pub glance: Arc<Glance>,
 }
 
 /// An agent's connection.
@@ -324,6 +346,9 @@ impl<S: SwarmApi> Runner<S> {
                 // Whoever asked may have gone; what was taken is done all the same and is in the journal.
                 let _ = answer.send(result);
             }
+            Request::Plan { by, command, answer } => {
+                let _ = answer.send(self.parts.brain.plan(self.facts.now, &by, command));
+            }
         }
     }
 
@@ -449,7 +474,7 @@ impl<S: SwarmApi> Runner<S> {
                     metrics.mttr.observe(mttr_ms / 1_000.0);
                 }
             }
-            Kind::Action | Kind::Alert | Kind::Lease | Kind::Notice => {}
+            Kind::Action | Kind::Alert | Kind::Lease | Kind::Operator | Kind::Notice => {}
         }
         let entry = self.parts.journal.append(entry);
         let (service, node) = (entry.service_name.as_deref(), entry.node.as_ref().map(|node| node.as_str()));
@@ -534,6 +559,7 @@ impl<S: SwarmApi> Runner<S> {
             return;
         }
         self.gauges_at = now;
+        self.look();
         let (brain, metrics) = (&self.parts.brain, &self.parts.metrics);
         let mut by_state = BTreeMap::from([("live", 0), ("suspect", 0), ("lapsed", 0)]);
         for lease in brain.leases(now) {
@@ -556,6 +582,29 @@ impl<S: SwarmApi> Runner<S> {
             #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit for a long time")]
             metrics.last_snapshot.set(clock::wall_ms() as f64 / 1_000.0 - age.as_secs_f64());
         }
+    }
+
+    /// The overview that all readers of the next second are given.
+    fn look(&self) {
+        let at_ms = clock::wall_ms();
+        let all = self.parts.hub.balancers();
+        let balancers = balancers::of(self.facts.snapshot.as_deref(), all, self.facts.now);
+        let (last_day, began_ms) = self.parts.journal.last_day(at_ms);
+        let overview = self.parts.brain.overview(
+            self.facts.now,
+            Beside {
+                at_ms,
+                version: env!("CARGO_PKG_VERSION").into(),
+                swarm: self.parts.glance.swarm().clone(),
+                trouble: self.facts.trouble.clone(),
+                balancers: self.parts.hub.connected(),
+                out_of_balance: balancers::out_of_balance(&balancers),
+                last_day,
+                began_ms,
+            },
+        );
+        self.parts.glance.publish(overview);
+        self.parts.glance.publish_balancers(balancers);
     }
 
     /// Tells the balancers: always on the beat, for fresh loads, and else when more than load changed.

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use quinn::Endpoint;
-use swarmguard_common::domain::Role;
+use swarmguard_common::{api::SwarmName, domain::Role};
 use swarmguard_core::brain::{self, Brain};
 use swarmguard_runtime::{
     clock,
@@ -19,8 +19,9 @@ use tokio::{
 };
 
 use crate::{
-    api::{self, Api, Plain, server},
-    config::{Settings, TokenFile},
+    api::{self, Access, Api, Forward, forward, server},
+    config::{NamedFile, Settings},
+    glance::Glance,
     ingest::{self, Ingest, hub::Hub, token::Token},
     journal::{self, Journal},
     metrics::Metrics,
@@ -51,14 +52,16 @@ pub struct Assembly<S> {
     pub limits: ingest::Limits,
     /// Lets balancers in.
     pub balancer_token: Option<Token>,
-    /// Lets commands in.
-    pub operator_token: Option<Token>,
-    /// What plain HTTP may be used for.
-    pub plain: Plain,
+    /// Who is let in at the API.
+    pub access: Access,
+    /// A name of the swarm for people.
+    pub swarm_name: Option<String>,
     /// Address for agents and balancers.
     pub quic: SocketAddr,
     /// Address of the API.
     pub api: SocketAddr,
+    /// Unix socket of the API.
+    pub socket: Option<PathBuf>,
 }
 
 /// A coordinator at work.
@@ -75,6 +78,7 @@ pub struct Running {
     pub journal: Journal,
     endpoint: Endpoint,
     tls: watch::Sender<Arc<rustls::ServerConfig>>,
+    to_others: watch::Sender<Arc<rustls::ClientConfig>>,
     stop: watch::Sender<bool>,
     running: JoinHandle<()>,
     serving: JoinHandle<()>,
@@ -94,6 +98,7 @@ impl<S: SwarmApi> Assembly<S> {
         let listener = bound.with_context(|| format!("cannot listen on TCP {}", self.api))?;
         let (quic, api_addr) = (endpoint.local_addr()?, listener.local_addr()?);
         let (tls, tls_now) = watch::channel(server::tls_config(self.identity.server_config()?));
+        let (to_others, to_others_now) = watch::channel(forward::tls_config(self.identity.client_config()?));
 
         let (journal, notices) = journal::open(&self.journal, Arc::clone(&metrics));
         let hub = Arc::new(Hub::default());
@@ -105,6 +110,7 @@ impl<S: SwarmApi> Assembly<S> {
             Arc::clone(&hub),
             Arc::clone(&metrics),
         );
+        let glance = Glance::new(SwarmName { id: cluster.clone(), name: self.swarm_name });
         let (runner, handle) = Runner::new(Parts {
             brain: Brain::new(self.brain),
             swarm: self.swarm,
@@ -113,10 +119,30 @@ impl<S: SwarmApi> Assembly<S> {
             journal: journal.clone(),
             notices,
             metrics: Arc::clone(&metrics),
+            glance: Arc::clone(&glance),
         });
-        let api =
-            Api::new(handle.clone(), journal.clone(), Arc::clone(&metrics), self.operator_token, self.plain);
+        let forward = Forward { tls: to_others_now, port: api_addr.port() };
+        let api = Api::new(
+            handle.clone(),
+            journal.clone(),
+            Arc::clone(&metrics),
+            self.access,
+            glance,
+            Some(forward),
+        );
+        let router = api::router(api);
         let (stop, stopped) = watch::channel(false);
+        if let Some(path) = self.socket {
+            match api::socket::bind(&path) {
+                Ok(listener) => {
+                    tokio::spawn(api::socket::serve(listener, path, router.clone(), stopped.clone()));
+                }
+                // The command line then needs the port; protection goes on without it.
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "no socket for the command line")
+                }
+            }
+        }
         Ok(Running {
             quic,
             api: api_addr,
@@ -124,15 +150,10 @@ impl<S: SwarmApi> Assembly<S> {
             handle,
             journal,
             tls,
+            to_others,
             stop,
             serving: tokio::spawn(ingest.serve(endpoint.clone())),
-            answering: tokio::spawn(server::serve(
-                listener,
-                api::router(api),
-                cluster,
-                tls_now,
-                stopped.clone(),
-            )),
+            answering: tokio::spawn(server::serve(listener, router, cluster, tls_now, stopped.clone())),
             running: tokio::spawn(runner.run(stopped)),
             endpoint,
         })
@@ -187,10 +208,17 @@ pub async fn coordinate(settings: Settings) -> anyhow::Result<()> {
         },
         limits: ingest::Limits::default(),
         balancer_token: token_of(settings.balancer_token_file.as_ref())?,
-        operator_token: token_of(settings.operator_token_file.as_ref())?,
-        plain: settings.api_plain,
+        access: Access {
+            token: token_of(settings.operator_token_file.as_ref())?,
+            reader_token: token_of(settings.reader_token_file.as_ref())?,
+            plain: settings.api_plain,
+            open_reads: settings.open_reads,
+            hosts: settings.api_hosts.iter().filter(|host| !host.is_empty()).cloned().collect(),
+        },
+        swarm_name: settings.swarm_name.clone().filter(|name| !name.is_empty()),
         quic: settings.quic_addr,
         api: settings.api_addr,
+        socket: settings.api_socket.0,
         identity,
     };
     let (node, observe) = (assembly.identity.own.name.clone(), settings.observe);
@@ -201,6 +229,7 @@ pub async fn coordinate(settings: Settings) -> anyhow::Result<()> {
         source: settings.identity,
         endpoint: running.endpoint.clone(),
         tls: running.tls.clone(),
+        to_others: running.to_others.clone(),
         metrics: Arc::clone(&running.metrics),
         journal: running.journal.clone(),
         warned: false,
@@ -220,7 +249,7 @@ fn brain_settings(settings: &Settings, node: &str) -> brain::Settings {
     brain
 }
 
-fn token_of(file: Option<&TokenFile>) -> anyhow::Result<Option<Token>> {
+fn token_of(file: Option<&NamedFile>) -> anyhow::Result<Option<Token>> {
     let path: Option<&PathBuf> = file.and_then(|file| file.0.as_ref());
     Ok(path.map(|path| Token::from_file(path)).transpose()?)
 }
@@ -242,6 +271,7 @@ struct Freshness {
     identity: Identity,
     endpoint: Endpoint,
     tls: watch::Sender<Arc<rustls::ServerConfig>>,
+    to_others: watch::Sender<Arc<rustls::ClientConfig>>,
     metrics: Arc<Metrics>,
     journal: Journal,
     /// Whether the journal says already that this certificate ends soon.
@@ -295,6 +325,7 @@ impl Freshness {
         }
         self.endpoint.set_server_config(Some(transport::server_config(identity.server_config()?)?));
         self.tls.send_replace(server::tls_config(identity.server_config()?));
+        self.to_others.send_replace(forward::tls_config(identity.client_config()?));
         self.identity = identity;
         self.warned = false;
         Ok(())
@@ -350,8 +381,18 @@ mod tests {
         let before = Arc::as_ptr(&tls_now.borrow());
         let (journal, _notices) = journal::open(&journal::Settings::default(), Metrics::new());
         let metrics = Metrics::new();
-        let mut freshness =
-            Freshness { source, identity, endpoint, tls, metrics, journal: journal.clone(), warned: false };
+        let (to_others, _to_others_now) =
+            watch::channel(forward::tls_config(identity.client_config().expect("usable")));
+        let mut freshness = Freshness {
+            source,
+            identity,
+            endpoint,
+            tls,
+            to_others,
+            metrics,
+            journal: journal.clone(),
+            warned: false,
+        };
         freshness.warn();
         assert_eq!(journal.next_id(), 1, "a year is left");
         freshness.identity.own.expires_at = i64::try_from(clock::wall_ms() / 1_000).expect("small") + 3_600;

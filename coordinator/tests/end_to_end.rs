@@ -1,8 +1,10 @@
 //! A whole coordinator in one process: real QUIC, real HTTP, real journal, the model of a swarm behind the seam, and
 //! agents that say what a hot node's agent would say.
 
+#[path = "support/agents.rs"]
+mod agents;
+
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex},
@@ -12,16 +14,15 @@ use std::{
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 use swarmguard_common::{
-    domain::{BasisPoints, Condition, Edge, NodeId, ServiceId, TaskId},
+    domain::{NodeId, ServiceId, TaskId},
     wire::{
-        agent::{Alert, Hello, NodeLoad, Report, TaskIntro, TaskLoad, ToAgent, ToCoordinator},
-        codec,
+        agent::ToAgent,
         connect::ReplicaState,
         routes::{FromRouteSource, ToRouteSource},
     },
 };
 use swarmguard_coordinator::{
-    api::Plain,
+    api::Access,
     ingest::{Limits, token::Token},
     journal,
     seam::SwarmApi,
@@ -35,14 +36,15 @@ use swarmguard_core::{
 use swarmguard_runtime::{
     clock, frame,
     identity::{Identity, Source, Unit, anonymous_client_config, issue::Authority},
-    transport,
 };
 use swarmguard_tests::swarm_model::{SwarmModel, Workload};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpStream, UnixStream},
     sync::watch,
 };
+
+mod described;
 
 const TOKEN: &str = "a-token-long-enough";
 const OPERATOR: &str = "another-token-long-enough";
@@ -118,10 +120,11 @@ async fn world(own: u64) -> World {
         journal: journal::Settings { dir: Some(dir.path().join("state")), ..journal::Settings::default() },
         limits: Limits::default(),
         balancer_token: Some(Token::of(TOKEN)),
-        operator_token: Some(Token::of(OPERATOR)),
-        plain: Plain::Reads,
+        access: Access { token: Some(Token::of(OPERATOR)), ..Access::default() },
+        swarm_name: Some("prod".into()),
         quic: loopback(),
         api: loopback(),
+        socket: Some(dir.path().join("api.sock")),
     };
     World { running: assembly.start().await.expect("started"), dir, swarm, service }
 }
@@ -135,95 +138,19 @@ fn identity(dir: &Path) -> Identity {
 }
 
 impl World {
-    async fn connect(
-        &self,
-        tls: rustls::ClientConfig,
-    ) -> (quinn::Connection, quinn::SendStream, quinn::RecvStream) {
-        let config = transport::client_config(tls).expect("usable");
-        let endpoint = transport::bind(loopback(), None).expect("bound");
-        let connecting =
-            endpoint.connect_with(config, self.running.quic, "swarm-manager").expect("startable");
-        let connection = connecting.await.expect("let in");
-        let (send, receive) = connection.open_bi().await.expect("opened");
-        (connection, send, receive)
-    }
-
     /// The agent of a node, until the test ends. `hot`: the node is short and its replica of the service over 75 %.
     /// Answers what it is told about balancing at `connect()`.
     async fn agent(&self, number: u64, hot: bool) -> Arc<Mutex<Vec<ToAgent>>> {
         let identity = identity(&self.dir.path().join(number.to_string()));
-        let (connection, mut send, mut receive) =
-            self.connect(identity.client_config().expect("usable")).await;
-        let node = SwarmModel::node_id(number);
-        let hello = Hello {
-            node: node.clone(),
-            epoch: 1,
-            hostname: format!("host{number}"),
-            version: "test".into(),
-            cpu_millis: 4_000,
-            memory_bytes: 8 << 30,
-            link_mbps: Some(1_000),
-            blind: false,
-        };
-        frame::write(&mut send, &ToCoordinator::Hello(hello)).await.expect("written");
-        // What it is told is read, as an agent would.
-        let told = Arc::<Mutex<Vec<ToAgent>>>::default();
-        let hear = Arc::clone(&told);
-        tokio::spawn(async move {
-            while let Ok(Some(message)) = frame::read::<ToAgent>(&mut receive).await {
-                if matches!(message, ToAgent::Connect(_) | ToAgent::ConnectStill { .. }) {
-                    hear.lock().expect("unpoisoned").push(message);
-                }
-            }
-        });
-        let (swarm, service) = (Arc::clone(&self.swarm), self.service.clone());
-        tokio::spawn(async move {
-            let mut handles: BTreeMap<TaskId, u32> = BTreeMap::new();
-            for round in 1.. {
-                let here: Vec<TaskIntro> = swarm.with(|model| {
-                    let here = model.tasks.values().filter(|task| task.node.as_ref() == Some(&node));
-                    here.filter_map(|task| intro(task.container()?, &task.id, &service)).collect()
-                });
-                for mut task in here {
-                    let next = u32::try_from(handles.len()).expect("few") + 1;
-                    let id = task.task.clone().expect("set");
-                    if handles.contains_key(&id) {
-                        continue;
-                    }
-                    task.handle = *handles.entry(id).or_insert(next);
-                    let handle = task.handle;
-                    frame::write(&mut send, &ToCoordinator::Task(task)).await.expect("written");
-                    if hot {
-                        let alert = alert(handle.into(), handle, Edge::Raise, 300);
-                        frame::write(&mut send, &alert).await.expect("written");
-                    }
-                }
-                // What stands is said again every second.
-                if hot && round % 4 == 0 {
-                    for handle in handles.values() {
-                        let seq = round * 1_000 + u64::from(*handle);
-                        let age_ms = u32::try_from(round * 250).expect("minutes");
-                        let alert = alert(seq, *handle, Edge::Refresh, age_ms);
-                        if frame::write(&mut send, &alert).await.is_err() {
-                            return;
-                        }
-                    }
-                }
-                let report = load(round, hot, handles.values());
-                let sent = connection.send_datagram(codec::encode(&report).expect("small").into());
-                if sent.is_err() {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(250)).await;
-            }
-        });
-        told
+        let swarm = Arc::clone(&self.swarm);
+        agents::play(self.running.quic, &identity, number, hot, move |look| swarm.with(|model| look(model)))
+            .await
     }
 
     /// A balancer that says "drained" at once. Answers what it was told to drain, and whether that still ran then.
     async fn balancer(&self) -> tokio::sync::mpsc::Receiver<(TaskId, bool)> {
         let tls = anonymous_client_config(&self.dir.path().join("1/ca.pem")).expect("usable");
-        let (connection, mut send, mut receive) = self.connect(tls).await;
+        let (connection, mut send, mut receive) = agents::connect(self.running.quic, tls).await;
         let hello = ToRouteSource::Hello { token: TOKEN.into(), name: "lb".into() };
         frame::write(&mut send, &hello).await.expect("written");
         let (tell, told) = tokio::sync::mpsc::channel(64);
@@ -282,48 +209,6 @@ impl World {
         }
         panic!("{code} never stood in the journal: {:#}", self.get("/api/v1/journal?limit=1000").await);
     }
-}
-
-fn intro(
-    container: swarmguard_common::domain::ContainerId,
-    task: &TaskId,
-    service: &ServiceId,
-) -> Option<TaskIntro> {
-    Some(TaskIntro {
-        handle: 0,
-        container,
-        task: Some(task.clone()),
-        service: Some(service.clone()),
-        cpu_limit_millis: None,
-        memory_limit_bytes: None,
-        healthcheck: Some(true),
-    })
-}
-
-fn alert(seq: u64, handle: u32, edge: Edge, age_ms: u32) -> ToCoordinator {
-    let condition = Condition::CpuHigh as u8;
-    ToCoordinator::Alert(Alert { epoch: 1, seq, handle, condition, edge: edge as u8, value: 9_200, age_ms })
-}
-
-fn load<'a>(seq: u64, hot: bool, handles: impl Iterator<Item = &'a u32>) -> Report {
-    let cpu = Some(BasisPoints(if hot { 9_200 } else { 1_000 }));
-    let low = Some(BasisPoints(500));
-    let task = |handle: &u32| TaskLoad {
-        handle: *handle,
-        cpu,
-        memory: low,
-        network: low,
-        // Of the one CPU that the model's nodes have.
-        cpu_millis: if hot { 900 } else { 50 },
-        memory_kib: 64 * 1_024,
-        psi_cpu: low,
-        psi_memory: low,
-        ..TaskLoad::default()
-    };
-    let psi_cpu = Some(BasisPoints(if hot { 6_000 } else { 100 }));
-    let node =
-        NodeLoad { cpu, memory: low, network: low, psi_cpu, psi_memory: low, psi_io: low, starved: false };
-    Report { epoch: 1, seq, node, tasks: handles.map(task).collect() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -390,6 +275,36 @@ async fn a_hot_replica_leaves_its_node_and_the_journal_tells_how() {
             "{path}: {answer:#}"
         );
     }
+    // Made once a second.
+    let mut overview = world.get("/api/v1/overview").await;
+    for _ in 0..100 {
+        if overview["last_day"]["moved"] == 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        overview = world.get("/api/v1/overview").await;
+    }
+    assert_eq!((&overview["swarm"]["name"], &overview["last_day"]["moved"]), (&"prod".into(), &1.into()));
+    assert_eq!(overview["nodes"].as_array().map(Vec::len), Some(4));
+    assert_eq!(
+        (&overview["services"][0]["running"], &overview["services"][0]["wanted"]),
+        (&2.into(), &2.into())
+    );
+    let placement = world.get("/api/v1/placement").await;
+    let replicas: u64 =
+        placement["cells"].as_array().into_iter().flatten().filter_map(|cell| cell[2].as_u64()).sum();
+    assert_eq!(replicas, 2, "{placement:#}");
+    let series = world.get("/api/v1/series?node=node1").await;
+    assert!(series["cpu_percent"].as_array().is_some_and(|points| points.len() > 1), "{series:#}");
+    let mut paths = vec!["overview", "placement", "health", "targets", "balancers", "history", "journal"];
+    paths.extend(["nodes", "containers", "services", "leases", "alerts", "actions", "decisions", "status"]);
+    for path in paths {
+        let path = format!("/api/v1/{path}");
+        assert_eq!(described::faults(&path, &world.get(&path).await), [""; 0], "{path}");
+    }
+    assert_eq!(described::faults("/api/v1/series", &series), [""; 0]);
+    assert_eq!(described::faults("/api/v1/explain", &explained), [""; 0]);
+    assert_eq!(described::faults("/healthz", &world.get("/healthz").await), [""; 0]);
     world.running.until(async {}).await.expect("ends in order");
 }
 
@@ -412,6 +327,29 @@ async fn commands_are_taken_with_the_token_and_only_where_the_leader_is() {
     leading.until_code("pause").await;
     let (status, _) = leading.http("POST", path, Some("not-the-token-at-all"), "{}").await;
     assert_eq!(status, 401);
+
+    let (status, plan) = leading.http("POST", &format!("{path}?dry_run=true"), Some(OPERATOR), "{}").await;
+    assert_eq!((status, &plan["dry_run"]), (200, &true.into()), "{plan}");
+    let journal = leading.get("/api/v1/journal?kinds=operator").await;
+    let asked = journal.as_array().expect("a list");
+    assert!(!asked.is_empty() && asked.iter().all(|entry| entry["code"] == "pause"), "{journal:#}");
+    let text = asked.last().and_then(|entry| entry["text"].as_str()).unwrap_or_default();
+    assert!(text.contains("asked from 127.0.0.1: pause service=") && text.ends_with(": taken"), "{text}");
+    assert_eq!(
+        leading.get("/api/v1/overview").await["coordination"]["paused"],
+        false,
+        "a dry run does nothing"
+    );
+
+    // Who may use the engine reaches the socket, and needs no token.
+    let mut stream = UnixStream::connect(leading.dir.path().join("api.sock")).await.expect("connected");
+    let request = "POST /api/v1/commands/resume HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+                   Swarmguard-Operator: anna@desk\r\nContent-Type: application/json\r\nContent-Length: 17\r\n\r\n\
+                   {\"service\":\"web\"}";
+    stream.write_all(request.as_bytes()).await.expect("written");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("text");
+    assert!(answer.starts_with("HTTP/1.1 202") && answer.contains("anna@desk"), "{answer}");
 
     let following = world(2).await;
     let ready = async {

@@ -158,6 +158,7 @@ pub fn line(entry: &Entry) -> String {
         Kind::Refusal => "refusal",
         Kind::Action => "action",
         Kind::Lease => "lease",
+        Kind::Operator => "operator",
         Kind::Notice => "notice",
     };
     let figures = figures(&entry.figures);

@@ -29,6 +29,8 @@ pub enum Endpoint {
     Unix(PathBuf),
     /// An address and port.
     Tcp(SocketAddr),
+    /// An address and port, asked for this host: what a balancer chooses the service by.
+    Host(SocketAddr, String),
 }
 
 impl fmt::Display for Endpoint {
@@ -36,6 +38,7 @@ impl fmt::Display for Endpoint {
         match self {
             Endpoint::Unix(path) => write!(out, "unix://{}", path.display()),
             Endpoint::Tcp(addr) => write!(out, "http://{addr}"),
+            Endpoint::Host(addr, host) => write!(out, "http://{addr} ({host})"),
         }
     }
 }
@@ -100,13 +103,17 @@ impl Endpoint {
     ) -> Result<Response<Incoming>> {
         let mut sender = match self {
             Endpoint::Unix(socket) => handshake(UnixStream::connect(socket).await?).await?,
-            Endpoint::Tcp(addr) => {
+            Endpoint::Tcp(addr) | Endpoint::Host(addr, _) => {
                 let stream = TcpStream::connect(addr).await?;
                 stream.set_nodelay(true)?;
                 handshake(stream).await?
             }
         };
-        let mut request = Request::builder().method(method).uri(path).header(header::HOST, "swarmguard-test");
+        let host = match self {
+            Endpoint::Host(_, host) => host,
+            _ => "localhost",
+        };
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, host);
         for (name, value) in headers {
             request = request.header(*name, value);
         }

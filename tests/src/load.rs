@@ -33,6 +33,8 @@ const BUCKETS: usize = 20;
 pub struct Plan {
     /// Servers, used in turns.
     pub targets: Vec<SocketAddr>,
+    /// Host of every request.
+    pub host: String,
     /// Path of every request.
     pub path: String,
     /// Workers; every other one keeps its connection.
@@ -234,7 +236,7 @@ impl Worker {
             Some((_, sender)) => sender,
             None => self.connect(target).await?,
         };
-        let mut request = Request::get(&self.plan.path).header(header::HOST, "web");
+        let mut request = Request::get(&self.plan.path).header(header::HOST, &self.plan.host);
         if !self.keep {
             request = request.header(header::CONNECTION, "close");
         }
@@ -286,7 +288,8 @@ mod tests {
 
     fn plan(target: SocketAddr) -> Plan {
         let limit = Duration::from_secs(30);
-        Plan { targets: vec![target], path: "/".to_owned(), workers: 8, rate_hz: 400.0, limit }
+        let host = "web".to_owned();
+        Plan { targets: vec![target], host, path: "/".to_owned(), workers: 8, rate_hz: 400.0, limit }
     }
 
     async fn until(what: &str, mut holds: impl FnMut() -> bool) {

@@ -10,7 +10,7 @@ use swarmguard_common::{
 };
 use swarmguard_core::{
     brain::{AgentEvent, AgentInput, Brain, ConnectionId, Input, NotTaken, OperatorCommand, Settings, Wish},
-    swarm::Availability,
+    swarm::{Availability, UpdateState},
 };
 use swarmguard_tests::swarm_model::{SwarmModel, TICK_MS, Workload};
 
@@ -301,7 +301,7 @@ fn a_drain_that_a_service_does_not_let_end_is_given_up() {
     let node = stage.nodes_of(0)[0].clone();
     let stuck = stage.services[0].clone();
     // A rollout of somebody else that stands half done.
-    stage.model.services.get_mut(&stuck).expect("there").update_state = Some("paused".into());
+    stage.model.services.get_mut(&stuck).expect("there").update_state = Some(UpdateState::Paused);
     stage.order(OperatorCommand::Drain { node: node.clone() }).expect("nothing stands against it yet");
     stage.until("paused", |stage| stage.model.nodes[&node].availability() == Availability::Pause);
     stage.until("given up", Stage::is_idle);
@@ -338,4 +338,46 @@ fn scaling_by_hand_goes_up_at_once_and_down_one_by_one() {
     stage.until("two", |stage| stage.is_idle() && stage.nodes_of(0).len() == 2);
     stage.pass(Duration::from_secs(30));
     assert_eq!(stage.nodes_of(0).len(), 2, "and no further\n{}", stage.journal.join("\n"));
+}
+
+/// Takes the word that automation rests, to be checked with `holds`, through ten minutes, a restart and a new leader.
+fn stands(order: OperatorCommand, holds: impl Fn(&Stage) -> bool) {
+    let mut stage = Stage::new(3, &[("a", 2, SURGE)]);
+    assert!(!holds(&stage), "not before it was said");
+    stage.order(order).expect("nothing stands against it");
+    let still = |stage: &mut Stage, moment: &str| {
+        for _ in 0..600 {
+            stage.pass(Duration::from_secs(1));
+            assert!(holds(stage), "{moment}\n{}", stage.journal.join("\n"));
+        }
+    };
+    still(&mut stage, "ten minutes");
+    stage.replace_brain();
+    stage.until("read", &holds);
+    still(&mut stage, "a restart");
+    let next = SwarmModel::node_id(2);
+    stage.model.elect(&next);
+    stage.own = next;
+    stage.replace_brain();
+    stage.until("read", &holds);
+    still(&mut stage, "a new leader");
+}
+
+#[test]
+fn a_pause_stands_until_an_operator_takes_it_back() {
+    let paused = |stage: &Stage| {
+        let services = stage.brain.services(stage.model.now);
+        !services.is_empty() && services.iter().all(|service| service.paused)
+    };
+    stands(OperatorCommand::Pause { service: None }, paused);
+    let id = SwarmModel::new(7, 1, 3).create_service("a", 2, SURGE, WORKLOAD);
+    stands(OperatorCommand::Pause { service: Some(id) }, paused);
+}
+
+#[test]
+fn observing_stands_until_an_operator_takes_it_back() {
+    stands(OperatorCommand::Observe { on: true }, |stage| {
+        let explained = stage.brain.explain(stage.model.now, &stage.services[0]);
+        explained.is_some_and(|explained| explained.observe)
+    });
 }

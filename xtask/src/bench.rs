@@ -28,6 +28,8 @@ enum What {
     Coordinator(coordinator::Args),
     /// Cost of a request, the pick alone, and tail latency, beside nginx and HAProxy
     Balancer(balancer::Args),
+    /// What hostile clients cost the balancer and its other clients, beside nginx and HAProxy
+    Hostile(balancer::HostileArgs),
     /// Migrations and scale-outs under load on a real Swarm, beside the same surge by bare API calls
     Migrate(migrate::Args),
 }
@@ -41,8 +43,17 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         What::Agent(agent) => agent::run(agent, &root()),
         What::Coordinator(coordinator) => coordinator::run(coordinator, &root()),
         What::Balancer(balancer) => balancer::run(balancer, &root()),
+        What::Hostile(hostile) => balancer::run_hostile(hostile, &root()),
         What::Migrate(migrate) => migrate::run(migrate, &root()),
     }
+}
+
+/// Lets `command` find nginx and HAProxy, for tests that compare with them.
+///
+/// # Errors
+/// When one of them is missing and may not be fetched.
+pub fn with_proxies(command: &mut std::process::Command, allowed: bool) -> Result<()> {
+    balancer::with_peers(command, &root(), allowed)
 }
 
 fn root() -> PathBuf {

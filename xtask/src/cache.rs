@@ -13,7 +13,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::image::root;
+use crate::workspace::root;
 
 /// Written last into a finished entry.
 const MANIFEST: &str = "manifest.json";

@@ -32,6 +32,13 @@ impl Stopwatch {
     }
 }
 
+impl Stopwatch {
+    /// Time since the start in seconds, for figures that are kept.
+    pub fn seconds(&self) -> f64 {
+        (self.elapsed().as_secs_f64() * 10.0).round() / 10.0
+    }
+}
+
 impl fmt::Display for Stopwatch {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{:.1} s", self.elapsed().as_secs_f64())

@@ -3,23 +3,22 @@
 //! The cluster, the deployment and the end are here; what happens on the cluster is played by `swarmguard-e2e`, inside the
 //! cluster's network.
 
-use std::fs;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
-use std::time::Duration;
+use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::Result;
 
 use crate::clock::Stopwatch;
-use crate::cluster::{self, Cluster};
+use crate::cluster::{self, Cluster, Kind};
 use crate::host::InstallArgs;
-use crate::image::{self, Image, root};
-use crate::interrupt;
+use crate::image::{self, Image};
+use crate::programs::Build;
 use crate::progress::Progress;
 use crate::rootfs::Engine;
+use crate::workspace::root;
+use crate::{deploy, process};
 
-pub mod balance;
+mod balance;
 
 /// What is played.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -37,7 +36,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Scenario::Heat)]
     scenario: Scenario,
     /// Docker Engine's version
-    #[arg(long, value_enum, default_value_t = Engine::V20_10)]
+    #[arg(long, value_enum, default_value_t = Engine::default())]
     engine: Engine,
     /// Number of nodes, 3 to 9
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=9))]
@@ -45,9 +44,15 @@ pub struct Args {
     /// Leave everything running, and say how to look around
     #[arg(long)]
     keep: bool,
-    /// Namespaces on this kernel instead of virtual machines; needs a kernel with IPVS
-    #[arg(long)]
+    /// Nodes that are namespaces on this kernel, each with a CPU quota: the default wherever that is possible
+    #[arg(long, conflicts_with = "vms")]
     native: bool,
+    /// Nodes that are virtual machines, also where they have to be emulated
+    #[arg(long)]
+    vms: bool,
+    /// How the programs are built; development ones compile several times faster
+    #[arg(long, value_enum, default_value_t = Build::Dev)]
+    build: Build,
     /// Take the images and programs that an earlier run has built
     #[arg(long)]
     no_build: bool,
@@ -74,18 +79,21 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let watch = Stopwatch::start();
     let progress = Progress::start("demo");
+    let native = native(args, &progress);
     let images = if args.no_build {
-        image::built()?
+        image::built(args.build)?
     } else {
-        let images = image::build_default(&[], args.install.allowed())?;
+        let images = image::build_default(&[], args.build, args.install.allowed())?;
         progress.done("images built");
         images
     };
+    // What follows is what a user waits for whose programs are compiled.
+    let after_build = Stopwatch::start();
     let options = cluster::Options {
         name: args.name.clone(),
         nodes: usize::from(args.nodes),
         engine: args.engine,
-        native: args.native,
+        native,
         install: args.install.allowed(),
         ..cluster::Options::default()
     };
@@ -105,8 +113,21 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Scenario::Heat => "passed: moved, nothing lost, nothing left behind",
         Scenario::Balance => "passed: moved, scaled, coordinators and replicas killed, nothing lost",
     };
-    println!("demo: {verdict} (in {watch})");
+    println!("demo: {verdict} (in {watch}, {after_build} of it after compilation)");
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether nodes are namespaces: unless virtual machines are asked for, wherever this machine allows it, because whether
+/// KVM boots here is known only after a minute of trying. The scenario `balance` goes through the routing mesh, which needs
+/// a kernel with IPVS.
+fn native(args: &Args, progress: &Progress) -> bool {
+    if args.native || args.vms || args.scenario == Scenario::Balance || !cluster::native_fits() {
+        return args.native;
+    }
+    progress.done(
+        "nodes are namespaces on this machine's kernel, each with a CPU quota (--vms: virtual machines)",
+    );
+    true
 }
 
 impl Args {
@@ -116,162 +137,35 @@ impl Args {
 }
 
 fn play(args: &Args, cluster: &Cluster, images: &[Image], progress: Progress) -> Result<bool> {
-    load(cluster, images, &progress)?;
-    deploy(cluster, "deploy/stack.yml", "swarmguard", images)?;
-    progress.done("SwarmGuard deployed: docker stack deploy -c stack.yml swarmguard");
-    deploy(cluster, "deploy/web-stress.yml", "demo", images)?;
-    progress.done("workload deployed: docker stack deploy -c web-stress.yml demo");
+    let native = cluster.state().kind == Kind::Native;
+    if native {
+        deploy::balanced(cluster, images, &progress)?;
+        deploy::workload(cluster, images, &progress)?;
+    } else {
+        deploy::load(cluster, images, &progress)?;
+        deploy::plain(cluster, images, &progress)?;
+        deploy::together(cluster, &["deploy/web-stress.yml"], "demo", images, &[])?;
+        progress.done("workload deployed: docker stack deploy -c web-stress.yml demo");
+    }
     drop(progress);
-    let mut e2e = e2e(cluster)?;
+    let mut e2e = deploy::e2e(cluster, args.build)?;
+    if native {
+        e2e.args(["--network", deploy::NETWORK]);
+    }
     e2e.arg("demo").arg("--heat").arg(&args.heat).arg("--report").arg(args.report("report.json"));
-    wait(&mut e2e)
+    e2e.arg("--nodes-are").arg(nodes_are(cluster)).arg("--programs").arg(args.build.name());
+    process::wait(&mut e2e)
 }
 
-/// Loads the images on every node, but for the balancer's.
-///
-/// # Errors
-/// Where an engine refuses one.
-pub fn load(cluster: &Cluster, images: &[Image], progress: &Progress) -> Result<()> {
-    load_those(cluster, images.iter().filter(|image| image.name != "balancer"), progress)
-}
-
-fn load_those<'a>(
-    cluster: &Cluster,
-    images: impl Iterator<Item = &'a Image>,
-    progress: &Progress,
-) -> Result<()> {
-    for image in images {
-        progress.doing(format!("loading {} on every node", image.name));
-        cluster.load_image(&image.archive)?;
-        interrupt::check()?;
-    }
-    progress.done("images loaded on every node");
-    Ok(())
-}
-
-/// Deploys a stack file inside a manager node, the way a user does.
-///
-/// # Errors
-/// Where the file cannot be copied, or `docker stack deploy` fails; with its words.
-pub fn deploy(cluster: &Cluster, file: &str, stack: &str, images: &[Image]) -> Result<()> {
-    deploy_together(cluster, &[file], stack, images, &[])
-}
-
-/// As [`deploy`], of several files that make one stack, with more variables (`NAME=value`).
-///
-/// # Errors
-/// As [`deploy`].
-pub fn deploy_together(
-    cluster: &Cluster,
-    files: &[&str],
-    stack: &str,
-    images: &[Image],
-    variables: &[String],
-) -> Result<()> {
-    let mut words = vec!["env".to_owned()];
-    for image in images {
-        let variable = match image.name.as_str() {
-            "web-stress" => "WEB_STRESS_IMAGE".to_owned(),
-            name => format!("SWARMGUARD_{}_IMAGE", name.to_uppercase()),
-        };
-        words.push(format!("{variable}={}", image.id));
-    }
-    words.extend(SETTINGS.map(str::to_owned));
-    words.extend_from_slice(variables);
-    words.extend(["docker", "stack", "deploy", "--resolve-image", "never"].map(str::to_owned));
-    let node = manager(cluster)?;
-    for (number, file) in files.iter().enumerate() {
-        let there = format!("/root/{stack}-{number}.yml");
-        cluster.copy(&root().join(file), node, &there)?;
-        words.extend(["-c".to_owned(), there]);
-    }
-    words.push(stack.to_owned());
-    let words: Vec<_> = words.iter().map(String::as_str).collect();
-    on_manager(cluster, &words).with_context(|| format!("cannot deploy {} as {stack}", files.join(", ")))?;
-    Ok(())
-}
-
-/// Makes a token that nobody knows, as a secret; returns the file with it on this machine.
-///
-/// # Errors
-/// Where the file cannot be written, or the manager refuses the secret.
-pub fn secret(cluster: &Cluster, name: &str) -> Result<PathBuf> {
-    let mut bytes = [0_u8; 32];
-    let random = fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
-    random.context("cannot read /dev/urandom")?;
-    let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    create(cluster, "secret", name, &token)
-}
-
-/// `docker secret create` or `docker config create`, by way of a file on the manager.
-fn create(cluster: &Cluster, kind: &str, name: &str, content: &str) -> Result<PathBuf> {
-    let here = root().join("target/demo").join(format!("{}-{name}", cluster.state().name));
-    let what = || format!("cannot write {}", here.display());
-    fs::create_dir_all(root().join("target/demo")).with_context(what)?;
-    fs::write(&here, content).with_context(what)?;
-    let there = format!("/root/{name}");
-    cluster.copy(&here, manager(cluster)?, &there)?;
-    on_manager(cluster, &["docker", kind, "create", name, &there])?;
-    Ok(here)
-}
-
-fn manager(cluster: &Cluster) -> Result<&str> {
-    Ok(&cluster.state().nodes.first().context("a cluster without nodes")?.name)
-}
-
-/// Runs a command inside the manager node and returns what it printed.
-///
-/// # Errors
-/// Where it cannot be run or does not succeed; with its words.
-pub fn on_manager(cluster: &Cluster, words: &[&str]) -> Result<String> {
-    let node = manager(cluster)?;
-    let output = cluster.exec(node, words)?;
-    let shown = words.iter().filter(|word| !word.contains('=')).copied().collect::<Vec<_>>().join(" ");
-    ensure!(
-        output.status == 0,
-        "{shown} on {node} ended with {}: {}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-/// What differs from the defaults on a cluster whose processors are emulated: ten readings a second cost several times
-/// as much there.
-const SETTINGS: [&str; 1] = ["SWARMGUARD_BUDGET=5"];
-
-/// The end-to-end program, to be run inside the cluster's network.
-///
-/// # Errors
-/// Where the network is gone.
-pub fn e2e(cluster: &Cluster) -> Result<Command> {
-    let mut command = cluster.netns_command(image::program("swarmguard-e2e"))?;
-    command.current_dir(root()).arg("--state").arg(absolute(&cluster.state_file()));
-    command.arg("--images").arg(root().join("target/images/images.json"));
-    Ok(command)
-}
-
-fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
-}
-
-/// Runs a command to its end; true where that was a success. A signal to this process ends the command.
-///
-/// # Errors
-/// Where it cannot be started, or the user asked to stop.
-pub fn wait(command: &mut Command) -> Result<bool> {
-    let mut child =
-        command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))?;
-    loop {
-        if let Some(status) = child.try_wait().context("cannot wait for a program")? {
-            interrupt::check()?;
-            return Ok(status.success());
-        }
-        if interrupt::pause(Duration::from_millis(50)).is_err() {
-            let _ = child.kill();
-            let _ = child.wait();
-            bail!("interrupted");
-        }
+/// What the nodes are, for the report.
+fn nodes_are(cluster: &Cluster) -> String {
+    let first = cluster.state().nodes.first();
+    match first.and_then(|node| node.cpu_millis) {
+        Some(millis) => format!(
+            "namespaces on this machine's kernel, each held to {} CPUs, with an engine, a disk and a network of its own",
+            f64::from(millis) / 1_000.0
+        ),
+        None => "virtual machines, each with a kernel and a CPU of its own".to_owned(),
     }
 }
 

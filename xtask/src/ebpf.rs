@@ -54,6 +54,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Whether an object of the present sources is there.
+pub fn is_current() -> bool {
+    let Ok(root) = workspace_root() else { return false };
+    let stamp = fs::read_to_string(root.join("target/bpf-build/stamp"));
+    root.join("target/bpf").join(CRATE).is_file()
+        && source_stamp(&root).is_ok_and(|now| stamp.is_ok_and(|then| then == now))
+}
+
 /// The BPF object, built where sources or recipe have changed since the last time.
 ///
 /// # Errors

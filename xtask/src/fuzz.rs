@@ -12,7 +12,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::host::{self, Package};
-use crate::image::root;
+use crate::workspace::root;
 
 /// The newest that Rust 1.95 compiles.
 const CARGO_FUZZ: &str = "0.13.2";

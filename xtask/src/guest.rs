@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result, bail};
 use swarmguard_guest::protocol;
 
 use crate::cpio::Archive;
-use crate::image::root;
 use crate::rootfs::{Kernel, boot_modules};
+use crate::workspace::root;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -20,7 +20,7 @@ pub fn program() -> Result<PathBuf> {
     let root = root();
     // A directory of its own: other flags in the usual one would rebuild everything at every turn.
     let directory = root.join("target/guest");
-    let output = crate::image::cargo()
+    let output = crate::workspace::cargo()
         .args(["build", "--quiet", "--release", "--locked", "--package", "swarmguard-guest", "--bin"])
         .args(["swarmguard-guest", "--target", TARGET, "--target-dir"])
         .arg(&directory)

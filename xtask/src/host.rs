@@ -6,8 +6,12 @@
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+
+use crate::clock::Stopwatch;
+use crate::interrupt;
 
 /// A Debian package and why a command needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,22 +197,42 @@ fn install_packages(packages: &[Package]) -> Result<()> {
     apt(&arguments)
 }
 
+/// How long another process may hold apt's locks, and how often that is looked at.
+const LOCKED: Duration = Duration::from_secs(900);
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Runs apt-get, and waits as long as another one holds its locks. `DPkg::Lock::Timeout` would not wait for that of the
+/// package lists.
 fn apt(arguments: &[&str]) -> Result<()> {
-    let output = Command::new("apt-get")
-        .args(arguments)
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .stdin(Stdio::null())
-        .output()
-        .context("cannot run apt-get")?;
-    if !output.status.success() {
-        bail!(
-            "apt-get {} failed ({}): {}",
-            arguments.join(" "),
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+    let waiting = Stopwatch::start();
+    let mut told = false;
+    loop {
+        let output = Command::new("apt-get")
+            .args(arguments)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot run apt-get")?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&output.stderr);
+        let Some(lock) = held_lock(&text).filter(|_| waiting.elapsed() < LOCKED) else {
+            bail!("apt-get {} failed ({}): {}", arguments.join(" "), output.status, text.trim());
+        };
+        if !told {
+            eprintln!("waiting for another process that uses apt: {lock}");
+            told = true;
+        }
+        interrupt::pause(LOOK)?;
     }
-    Ok(())
+}
+
+/// What apt-get says of a lock that somebody else holds.
+fn held_lock(errors: &str) -> Option<&str> {
+    let line = errors.lines().find(|line| line.contains("Could not get lock"))?;
+    Some(line.trim_start_matches("E: ").trim())
 }
 
 #[cfg(test)]
@@ -219,6 +243,15 @@ mod tests {
     fn only_installed_packages_count() {
         let names = installed_names("a\tinstalled\nb\tconfig-files\nc\tnot-installed\nd\tinstalled\n");
         assert_eq!(names, ["a", "d"]);
+    }
+
+    #[test]
+    fn a_lock_that_another_process_holds_is_told_from_other_failures() {
+        let held = "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 42 (apt-get)\n\
+                    E: Unable to lock directory /var/lib/apt/lists/\n";
+        let told = held_lock(held).expect("held");
+        assert!(told.starts_with("Could not get lock /var/lib/apt/lists/lock"), "{told}");
+        assert_eq!(held_lock("E: Unable to locate package nonesuch\n"), None);
     }
 
     #[test]

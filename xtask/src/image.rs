@@ -4,9 +4,10 @@
 //! image's ID, depends on the binary alone. Every node that loads the archive gets the same ID, so a Swarm service can
 //! name the image by it and no node ever asks a registry.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
@@ -15,6 +16,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::clock::Stopwatch;
+use crate::programs::{self, Build, HOST, Libraries};
+use crate::workspace::root;
 
 /// `cargo xtask image`.
 #[derive(clap::Args)]
@@ -24,20 +27,15 @@ pub struct Args {
     /// Rust target to build for; its C library must be there to link statically
     #[arg(long, default_value = HOST)]
     target: String,
-    /// Directory for the archives and images.json
-    #[arg(long, default_value = "target/images")]
-    out: PathBuf,
+    /// Directory for the archives and images.json [default: target/images, or target/images/dev]
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// How the programs are built
+    #[arg(long, value_enum, default_value_t = Build::Release)]
+    build: Build,
     #[command(flatten)]
     install: crate::host::InstallArgs,
 }
-
-/// What `--target` is where none is given.
-#[cfg(target_arch = "x86_64")]
-const HOST: &str = "x86_64-unknown-linux-gnu";
-#[cfg(target_arch = "aarch64")]
-const HOST: &str = "aarch64-unknown-linux-gnu";
-#[cfg(target_arch = "arm")]
-const HOST: &str = "armv7-unknown-linux-gnueabihf";
 
 /// The images of this project.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -136,65 +134,74 @@ pub struct Image {
 /// # Errors
 /// As [`build`].
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let images = build(&args.which, &args.target, &args.out, args.install.allowed())?;
+    let out = args.out.as_deref().unwrap_or(args.build.images());
+    let images = build(&args.which, args.build, &args.target, out, args.install.allowed())?;
     for image in &images {
         println!("{:12} {}  {} ({} KiB)", image.name, image.id, image.archive.display(), image.bytes / 1024);
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Programs that are no images: they run on this machine or in a virtual one, so they are static as well, and come out
-/// of the same build.
+/// Programs that are no images: they run on this machine or in a virtual one, and come out of the same build as
+/// web-stress.
 const PROGRAMS: [&str; 2] = ["swarmguard-e2e", "swarmguard-kernel"];
 
-/// One of the programs that are built along with the web-stress image.
-pub fn program(name: &str) -> PathBuf {
-    root().join("target/static").join(HOST).join("release").join(name)
-}
-
-/// Builds the images in `which` (all where it is empty) for the machine at hand, into `target/images`.
+/// Builds the images in `which` (all where it is empty) for the machine at hand, into the build's directory.
 ///
 /// # Errors
 /// As [`build`].
-pub fn build_default(which: &[Which], install: bool) -> Result<Vec<Image>> {
-    build(which, HOST, Path::new("target/images"), install)
+pub fn build_default(which: &[Which], how: Build, install: bool) -> Result<Vec<Image>> {
+    build(which, how, HOST, how.images(), install)
 }
 
-/// The images that an earlier run has left in `target/images`.
+/// The images that an earlier run has left.
 ///
 /// # Errors
 /// Where there is no list of them.
-pub fn built() -> Result<Vec<Image>> {
-    let list = root().join("target/images/images.json");
+pub fn built(how: Build) -> Result<Vec<Image>> {
+    let list = list(how);
     let text = fs::read(&list)
         .with_context(|| format!("cannot read {}: run cargo xtask image first", list.display()))?;
     serde_json::from_slice(&text).with_context(|| format!("{} is no list of images", list.display()))
 }
 
-/// Builds static binaries for `target` and packs them into `out`.
+/// The list of the images of a build.
+pub fn list(how: Build) -> PathBuf {
+    root().join(how.images()).join("images.json")
+}
+
+/// Builds programs for `target` and packs them into `out`.
 ///
 /// # Errors
 /// Where a build fails, the target's architecture is none that Docker knows, or `out` cannot be written.
-fn build(which: &[Which], target: &str, out: &Path, install: bool) -> Result<Vec<Image>> {
+fn build(which: &[Which], how: Build, target: &str, out: &Path, install: bool) -> Result<Vec<Image>> {
     let watch = Stopwatch::start();
-    let root = root();
-    let mut recipes: Vec<_> =
+    let recipes: Vec<_> =
         RECIPES.iter().filter(|recipe| which.is_empty() || which.contains(&recipe.which)).collect();
-    recipes.retain(|recipe| written(&root, recipe));
-    ensure!(!recipes.is_empty(), "none of the images asked for can be built yet");
     if recipes.iter().any(|recipe| recipe.which == Which::Agent) {
         // The agent's build takes the object in.
-        crate::ebpf::build(install, false)?;
+        if how == Build::Release {
+            crate::ebpf::build(install, false)?;
+        } else if !crate::ebpf::is_current() {
+            eprintln!(
+                "images: without BPF programs, network figures come from /proc (cargo xtask build-ebpf adds them)"
+            );
+        }
     }
-    let binaries = compile(&root, &recipes, target)?;
-    let out = root.join(out);
+    let mut wanted = Vec::new();
+    for recipe in &recipes {
+        wanted.push((recipe.package, recipe.binary));
+        if recipe.which == Which::WebStress {
+            wanted.extend(PROGRAMS.map(|program| (recipe.package, program)));
+        }
+    }
+    let binaries = programs::compile(&wanted, how, target)?;
+    let out = root().join(out);
     fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
     let mut images = Vec::new();
     for recipe in recipes {
         let file = binaries.join(recipe.binary);
-        let binary = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        ensure_static(&binary, &file)?;
-        images.push(pack(recipe, &binary, target, &out)?);
+        images.push(pack(recipe, &Contents::of(&file, how)?, target, &out)?);
     }
     let list = out.join("images.json");
     let known = merged(&list, &images);
@@ -214,73 +221,28 @@ fn merged(list: &Path, images: &[Image]) -> Vec<Image> {
     all
 }
 
-/// The workspace's root, where `target` is.
-pub fn root() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here).to_path_buf()
+/// What an image holds besides a few small files.
+struct Contents {
+    binary: Vec<u8>,
+    /// Path without its first slash, and content.
+    libraries: Vec<(String, Vec<u8>)>,
 }
 
-/// The cargo that runs this program, for the workspace.
-pub fn cargo() -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(root());
-    cargo
-}
-
-/// False for a crate that is only a place held for later.
-fn written(root: &Path, recipe: &Recipe) -> bool {
-    let dir = recipe.package.trim_start_matches("swarmguard-");
-    let main = root.join(dir).join("src/main.rs");
-    let held = fs::read_to_string(main).is_ok_and(|text| text.contains("To be written."));
-    if held {
-        eprintln!("images: {} left out, its crate is still empty", recipe.binary);
-    }
-    !held
-}
-
-/// Builds all binaries in one go and returns the directory they are in.
-fn compile(root: &Path, recipes: &[&Recipe], target: &str) -> Result<PathBuf> {
-    let mut cargo = static_cargo_for("build", target);
-    for recipe in recipes {
-        cargo.args(["--package", recipe.package, "--bin", recipe.binary]);
-        if recipe.which == Which::WebStress {
-            cargo.args(PROGRAMS.iter().flat_map(|program| ["--bin", program]));
+impl Contents {
+    fn of(program: &Path, how: Build) -> Result<Self> {
+        let read = |file: &Path| fs::read(file).with_context(|| format!("cannot read {}", file.display()));
+        if how == Build::Release {
+            let binary = read(program)?;
+            ensure_static(&binary, program)?;
+            return Ok(Contents { binary, libraries: Vec::new() });
         }
+        let Libraries { loader, files } = Libraries::of(program)?;
+        let mut libraries = Vec::new();
+        for file in files.iter().chain([&loader]) {
+            libraries.push((file.to_string_lossy().trim_start_matches('/').to_owned(), read(file)?));
+        }
+        Ok(Contents { binary: programs::stripped(program)?, libraries })
     }
-    eprintln!("images: building {} (release, static)", names(recipes));
-    let status = cargo.status().context("cannot start cargo")?;
-    ensure!(status.success(), "cargo build of the images' binaries failed ({status})");
-    Ok(root.join("target/static").join(target).join("release"))
-}
-
-/// A cargo command that makes static release programs for this machine.
-pub fn static_cargo(verb: &str) -> Command {
-    static_cargo_for(verb, HOST)
-}
-
-fn static_cargo_for(verb: &str, target: &str) -> Command {
-    let root = root();
-    let mut cargo = cargo();
-    // A directory of its own: other flags in the usual one would rebuild everything at every turn.
-    let dir = root.join("target/static");
-    // Not `--release`, which `cargo bench` does not know.
-    cargo.args([verb, "--profile", "release", "--locked", "--target", target, "--target-dir"]).arg(dir);
-    let home = std::env::var("CARGO_HOME")
-        .or_else(|_| std::env::var("HOME").map(|home| format!("{home}/.cargo")))
-        .unwrap_or_default();
-    let flags = [
-        "-Ctarget-feature=+crt-static".to_owned(),
-        "-Clink-arg=-Wl,--build-id=none".to_owned(),
-        // The binary, so the image's ID, must not depend on where the work tree lies.
-        format!("--remap-path-prefix={}=/swarmguard", root.display()),
-        format!("--remap-path-prefix={home}=/cargo"),
-    ];
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}")).env_remove("RUSTFLAGS");
-    cargo
-}
-
-fn names(recipes: &[&Recipe]) -> String {
-    recipes.iter().map(|recipe| recipe.binary).collect::<Vec<_>>().join(", ")
 }
 
 /// A dynamic binary would fail in an image without a loader, with a message that names neither.
@@ -307,8 +269,8 @@ fn asks_for_loader(elf: &[u8]) -> bool {
     (0..count).any(|i| number(start.saturating_add(i * size), 4).is_some_and(|kind| kind as u64 == INTERP))
 }
 
-fn pack(recipe: &Recipe, binary: &[u8], target: &str, out: &Path) -> Result<Image> {
-    let layer = layer(recipe, binary)?;
+fn pack(recipe: &Recipe, contents: &Contents, target: &str, out: &Path) -> Result<Image> {
+    let layer = layer(recipe, contents)?;
     let architecture = architecture(target)?;
     let config = serde_json::to_vec(&config(recipe, &hex(&layer), &architecture))?;
     let digest = hex(&config);
@@ -339,7 +301,7 @@ fn name(which: Which) -> String {
     which.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
-fn layer(recipe: &Recipe, binary: &[u8]) -> Result<Vec<u8>> {
+fn layer(recipe: &Recipe, contents: &Contents) -> Result<Vec<u8>> {
     let mut tar = Archive::new();
     tar.dir("etc", 0o755)?;
     tar.file("etc/group", b"root:x:0:\nnobody:x:65532:\n", 0o644)?;
@@ -348,7 +310,15 @@ fn layer(recipe: &Recipe, binary: &[u8]) -> Result<Vec<u8>> {
     for dir in recipe.dirs {
         tar.dir(dir, 0o755)?;
     }
-    tar.file(recipe.binary, binary, 0o755)?;
+    let above = contents.libraries.iter().flat_map(|(path, _)| Path::new(path).ancestors().skip(1));
+    let dirs: BTreeSet<&Path> = above.filter(|dir| !dir.as_os_str().is_empty()).collect();
+    for dir in dirs {
+        tar.dir(&dir.to_string_lossy(), 0o755)?;
+    }
+    for (path, library) in &contents.libraries {
+        tar.file(path, library, 0o755)?;
+    }
+    tar.file(recipe.binary, &contents.binary, 0o755)?;
     tar.finish()
 }
 
@@ -453,7 +423,9 @@ mod tests {
 
     fn packed(binary: &[u8]) -> (Image, Vec<u8>) {
         let out = tempfile::tempdir().unwrap();
-        let image = pack(&RECIPES[3], binary, TARGET, out.path()).unwrap();
+        let libraries = vec![("lib/x/libc.so.6".to_owned(), b"library".to_vec())];
+        let contents = Contents { binary: binary.to_vec(), libraries };
+        let image = pack(&RECIPES[3], &contents, TARGET, out.path()).unwrap();
         let bytes = fs::read(&image.archive).unwrap();
         (image, bytes)
     }
@@ -482,6 +454,14 @@ mod tests {
         let config: Value = serde_json::from_slice(&files[config_name]).unwrap();
         let layer = &files[manifest[0]["Layers"][0].as_str().unwrap()];
         assert_eq!(config["rootfs"]["diff_ids"][0], format!("sha256:{}", hex(layer)));
+        let inner: Vec<_> = tar::Archive::new(&layer[..])
+            .entries()
+            .unwrap()
+            .map(|entry| entry.unwrap().path().unwrap().display().to_string())
+            .collect();
+        for path in ["lib/", "lib/x/", "lib/x/libc.so.6", "web-stress"] {
+            assert!(inner.iter().any(|there| there == path), "{path} is not in {inner:?}");
+        }
         assert_eq!(config["config"]["User"], NOBODY);
         assert_eq!(config["config"]["Healthcheck"]["Test"], json!(["CMD", "/web-stress", "healthcheck"]));
     }

@@ -7,7 +7,8 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context as _, Result, bail};
 
 use crate::clock::Stopwatch;
-use crate::image::root;
+use crate::host::InstallArgs;
+use crate::workspace::root;
 
 mod purity;
 
@@ -20,9 +21,8 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// `cargo xtask lint`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Install cargo-deny where it is missing, which compiles for some minutes
-    #[arg(long)]
-    install_deny: bool,
+    #[command(flatten)]
+    install: InstallArgs,
 }
 
 /// Checks everything, also after a failure.
@@ -45,10 +45,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     check("sources", sources(&root()))?;
     check("purity", purity())?;
     check("clippy", cargo(&["clippy", "--quiet", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
-    if deny_is_there(args.install_deny)? {
-        check("dependencies", deny())?;
-    } else {
-        println!("lint dependencies: not checked, cargo-deny is missing: add --install-deny");
+    check("dependencies", deny(args.install.allowed()))?;
+    match advisories()? {
+        Some(problems) => check("advisories", Ok(problems))?,
+        None => println!("lint advisories: NOT LOOKED AT: their database cannot be reached from here"),
     }
     println!("lint: {} in {watch}", if fine { "nothing to complain about" } else { "see above" });
     Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -79,32 +79,62 @@ fn cargo(arguments: &[&str]) -> Result<Vec<String>> {
 }
 
 fn cargo_command(arguments: &[&str]) -> Command {
-    let mut command = crate::image::cargo();
+    let mut command = crate::workspace::cargo();
     command.args(arguments).stdin(Stdio::null());
     command
 }
 
-/// Is cargo-deny installed, or installed now?
-fn deny_is_there(install: bool) -> Result<bool> {
-    let there = cargo_command(&["deny", "--version"]).output().is_ok_and(|output| output.status.success());
-    if there || !install {
-        return Ok(there);
-    }
-    eprintln!("installing cargo-deny for checking licences, sources and known vulnerabilities");
-    let status =
-        cargo_command(&["install", "--locked", "cargo-deny"]).status().context("cannot start cargo")?;
-    if !status.success() {
-        bail!("cargo install --locked cargo-deny failed ({status})");
-    }
-    Ok(true)
-}
+/// The version that the file deny.toml is written for.
+const DENY_VERSION: &str = "^0.18";
 
-fn deny() -> Result<Vec<String>> {
+/// Licences, sources and banned crates. Without the tool nothing was checked, which is a failure.
+fn deny(install: bool) -> Result<Vec<String>> {
     if !root().join("deny.toml").exists() {
         return Ok(vec!["there is no deny.toml".to_owned()]);
     }
-    // Advisories need a database from the network; the rest works without one.
+    if !has_deny() {
+        if !install {
+            return Ok(vec![format!(
+                "cargo-deny is missing: cargo install --locked cargo-deny --version {DENY_VERSION}, or run this without --no-install"
+            )]);
+        }
+        install_deny()?;
+    }
     cargo(&["deny", "--offline", "check", "bans", "licenses", "sources"])
+}
+
+fn has_deny() -> bool {
+    cargo_command(&["deny", "--version"]).output().is_ok_and(|output| output.status.success())
+}
+
+/// Compiles cargo-deny, once for this machine. Unoptimised: it runs for a second, and compiles for minutes otherwise.
+fn install_deny() -> Result<()> {
+    eprintln!("compiling cargo-deny, once, to check licences, sources and banned crates");
+    let arguments =
+        ["install", "cargo-deny", "--version", DENY_VERSION, "--locked", "--debug", "--no-default-features"];
+    let status = cargo_command(&arguments)
+        .env("CARGO_TARGET_DIR", root().join("target/tools"))
+        .status()
+        .context("cannot start cargo")?;
+    if !status.success() {
+        bail!("cargo {} failed ({status})", arguments.join(" "));
+    }
+    Ok(())
+}
+
+/// Known vulnerabilities; `None` where their database cannot be had.
+fn advisories() -> Result<Option<Vec<String>>> {
+    if !has_deny() {
+        // Said already.
+        return Ok(Some(Vec::new()));
+    }
+    let output = cargo_command(&["deny", "check", "advisories"]).output().context("cannot start cargo")?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    Ok(match output.status.success() {
+        true => Some(Vec::new()),
+        false if text.contains("failed to fetch advisory database") => None,
+        false => Some(vec![text.trim_end().to_owned()]),
+    })
 }
 
 fn sources(root: &Path) -> Result<Vec<String>> {

@@ -9,11 +9,13 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod browser;
 mod cache;
 mod clock;
 mod cluster;
 mod cpio;
 mod demo;
+mod deploy;
 mod ebpf;
 mod fuzz;
 mod guest;
@@ -23,10 +25,12 @@ mod interrupt;
 mod lint;
 mod modules;
 mod process;
+mod programs;
 mod progress;
 mod rootfs;
 mod test;
 mod vm;
+mod workspace;
 
 /// Build, run, test and measure SwarmGuard
 #[derive(Parser)]
@@ -56,6 +60,8 @@ enum Command {
     Lint(lint::Args),
     /// Run every test tier
     Test(test::Args),
+    /// Take pictures of the coordinator's page for the docs
+    Screenshots(browser::Args),
     /// Try the readers of foreign text with bytes that nobody would write
     Fuzz(fuzz::Args),
 }
@@ -72,6 +78,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Lint(args) => lint::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Screenshots(args) => browser::screenshots(&args),
         Command::Fuzz(args) => fuzz::run(&args),
     };
     result.unwrap_or_else(|error| {

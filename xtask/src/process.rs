@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
-use crate::clock;
+use crate::{clock, interrupt};
 
 /// Set in the environment of everything that belongs to a cluster; the value is the cluster's directory.
 pub const MARK: &str = "SWARMGUARD_CLUSTER";
@@ -156,6 +156,26 @@ impl Daemon<'_> {
         let pid = i32::try_from(child.id()).context("a process id over 2^31")?;
         Identity::of(pid)
             .with_context(|| format!("{} ended at once: see {}", program.display(), self.log.display()))
+    }
+}
+
+/// Runs a command to its end; true where that was a success. A signal to this process ends the command.
+///
+/// # Errors
+/// Where it cannot be started, or the user asked to stop.
+pub fn wait(command: &mut Command) -> Result<bool> {
+    let mut child =
+        command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    loop {
+        if let Some(status) = child.try_wait().context("cannot wait for a program")? {
+            interrupt::check()?;
+            return Ok(status.success());
+        }
+        if interrupt::pause(Duration::from_millis(50)).is_err() {
+            let _ = child.kill();
+            let _ = child.wait();
+            bail!("interrupted");
+        }
     }
 }
 

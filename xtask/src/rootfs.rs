@@ -21,7 +21,6 @@ use crate::{cache, modules};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub enum Engine {
     /// Docker 20.10, from Debian 12 (bookworm)
-    #[default]
     #[value(name = "20.10")]
     #[serde(rename = "20.10")]
     V20_10,
@@ -29,6 +28,11 @@ pub enum Engine {
     #[value(name = "26.1")]
     #[serde(rename = "26.1")]
     V26_1,
+    /// Docker 28.5, from Debian 14 (forky)
+    #[default]
+    #[value(name = "28.5")]
+    #[serde(rename = "28.5")]
+    V28_5,
 }
 
 impl Engine {
@@ -37,6 +41,15 @@ impl Engine {
         match self {
             Self::V20_10 => "bookworm",
             Self::V26_1 => "trixie",
+            Self::V28_5 => "forky",
+        }
+    }
+
+    /// The suite whose key signs it: one that is not released yet has no key of its own.
+    fn signed_by(self) -> &'static str {
+        match self {
+            Self::V20_10 => "bookworm",
+            Self::V26_1 | Self::V28_5 => "trixie",
         }
     }
 
@@ -44,7 +57,7 @@ impl Engine {
         match self {
             Self::V20_10 => &["docker.io", "iptables", "iproute2", "kmod", "ca-certificates", "procps"],
             // trixie split the command line from the engine.
-            Self::V26_1 => {
+            Self::V26_1 | Self::V28_5 => {
                 &["docker.io", "docker-cli", "iptables", "iproute2", "kmod", "ca-certificates", "procps"]
             }
         }
@@ -56,6 +69,7 @@ impl fmt::Display for Engine {
         out.write_str(match self {
             Self::V20_10 => "20.10",
             Self::V26_1 => "26.1",
+            Self::V28_5 => "28.5",
         })
     }
 }
@@ -89,7 +103,7 @@ pub fn kernel(install: bool) -> Result<Kernel> {
     let recipe = format!("{KERNEL_SUITE} {KERNEL_PACKAGE} v2");
     let place = cache::entry("kernel", &recipe, &["vmlinuz", "release", "modules/modules.dep"], |place| {
         let tree = place.join("tree");
-        bootstrap(KERNEL_SUITE, "extract", &[KERNEL_PACKAGE], &tree, install)?;
+        bootstrap(KERNEL_SUITE, KERNEL_SUITE, "extract", &[KERNEL_PACKAGE], &tree, install)?;
         let release = only_entry(&tree.join("lib/modules"))?;
         fs::rename(tree.join("boot").join(format!("vmlinuz-{release}")), place.join("vmlinuz"))
             .context("the kernel package holds no vmlinuz")?;
@@ -122,7 +136,7 @@ pub fn tree(engine: Engine, install: bool) -> Result<RootFs> {
     let recipe = format!("{suite} minbase {} v2", engine.packages().join(" "));
     let files = ["tree/usr/sbin/dockerd", "tree/usr/bin/docker", "tree/var/lib/dpkg/status"];
     let place = cache::entry(&format!("root-{engine}"), &recipe, &files, |place| {
-        bootstrap(suite, "minbase", engine.packages(), &place.join("tree"), install)
+        bootstrap(suite, engine.signed_by(), "minbase", engine.packages(), &place.join("tree"), install)
     })?;
     Ok(RootFs { tree: place.join("tree"), image: None })
 }
@@ -171,8 +185,15 @@ pub fn boot_modules(kernel: &Kernel) -> Result<Vec<PathBuf>> {
 }
 
 /// Installs `packages` of `suite` and what they need into the new directory `tree`.
-fn bootstrap(suite: &str, variant: &str, packages: &[&str], tree: &Path, install: bool) -> Result<()> {
-    ensure_key(suite, install)?;
+fn bootstrap(
+    suite: &str,
+    signed_by: &str,
+    variant: &str,
+    packages: &[&str],
+    tree: &Path,
+    install: bool,
+) -> Result<()> {
+    ensure_key(signed_by, install)?;
     interrupt::check()?;
     let mut command = Command::new("mmdebstrap");
     command
@@ -185,6 +206,8 @@ fn bootstrap(suite: &str, variant: &str, packages: &[&str], tree: &Path, install
             ["doc", "man", "info", "locale"]
                 .map(|name| format!("--dpkgopt=path-exclude=/usr/share/{name}/*")),
         )
+        // Lists of suites that are not released are signed anew seldom, and mirrors are late; the signature still counts.
+        .args((suite != signed_by).then_some("--aptopt=Acquire::Check-Valid-Until \"false\""))
         .args([suite])
         .arg(tree);
     run(&mut command).with_context(|| format!("cannot build a root file system from Debian {suite}"))

@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 
 use crate::clock::Stopwatch;
 use crate::host::{self, Package};
-use crate::image::{cargo, root};
 use crate::interrupt;
+use crate::workspace::{cargo, root};
 
 /// `cargo xtask test`.
 #[derive(clap::Args)]
@@ -32,9 +33,12 @@ pub struct Args {
     /// Only the tiers whose name starts with this; may be given several times
     #[arg(long = "only", value_name = "TIER")]
     only: Vec<String>,
-    /// These scenarios of the Swarm tiers on either engine, or all, instead of the usual ones; may be given several times
+    /// These scenarios of the Swarm tiers on each engine, or all, instead of the usual ones; may be given several times
     #[arg(long = "scenario", value_name = "NAME")]
     scenarios: Vec<String>,
+    /// Everything: also the tier model, and every scenario on every engine
+    #[arg(long, conflicts_with = "quick")]
+    all: bool,
     #[command(flatten)]
     install: crate::host::InstallArgs,
 }
@@ -55,6 +59,48 @@ impl std::ops::AddAssign for Counts {
     }
 }
 
+/// How one tier went, as `target/test/summary.json` has it.
+#[derive(Debug, Serialize)]
+pub struct Played {
+    tier: String,
+    passed: u32,
+    failed: u32,
+    seconds: f64,
+}
+
+/// `target/test/summary.json`.
+#[derive(Debug, Default, Serialize)]
+struct Summary {
+    tiers: Vec<Played>,
+    /// Compilation included.
+    total_seconds: f64,
+}
+
+impl std::ops::AddAssign<Option<Played>> for Summary {
+    fn add_assign(&mut self, played: Option<Played>) {
+        self.tiers.extend(played);
+    }
+}
+
+impl Summary {
+    fn counts(&self) -> Counts {
+        let mut all = Counts::default();
+        for tier in &self.tiers {
+            all += Counts { passed: tier.passed, failed: tier.failed };
+        }
+        all
+    }
+
+    fn write(&self) -> Result<PathBuf> {
+        let path = root().join("target/test/summary.json");
+        let text = serde_json::to_vec_pretty(self).context("cannot write the summary as JSON")?;
+        fs::create_dir_all(root().join("target/test"))
+            .and_then(|()| fs::write(&path, text))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+}
+
 /// Plays the tiers.
 ///
 /// # Errors
@@ -62,7 +108,7 @@ impl std::ops::AddAssign for Counts {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let watch = Stopwatch::start();
     interrupt::install();
-    let mut all = Counts::default();
+    let mut all = Summary::default();
     let wanted =
         |name: &str| args.only.is_empty() || args.only.iter().any(|only| name.starts_with(only.as_str()));
     for (name, what, arguments) in CARGO_TIERS {
@@ -87,23 +133,38 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if !args.quick && wanted("clients") {
         all += tier("clients", "the balancer under clients that other people wrote", |log| {
             host::ensure(CLIENTS, args.install.allowed())?;
-            cargo_test(cargo(), CLIENT_TESTS, log)
+            let mut command = cargo();
+            crate::bench::with_proxies(&mut command, args.install.allowed())?;
+            cargo_test(command, CLIENT_TESTS, log)
+        });
+    }
+    if !args.quick && wanted("contract") {
+        all += tier("contract", "the API against its description, by requests made from it", |log| {
+            crate::browser::contract(args.install.allowed(), log)
+        });
+    }
+    if !args.quick && wanted("browser") {
+        all += tier("browser", "the coordinator's page in a real browser", |log| {
+            crate::browser::check(args.install.allowed(), log)
         });
     }
     if !args.quick {
-        let real = real::Tiers::new(args.install.allowed(), args.scenarios.clone());
+        let real = real::Tiers::new(args.install.allowed(), args.scenarios.clone(), args.all);
         for (name, what) in real::TIERS {
-            // By its name only: it tells of changes of the model and of engines, not of the programs, in twelve minutes.
-            let asked = name != "model" || !args.only.is_empty();
+            // By its name only: it tells of changes of the model and of engines, not of the programs.
+            let asked = name != "model" || args.all || !args.only.is_empty();
             if asked && wanted(name) {
                 all += tier(name, what, |log| real.play(name, log));
             }
         }
     }
     interrupt::check()?;
-    println!("all tiers played in {watch}");
-    println!("{} passed, {} failed", all.passed, all.failed);
-    Ok(if all.failed == 0 && all.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    all.total_seconds = watch.seconds();
+    let kept = all.write()?;
+    let Counts { passed, failed } = all.counts();
+    println!("all tiers played in {watch}; seconds of each in {}", kept.display());
+    println!("{passed} passed, {failed} failed");
+    Ok(if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 mod real;
@@ -124,23 +185,33 @@ const QUIC_CHECKERS: &[&str] =
     &["test", "--package", "swarmguard-tests", "--features", "quic", "--test", "checkers_quic"];
 
 /// Tests that need other people's programs, and so are ignored by a plain `cargo test`.
-const CLIENT_TESTS: &[&str] =
-    &["test", "--package", "swarmguard-balancer", "--test", "clients", "--", "--ignored"];
+const CLIENT_TESTS: &[&str] = &[
+    "test",
+    "--package",
+    "swarmguard-balancer",
+    "--test",
+    "clients",
+    "--test",
+    "differential",
+    "--",
+    "--ignored",
+];
 
 /// Those programs.
 const CLIENTS: &[Package] = &[
     Package { name: "curl", why: "asking the balancer in every version of HTTP, with and without TLS" },
     Package { name: "wrk", why: "sending the balancer as much as it takes" },
     Package { name: "nghttp2-client", why: "loading the balancer over HTTP/2 (h2load)" },
+    Package {
+        name: "python3-h2",
+        why: "checking the balancer's HTTP/2 by an implementation that is not ours",
+    },
     Package { name: "python3-websockets", why: "WebSockets through the balancer" },
 ];
 
-/// Plays one tier and prints its line.
-pub fn tier(name: &str, what: &str, play: impl FnOnce(&mut Log) -> Result<Counts>) -> Counts {
-    // After Ctrl-C only the end is left to be told.
-    if interrupt::check().is_err() {
-        return Counts::default();
-    }
+/// Plays one tier and prints its line; nothing after Ctrl-C, when only the end is left to be told.
+fn tier(name: &str, what: &str, play: impl FnOnce(&mut Log) -> Result<Counts>) -> Option<Played> {
+    interrupt::check().ok()?;
     let watch = Stopwatch::start();
     let outcome = Log::create(name).and_then(|mut log| {
         let counts = play(&mut log);
@@ -150,7 +221,7 @@ pub fn tier(name: &str, what: &str, play: impl FnOnce(&mut Log) -> Result<Counts
         }
         counts
     });
-    match outcome {
+    let counts = match outcome {
         Ok(counts) => {
             println!("tier {name} ({what}): {} passed, {} failed in {watch}", counts.passed, counts.failed);
             counts
@@ -159,7 +230,9 @@ pub fn tier(name: &str, what: &str, play: impl FnOnce(&mut Log) -> Result<Counts
             println!("tier {name} ({what}): could not be played after {watch}: {error:#}");
             Counts { passed: 0, failed: 1 }
         }
-    }
+    };
+    let Counts { passed, failed } = counts;
+    Some(Played { tier: name.to_owned(), passed, failed, seconds: watch.seconds() })
 }
 
 /// Where a tier's output goes, and the line that shows that it lives.
@@ -304,5 +377,18 @@ mod tests {
         assert_eq!(summary("swarm: 7 passed, 2 failed", "swarm"), Some(Counts { passed: 7, failed: 2 }));
         assert_eq!(summary("swarm 20.10: migration ok (3 s)", "swarm"), None);
         assert_eq!(summary("kernel: x passed, 2 failed", "kernel"), None);
+    }
+
+    #[test]
+    fn the_summary_has_all_tiers_and_their_sum() {
+        let mut all = Summary::default();
+        for (tier, failed) in [("unit", 0), ("swarm", 2)] {
+            all += Some(Played { tier: tier.to_owned(), passed: 3, failed, seconds: 1.5 });
+        }
+        all += None;
+        assert_eq!(all.counts(), Counts { passed: 6, failed: 2 });
+        let json = serde_json::to_value(&all).expect("JSON");
+        assert_eq!(json["tiers"][1]["tier"], "swarm");
+        assert_eq!(json["tiers"][1]["seconds"], 1.5);
     }
 }

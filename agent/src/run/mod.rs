@@ -16,11 +16,14 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     bpf::is_cgroup2,
-    config::{Link, Settings},
-    discovery::engine::Engine,
+    config::{Link, NodeCpus, Settings},
+    discovery::{engine::Engine, scan},
     http::{self, Served},
     model::Capacity,
-    sources::node,
+    sources::{
+        node,
+        node_group::{NodeGroup, NodeGroupError},
+    },
     state::Agent,
     uplink::{
         self, Shared, Uplink,
@@ -37,15 +40,33 @@ pub fn cgroup_root(configured: &Path) -> Option<PathBuf> {
     [configured.to_path_buf(), configured.join("unified")].into_iter().find(|path| is_cgroup2(path))
 }
 
+/// The cgroup that is this node, where the settings name one; `root` is what [`cgroup_root`] found.
+///
+/// # Errors
+/// Where there is no such cgroup.
+pub fn node_group(settings: &Settings, root: Option<&Path>) -> Result<Option<NodeGroup>, NodeGroupError> {
+    let cpus = match settings.node_cpus {
+        NodeCpus::Auto => None,
+        NodeCpus::Fixed(millis) => Some(millis),
+    };
+    let Some(below) = &settings.node_cgroup.0 else {
+        return if cpus.is_some() { Err(NodeGroupError::CpusAlone) } else { Ok(None) };
+    };
+    let dir = root.unwrap_or(&settings.cgroup_root).join(below);
+    NodeGroup::open(&dir, cpus, &settings.proc_root).map(Some)
+}
+
 /// What the node has, and the link speed that the driver says.
-pub fn capacity(settings: &Settings) -> (Capacity, Option<u32>) {
+pub fn capacity(settings: &Settings, group: Option<&NodeGroup>) -> (Capacity, Option<u32>) {
     let said = match settings.link_mbps {
         Link::Fixed(mbps) => Some(mbps),
         Link::Auto => node::link_mbps(&settings.proc_root),
     };
     let capacity = Capacity {
-        cpu_millis: node::cpu_millis(&settings.proc_root),
-        memory_bytes: node::memory_bytes(&settings.proc_root),
+        cpu_millis: group.map_or_else(|| node::cpu_millis(&settings.proc_root), NodeGroup::cpu_millis),
+        memory_bytes: group
+            .and_then(NodeGroup::memory_limit)
+            .unwrap_or_else(|| node::memory_bytes(&settings.proc_root)),
         network_mbps: Some(said.unwrap_or(ASSUMED_MBPS)),
     };
     (capacity, said)
@@ -70,7 +91,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         }
         tracing::error!("{why}; coordinators are told that this node is blind");
     }
-    let shared = Shared::new(agent(&settings, node_id.ok(), blind.is_some(), engine.is_some()).await?);
+    let group = node_group(&settings, root.as_deref())?;
+    tell_of_node(root.as_deref(), group.as_ref());
+    let (capacity, link_mbps) = capacity(&settings, group.as_ref());
+    let hello = hello(&settings, node_id.ok(), capacity, link_mbps, blind.is_some())?;
+    let shared = Shared::new(agent(&settings, hello, capacity, engine.is_some()));
     let served = Served { shared: shared.clone(), vitals: Arc::new(Mutex::default()), blind };
     let mut tasks = tokio::task::JoinSet::new();
     if let Some(address) = settings.http() {
@@ -97,7 +122,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             Ok(())
         });
     }
-    let looping = Loop::start(&settings, root, engine, shared, served).context("cannot have a timer")?;
+    let looping =
+        Loop::start(&settings, root, group, engine, shared, served).context("cannot have a timer")?;
     tokio::select! {
         ended = looping.run() => ended.context("the timer broke"),
         Some(ended) = tasks.join_next() => ended.context("a part of the agent failed")?,
@@ -131,13 +157,39 @@ fn engine_of(settings: &Settings) -> Option<Engine> {
     }
 }
 
-async fn agent(
+/// Says what stands for the node, where that is not the machine or should not be.
+fn tell_of_node(root: Option<&Path>, group: Option<&NodeGroup>) {
+    match (group, root) {
+        (Some(group), _) => tracing::info!(
+            "this node is the cgroup {}: {} thousandths of a CPU ({})",
+            group.dir().display(),
+            group.cpu_millis(),
+            group.origin()
+        ),
+        (None, Some(root)) if is_nested(root) => tracing::warn!(
+            "{NESTED}: CPU, memory and pressure of the whole machine are taken for this node's; say --node-cgroup /"
+        ),
+        _ => {}
+    }
+}
+
+/// What [`is_nested`] found, for people.
+pub const NESTED: &str = "this node seems to be a container itself (LXC, Docker in Docker)";
+
+/// Whether the node's cgroup hierarchy is a part of a machine's, with this node's containers in it. A mount that shows
+/// nothing but the agent's own cgroup is another mistake.
+pub fn is_nested(root: &Path) -> bool {
+    // The root of the whole hierarchy has no state of its own, hence no such file.
+    root.join("cgroup.type").exists() && !scan::walk(root).containers.is_empty()
+}
+
+fn hello(
     settings: &Settings,
     node: Option<NodeId>,
+    capacity: Capacity,
+    link_mbps: Option<u32>,
     blind: bool,
-    engine: bool,
-) -> anyhow::Result<Agent> {
-    let (capacity, link_mbps) = capacity(settings);
+) -> anyhow::Result<Hello> {
     if link_mbps.is_none() {
         tracing::warn!(
             "the driver does not say how fast the link is: {ASSUMED_MBPS} Mbit/s are taken as 100 %; say it with \
@@ -150,7 +202,7 @@ async fn agent(
             settings.proc_root.display()
         );
     }
-    let hello = Hello {
+    Ok(Hello {
         // Replaced as soon as there is a certificate; nothing is sent before.
         node: node.or_else(|| "unknown".parse().ok()).context("no node ID")?,
         epoch: clock::wall_ms(),
@@ -160,14 +212,17 @@ async fn agent(
         memory_bytes: capacity.memory_bytes,
         link_mbps,
         blind,
-    };
+    })
+}
+
+fn agent(settings: &Settings, hello: Hello, capacity: Capacity, engine: bool) -> Agent {
     let most = usize::try_from(settings.max_containers).unwrap_or(usize::MAX);
     let mut agent = Agent::new(hello, capacity, most);
     agent.expect_names(engine);
     if settings.coordinators == Wanted::None {
         agent.tell_nobody();
     }
-    Ok(agent)
+    agent
 }
 
 /// The node's host name: inside a container the own one is the container's.

@@ -24,7 +24,7 @@ use crate::{
     },
     http::Served,
     sampler::Sampler,
-    sources::network::Networks,
+    sources::{network::Networks, node_group::NodeGroup},
     uplink::Shared,
 };
 
@@ -66,6 +66,7 @@ impl Loop {
     pub(super) fn start(
         settings: &Settings,
         root: Option<PathBuf>,
+        group: Option<NodeGroup>,
         engine: Option<Engine>,
         shared: Shared,
         served: Served,
@@ -90,7 +91,7 @@ impl Loop {
         let mut sampler =
             Sampler::new(shared.clone(), networks, &settings.proc_root, settings.budget, settings.interval);
         let (stalling, stalls) = mpsc::channel(STALL_QUEUE);
-        sampler = sampler.telling_stalls(stalling);
+        sampler = sampler.of_node(group).telling_stalls(stalling);
         if !settings.adaptive {
             sampler = sampler.without_idling();
         }

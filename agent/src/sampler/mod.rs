@@ -33,6 +33,7 @@ use crate::{
         limits::LimitSource,
         network::{Networks, Tap},
         node::NodeSource,
+        node_group::NodeGroup,
         own::{OwnSource, OwnUse},
         trigger::{MAX_TRIGGERS, Trigger},
     },
@@ -163,6 +164,12 @@ impl Sampler {
     #[must_use]
     pub fn with_clock(self, clock: fn() -> Time) -> Self {
         Self { clock, ..self }
+    }
+
+    /// The node is this cgroup of its machine, where there is one.
+    #[must_use]
+    pub fn of_node(self, group: Option<NodeGroup>) -> Self {
+        Self { node: self.node.within(group), ..self }
     }
 
     /// Samples everything at every tick, whether or not anything moves.
@@ -467,7 +474,7 @@ impl Sampler {
             return;
         }
         self.node_at = Some(now);
-        let reading = self.node.read(&mut self.buffer);
+        let reading = self.node.read(now, &mut self.buffer);
         let starved = self.vitals.starved_until.is_some_and(|until| now < until);
         self.shared.lock().sample_node(now, reading, starved);
     }

@@ -59,6 +59,11 @@ impl LimitSource {
     }
 }
 
+/// The limits of one cgroup now: its own and those of all above it, as far as the mount shows them.
+pub fn of(dir: &Path) -> Limits {
+    LimitSource::default().read(Time::ZERO, dir)
+}
+
 /// The limits that one cgroup has itself.
 fn own(dir: &Path) -> Limits {
     Limits {

@@ -10,6 +10,7 @@ pub mod limits;
 pub mod memory;
 pub mod network;
 pub mod node;
+pub mod node_group;
 pub mod own;
 pub mod parse;
 pub mod pressure;

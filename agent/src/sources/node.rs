@@ -1,15 +1,19 @@
 //! The node as a whole: `/proc/stat`, `/proc/meminfo`, `/proc/pressure/*`, `/proc/net/dev`, CPUs online, link speed.
+//! Where the node is a cgroup of a machine, that cgroup speaks instead ([`NodeGroup`]).
 
 use std::{fs, path::Path};
+
+use swarmguard_common::time::Time;
 
 use super::{
     BUFFER_BYTES, KeptFile,
     network::{Traffic, interfaces},
+    node_group::NodeGroup,
     parse::{field, lines, number, words},
     pressure::{Pressure, pressure},
 };
 
-/// Time of all CPUs together, in ticks of `USER_HZ`. Both only grow, apart from a CPU going offline.
+/// Time of all CPUs together, in ticks of `USER_HZ` (of a cgroup: in microseconds). Both only grow, apart from a CPU going offline.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuTicks {
     /// All time but idle and waiting for disks. Time stolen by a hypervisor counts: the node does not have it.
@@ -43,6 +47,7 @@ pub struct NodeSource {
     pressure: [Option<KeptFile>; 3],
     dev: Option<KeptFile>,
     interface: Option<String>,
+    group: Option<NodeGroup>,
 }
 
 impl NodeSource {
@@ -56,17 +61,24 @@ impl NodeSource {
             // `/proc/net` is that of the reader; the agent shares the node's network.
             dev: open("1/net/dev").or_else(|| KeptFile::open(Path::new("/proc/net/dev")).ok()),
             interface: default_interface(proc_root),
+            group: None,
         }
     }
 
+    /// The same of a node that is this cgroup, where there is one.
+    #[must_use]
+    pub fn within(self, group: Option<NodeGroup>) -> Self {
+        Self { group, ..self }
+    }
+
     /// Reads everything; `buffer` should have [`BUFFER_BYTES`].
-    pub fn read(&self, buffer: &mut [u8]) -> NodeReading {
+    pub fn read(&self, now: Time, buffer: &mut [u8]) -> NodeReading {
         let mut psi = [None; 3];
         for (slot, file) in psi.iter_mut().zip(&self.pressure) {
             *slot = file.as_ref().and_then(|file| pressure(file.read(buffer).ok()?));
         }
         let [psi_cpu, psi_memory, psi_io] = psi;
-        NodeReading {
+        let mut reading = NodeReading {
             // Only the first line is wanted, the rest is long on large machines.
             cpu: self.stat.as_ref().and_then(|file| cpu_ticks(file.read(buffer.get_mut(..512)?).ok()?)),
             memory: self.meminfo.as_ref().and_then(|file| memory(file.read(buffer).ok()?)),
@@ -74,7 +86,11 @@ impl NodeSource {
             psi_memory,
             psi_io,
             network: self.traffic(buffer),
+        };
+        if let Some(group) = &self.group {
+            group.overrule(now, &mut reading, buffer);
         }
+        reading
     }
 
     fn traffic(&self, buffer: &mut [u8]) -> Option<Traffic> {
@@ -202,7 +218,7 @@ mod tests {
     #[test]
     fn this_machine_can_be_read() {
         let proc_root = Path::new("/proc");
-        let reading = NodeSource::open(proc_root).read(&mut vec![0; BUFFER_BYTES]);
+        let reading = NodeSource::open(proc_root).read(Time::ZERO, &mut vec![0; BUFFER_BYTES]);
         assert!(reading.cpu.is_some_and(|cpu| cpu.all >= cpu.busy && cpu.busy > 0), "{reading:?}");
         assert!(reading.memory.is_some_and(|(total, available)| total >= available && available > 0));
         assert!(cpu_millis(proc_root) >= 1_000 && memory_bytes(proc_root) > 0);

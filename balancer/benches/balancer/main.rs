@@ -9,6 +9,7 @@
 mod backend;
 mod cgroup;
 mod figures;
+mod hostile;
 mod latency;
 mod load;
 mod peers;
@@ -33,7 +34,7 @@ struct Args {
     /// Length of one measurement in seconds
     #[arg(long, default_value_t = 4)]
     seconds: u32,
-    /// Only these parts: picks, throughput, latency
+    /// Only these parts: picks, throughput, latency, hostile
     #[arg(long, value_delimiter = ',', default_values = ["picks", "throughput", "latency"])]
     parts: Vec<String>,
     /// Serve as a replica of this kind instead (used by the benchmark itself)
@@ -65,6 +66,9 @@ fn main() -> Result<()> {
     }
     if wanted("latency") {
         latency::measure(args.rounds, args.seconds, &mut report)?;
+    }
+    if wanted("hostile") {
+        hostile::measure(args.rounds, args.seconds, &mut report)?;
     }
     print!("{report}");
     if let Some(path) = &args.json {

@@ -59,13 +59,26 @@ pub fn start(
     metrics_port: Option<u16>,
     cpu: Option<u32>,
 ) -> Result<Running> {
+    start_for(peer, replicas, metrics_port, cpu, 8_192)
+}
+
+/// The same for so many connections.
+pub fn start_for(
+    peer: &Peer,
+    replicas: &[SocketAddr],
+    metrics_port: Option<u16>,
+    cpu: Option<u32>,
+    connections: u32,
+) -> Result<Running> {
     let port = free_port()?;
     let directory = tempfile::tempdir()?;
     let mut command = pinned(cpu);
     match peer {
         Peer::SwarmGuard(algorithm) => ours(&mut command, algorithm, port, replicas, metrics_port)?,
-        Peer::Nginx => nginx(&mut command, directory.path(), port, replicas)?,
-        Peer::HaProxy(balance) => haproxy(&mut command, directory.path(), balance, port, replicas)?,
+        Peer::Nginx => nginx(&mut command, directory.path(), port, replicas, connections)?,
+        Peer::HaProxy(balance) => {
+            haproxy(&mut command, directory.path(), balance, port, replicas, connections)?
+        }
     }
     running(command, SocketAddr::from((Ipv4Addr::LOCALHOST, port)), directory)
         .with_context(|| format!("cannot start {}", peer.name()))
@@ -131,17 +144,24 @@ fn ours(
     Ok(())
 }
 
-fn nginx(command: &mut Command, directory: &Path, port: u16, replicas: &[SocketAddr]) -> Result<()> {
+fn nginx(
+    command: &mut Command,
+    directory: &Path,
+    port: u16,
+    replicas: &[SocketAddr],
+    connections: u32,
+) -> Result<()> {
     let servers: String = replicas.iter().map(|address| format!("server {address};\n")).collect();
     let base = directory.display();
     let text = format!(
         "worker_processes 1; daemon off; pid {base}/pid; error_log /dev/null;\n\
-         events {{ worker_connections 8192; }}\n\
+         events {{ worker_connections {connections}; }}\n\
          http {{ access_log off; keepalive_requests 1000000000; client_body_temp_path {base}; proxy_temp_path {base};\n\
          fastcgi_temp_path {base}; uwsgi_temp_path {base}; scgi_temp_path {base};\n\
+         map $http_upgrade $connection_upgrade {{ default upgrade; '' ''; }}\n\
          upstream replicas {{ {servers} keepalive 256; keepalive_requests 1000000000; }}\n\
          server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ proxy_http_version 1.1;\n\
-         proxy_set_header Connection \"\"; proxy_set_header Host $host;\n\
+         proxy_set_header Connection $connection_upgrade; proxy_set_header Upgrade $http_upgrade; proxy_set_header Host $host;\n\
          proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;\n\
          proxy_set_header X-Forwarded-Proto $scheme; proxy_set_header X-Forwarded-Host $host;\n\
          proxy_pass http://replicas; }} }} }}\n"
@@ -158,11 +178,12 @@ fn haproxy(
     balance: &str,
     port: u16,
     replicas: &[SocketAddr],
+    connections: u32,
 ) -> Result<()> {
     let server = |(n, address): (usize, &SocketAddr)| format!("  server s{n} {address} pool-max-conn 512\n");
     let servers: String = replicas.iter().enumerate().map(server).collect();
     let text = format!(
-        "global\n  nbthread 1\n  maxconn 8192\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  \
+        "global\n  nbthread 1\n  maxconn {connections}\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  \
          timeout server 60s\n  option forwardfor\n  http-reuse always\nfrontend clients\n  bind 127.0.0.1:{port}\n  \
          http-request set-header X-Forwarded-Proto http\n  http-request set-header X-Forwarded-Host %[req.hdr(host)]\n  \
          default_backend replicas\nbackend replicas\n  balance {balance}\n{servers}"
@@ -177,6 +198,11 @@ impl Running {
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The process and its children.
+    pub fn processes(&self) -> Vec<u32> {
+        processes(self.child.id())
     }
 
     /// CPU time of the process, its threads and its children so far, in nanoseconds.

@@ -38,7 +38,8 @@ pub fn pick(candidates: &[Candidate], rng: &mut Rng) -> Option<usize> {
         return None;
     }
     let limit = hot_above(candidates);
-    coldest(candidates, limit, rng).or_else(|| lowest(candidates.iter().map(in_flight), rng))
+    coldest(candidates, limit, rng)
+        .or_else(|| lowest(candidates, |candidate| Some(in_flight(candidate)), rng))
 }
 
 fn coldest(candidates: &[Candidate], limit: f32, rng: &mut Rng) -> Option<usize> {
@@ -53,22 +54,8 @@ fn coldest(candidates: &[Candidate], limit: f32, rng: &mut Rng) -> Option<usize>
     let least = candidates.iter().map(expected).fold(HOT, u32::min);
     let bound = (f32::from_bits(least) * NOISE).to_bits().min(HOT - 1);
     let near = |candidate: &Candidate| expected(candidate) <= bound;
-    // Among those that expect the same, the fewest in flight; among those again any.
-    let (mut best, mut ties) = (None, 0_u32);
-    for (index, candidate) in candidates.iter().enumerate().filter(|(_, it)| near(it)) {
-        let here = in_flight(candidate);
-        match best {
-            Some((_, least)) if here > least => {}
-            Some((_, least)) if here == least => {
-                ties += 1;
-                if rng.u32(..ties) == 0 {
-                    best = Some((index, least));
-                }
-            }
-            _ => (best, ties) = (Some((index, here)), 1),
-        }
-    }
-    best.map(|(index, _)| index)
+    // Among those that expect the same, the fewest in flight.
+    lowest(candidates, |candidate| near(candidate).then(|| in_flight(candidate)), rng)
 }
 
 /// The quantile of requests in flight, interpolated, so that it means something for three replicas too.

@@ -1,12 +1,22 @@
-//! Fewest requests in flight.
+//! Fewest requests in flight. Among several with equally few, those that have been about as quick as the quickest of them:
+//! with few requests in flight most picks are such ties, and a slow replica ties as often as any other.
 
 use fastrand::Rng;
 
 use super::{Candidate, lowest};
 
-/// The candidate with the fewest leases; any of them where several have equally few.
+/// Latencies closer than this (as a ratio) count as equal: differences that small are noise.
+const NOISE: f32 = 2.0;
+
+/// The candidate with the fewest leases; of several one of the quicker ones, of those the one that has rested longest.
 pub fn pick(candidates: &[Candidate], rng: &mut Rng) -> Option<usize> {
-    lowest(candidates.iter().map(|candidate| candidate.leases), rng)
+    let fewest = candidates.iter().map(|candidate| candidate.leases).min()?;
+    // One that was never measured is tried at once.
+    let latency = |candidate: &Candidate| candidate.latency_us.unwrap_or(0.0);
+    let tied = candidates.iter().filter(|candidate| candidate.leases == fewest);
+    let quickest = tied.map(latency).fold(f32::INFINITY, f32::min);
+    let near = |it: &Candidate| it.leases == fewest && latency(it) <= quickest * NOISE;
+    lowest(candidates, |candidate| near(candidate).then_some(()), rng)
 }
 
 #[cfg(test)]
@@ -18,6 +28,18 @@ mod tests {
         let leases = |leases| Candidate { leases, ..Candidate::default() };
         assert_eq!(pick(&[leases(2), leases(0), leases(1)], &mut Rng::with_seed(3)), Some(1));
         assert_eq!(pick(&[], &mut Rng::with_seed(3)), None);
+    }
+
+    #[test]
+    fn a_slow_one_is_left_alone_among_equals_and_noise_is_not_followed() {
+        let of = |leases, latency| Candidate { leases, latency_us: Some(latency), ..Candidate::default() };
+        let mut rng = Rng::with_seed(3);
+        for _ in 0..50 {
+            assert_eq!(pick(&[of(1, 9_000.0), of(1, 1_000.0)], &mut rng), Some(1));
+            assert_eq!(pick(&[of(0, 9_000.0), of(1, 1_000.0)], &mut rng), Some(0), "in flight counts first");
+        }
+        let noisy = Candidate { rested: 5, ..of(1, 1_900.0) };
+        assert_eq!(pick(&[of(1, 1_000.0), noisy], &mut rng), Some(1), "the one that has rested longest");
     }
 
     #[test]

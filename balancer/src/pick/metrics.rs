@@ -1,16 +1,17 @@
 //! Lowest weighted sum of CPU, memory and network.
 //!
-//! The figures are renewed far less often than requests come, so between two readings all requests go to one replica.
-//! That is how it was proposed; [`super::hybrid`] and [`super::hcl`] do not have this fault.
+//! The figures are renewed far less often than requests come. By figures alone all requests between two readings would go to
+//! one replica; so what was sent there since counts too ([`crate::replica::Replica::candidate`]), and figures that differ by
+//! no more than their error decide nothing.
 
 use fastrand::Rng;
 
-use super::{Candidate, lowest, mean_score};
+use super::{Candidate, lowest_figure, mean_score};
 
-/// The candidate with the lowest score; `None` where fewer than half of them have one.
+/// The candidate with the lowest score, or as good as that; `None` where fewer than half of them have one.
 pub fn pick(candidates: &[Candidate], rng: &mut Rng) -> Option<usize> {
     let mean = mean_score(candidates)?;
-    lowest(candidates.iter().map(|candidate| candidate.score.unwrap_or(mean)), rng)
+    lowest_figure(candidates, |candidate| candidate.score.unwrap_or(mean), rng)
 }
 
 /// `cpu% x 0.5 + memory% x 0.3 + network% x 0.2`, with configurable weights: cpu, memory, network.

@@ -106,8 +106,9 @@ async fn accept(worker: &Rc<Worker>, listeners: &Listeners, room: &Arc<Semaphore
         let (stream, peer, secure) = match listeners.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Out of descriptors, most likely: those in use will be closed sooner or later.
+                // Out of descriptors, most likely: somebody idle makes room.
                 tracing::warn!(%error, "cannot accept a connection");
+                worker.seats.evict();
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }

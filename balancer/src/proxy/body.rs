@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{io::Turn, progress::Progress};
-use crate::memory::Memory;
+use crate::memory::{Charge, Memory};
 
 /// Why a request's body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -212,6 +212,8 @@ pub struct Pace {
     pub silence: Duration,
     /// Charged for what the client has not taken yet.
     pub memory: Arc<Memory>,
+    /// Pays for what hyper reads ahead of it.
+    pub charge: Option<Arc<Charge>>,
 }
 
 /// What happens when a body is dropped.

@@ -39,6 +39,11 @@ use crate::{
 /// Heads up to here are not charged one by one.
 const FREE_HEAD_BYTES: usize = 4_096;
 
+/// Of a large answer hyper reads so much from the replica before the client has taken it, in bytes.
+const READ_AHEAD_BYTES: usize = 64 * 1_024;
+/// Answers up to here are read at once and not charged, in bytes.
+const SMALL_BYTES: u64 = 16 * 1_024;
+
 /// What a client is answered with.
 pub type Answer = Response<AnswerBody<Guard>>;
 
@@ -373,9 +378,19 @@ impl Worker {
             return self.switch(inbound, response, protocol, choice.lease);
         }
         let (parts, body) = response.into_parts();
+        let charge = if is_large(&body) {
+            let Some(charge) = self.global.memory.charge(READ_AHEAD_BYTES) else {
+                bump(&self.stats.refused_memory);
+                return *refusal(StatusCode::SERVICE_UNAVAILABLE, NO_MEMORY);
+            };
+            Some(Arc::new(charge))
+        } else {
+            None
+        };
         let guard = Guard { lease: choice.lease, connection, worker: Rc::clone(self) };
         let silence = self.global.settings.stream_timeout;
-        let pace = Pace { progress: inbound.progress, silence, memory: Arc::clone(&self.global.memory) };
+        let memory = Arc::clone(&self.global.memory);
+        let pace = Pace { progress: inbound.progress, silence, memory, charge };
         Response::from_parts(parts, AnswerBody::stream(body, guard, pace))
     }
 
@@ -532,6 +547,11 @@ fn prepare(
         headers::set_upgrade(&mut parts.headers, protocol.clone());
     }
     upgrade
+}
+
+fn is_large(body: &Incoming) -> bool {
+    let known = http_body::Body::size_hint(body).exact();
+    known.is_none_or(|bytes| bytes > SMALL_BYTES) && !http_body::Body::is_end_stream(body)
 }
 
 fn refusal(status: StatusCode, text: &str) -> Box<Answer> {

@@ -8,6 +8,7 @@ pub mod best;
 pub mod dns;
 pub mod feed;
 pub mod fixed;
+pub mod freshest;
 
 use std::net::SocketAddr;
 

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     domain::{ServiceId, TaskId},
     labels::Algorithm,
+    wire::routes::ReplicaState,
 };
 
 /// All balancers connected to the coordinator that answers.
@@ -21,6 +22,10 @@ pub struct BalancerStatus {
     pub name: String,
     /// A connection stands.
     pub connected: bool,
+    /// It knows a service and a coordinator, and is not about to stop.
+    pub ready: bool,
+    /// Client connections now.
+    pub connections: u32,
     /// Age of its figures; `None` where it never sent any.
     pub stats_age_ms: Option<u64>,
     /// What it balances, by name.
@@ -30,16 +35,22 @@ pub struct BalancerStatus {
 /// A service as one balancer sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BalancedService {
-    /// Swarm's ID.
-    pub service: ServiceId,
+    /// Swarm's ID; `None` where the balancer knows it by name only.
+    pub service: Option<ServiceId>,
     /// Swarm's name.
     pub name: String,
     /// How replicas are picked, as the service's labels say; the balancer's default where `None`.
     pub algorithm: Option<Algorithm>,
     /// Requests a second, by its last two figures.
     pub requests_per_s: Option<f64>,
-    /// Failed of them.
+    /// Of them, answered by the balancer itself with an error, for want of room or replicas or over a rate.
+    pub refused_per_s: Option<f64>,
+    /// Sent again to another replica.
+    pub retries_per_s: Option<f64>,
+    /// Failed at replicas.
     pub failures_per_s: Option<f64>,
+    /// Requests that wait for room at a replica.
+    pub waiting: u32,
     /// Its replicas.
     pub replicas: Vec<BalancedReplica>,
 }
@@ -60,6 +71,18 @@ pub enum Standing {
     Ejected,
 }
 
+impl From<ReplicaState> for Standing {
+    fn from(state: ReplicaState) -> Self {
+        match state {
+            ReplicaState::Serving => Self::Ok,
+            ReplicaState::Unready => Self::Starting,
+            ReplicaState::Sick => Self::Sick,
+            ReplicaState::Ejected => Self::Ejected,
+            ReplicaState::Draining => Self::Draining,
+        }
+    }
+}
+
 /// A replica as one balancer sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BalancedReplica {
@@ -73,8 +96,10 @@ pub struct BalancedReplica {
     pub requests_per_s: Option<f64>,
     /// Requests under way.
     pub in_flight: u64,
-    /// Latency as the balancer sees it, smoothed.
+    /// Half of the answers of the last second took no longer to their first byte.
     pub latency_ms: Option<f64>,
+    /// 99 of 100, likewise.
+    pub latency_p99_ms: Option<f64>,
     /// Its share of the service's requests, where 100 is the mean of the replicas.
     pub share_of_mean_percent: Option<f64>,
     /// Failed requests in all.

@@ -37,6 +37,25 @@ pub struct Overview {
     pub last_day: LastDay,
 }
 
+impl Overview {
+    /// The same without what changes by itself from one second to the next: what its `ETag` is made of.
+    pub fn without_ages(&self) -> Self {
+        let mut plain = self.clone();
+        plain.at_ms = 0;
+        plain.coordination.snapshot_age_ms = None;
+        for node in &mut plain.nodes {
+            node.lease_age_ms = None;
+        }
+        for action in &mut plain.actions {
+            (action.step_ms, action.total_ms) = (0, None);
+        }
+        for alert in &mut plain.alerts {
+            alert.stands_ms = 0;
+        }
+        plain
+    }
+}
+
 /// Which swarm it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SwarmName {

@@ -213,7 +213,7 @@ async fn listen(
     wanted: usize,
 ) -> anyhow::Result<Vec<f64>> {
     let mut stream = TcpStream::connect(api).await?;
-    stream.write_all(b"GET /api/v1/events HTTP/1.1\r\nHost: x\r\n\r\n").await?;
+    stream.write_all(b"GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n").await?;
     let mut lines = BufReader::new(stream).lines();
     let (mut figures, mut others) = (Vec::with_capacity(wanted), 0);
     while figures.len() < wanted {

@@ -8,13 +8,21 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use serde::Deserialize;
 use serde_json::{Map, Value};
+use swarmguard_common::journal::{Entry, Kind};
 use swarmguard_core::brain::{NotTaken, OperatorCommand};
+use swarmguard_runtime::clock;
 
-use super::{Api, MAX_BODY_BYTES, PATIENCE, Via, problem::Problem, read};
+use super::{
+    Api, MAX_BODY_BYTES, PATIENCE, Via,
+    forward::Order,
+    problem::Problem,
+    read::{self, query},
+};
 use crate::run::{Busy, Facts};
 
-const COMMANDS: [&str; 7] = ["migrate", "scale", "drain", "cancel", "pause", "resume", "observe"];
+pub(super) const COMMANDS: [&str; 7] = ["migrate", "scale", "drain", "cancel", "pause", "resume", "observe"];
 
 pub(super) async fn command(
     State(api): State<Api>,
@@ -23,26 +31,75 @@ pub(super) async fn command(
     request: Request,
 ) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
+    let via = via.as_ref().map(|Extension(via)| via);
     // Who it is comes first: of others not even the body is read.
-    let by = api.operator(via.as_ref().map(|Extension(via)| via), &head.headers).await?;
+    let by = api.operator(via, &head.headers).await?;
     if !COMMANDS.contains(&name.as_str()) {
         let detail = format!("there is no such command; known are {}", COMMANDS.join(", "));
         return Err(Problem::new(StatusCode::NOT_FOUND, "unknown_command", detail));
     }
-    if head.uri.query().is_some() {
-        return Err(Problem::bad_request(
-            "bad_query",
-            "a command takes no query, its parameters stand in the body",
-        ));
+    let Modes { dry_run } = query(&head.uri)?;
+    let body = whole(body).await?;
+    let fields = object(&head.headers, &body)?;
+    let acts = api.ask(|brain, _| brain.leads()).await?;
+    if !acts && via.is_none_or(|via| via.manager.is_none()) {
+        let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+        if let Some(answer) = api.sent_on(Order { path, by: &by, body }).await {
+            return answer;
+        }
     }
-    let fields = object(&head.headers, &whole(body).await?)?;
     let (fields, leader) = api.ask(move |_, facts| (with_ids(facts, fields), facts.leader_host())).await?;
     let command = parse(&name, fields?)?;
+    if dry_run {
+        let answer = tokio::time::timeout(PATIENCE, api.0.handle.plan(by, command)).await;
+        let plan = answer.unwrap_or(Err(Busy)).map_err(Problem::busy)?;
+        return plan.map(|plan| Json(plan).into_response()).map_err(|refused| not_taken(refused, leader));
+    }
+    let mut entry = asked(&by, via, &name, &command);
     let answer = tokio::time::timeout(PATIENCE, api.0.handle.command(by, command)).await;
     match answer.unwrap_or(Err(Busy)).map_err(Problem::busy)? {
-        Ok(accepted) => Ok((StatusCode::ACCEPTED, Json(accepted)).into_response()),
-        Err(refused) => Err(not_taken(refused, leader)),
+        Ok(accepted) => {
+            entry.text.push_str(": taken");
+            entry.action.clone_from(&accepted.action);
+            api.0.journal.append(entry);
+            Ok((StatusCode::ACCEPTED, Json(accepted)).into_response())
+        }
+        Err(refused) => {
+            let why = format!(": refused, {} ({})", refused.text, refused.code);
+            entry.text.push_str(&why);
+            entry.otherwise = Some(refused.otherwise.clone());
+            api.0.journal.append(entry);
+            Err(not_taken(refused, leader))
+        }
     }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Modes {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// Who asked what, from where.
+fn asked(by: &str, via: Option<&Via>, name: &str, command: &OperatorCommand) -> Entry {
+    let fields = serde_json::to_value(command).unwrap_or_default();
+    let id = |key: &str| fields.get(key).and_then(Value::as_str);
+    let said: Vec<String> = fields
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(key, value)| *key != "command" && !value.is_null())
+        .map(|(key, value)| format!("{key}={}", value.as_str().map_or_else(|| value.to_string(), Into::into)))
+        .collect();
+    let from = via.map_or_else(|| "elsewhere".into(), |via| via.peer.ip().to_string());
+    let mut entry =
+        Entry::new(Kind::Operator, name, format!("{by} asked from {from}: {name} {}", said.join(" ")));
+    entry.text.truncate(entry.text.trim_end().len());
+    entry.at_ms = clock::wall_ms();
+    entry.service = id("service").and_then(|id| id.parse().ok());
+    entry.node = id("node").or_else(|| id("source")).and_then(|id| id.parse().ok());
+    entry
 }
 
 async fn whole(body: Body) -> Result<Bytes, Problem> {
@@ -90,7 +147,7 @@ fn with_ids(facts: &Facts, mut fields: Map<String, Value>) -> Result<Map<String,
 }
 
 /// Host names need not be unique in a swarm.
-fn find_node(facts: &Facts, wanted: &str) -> Result<Option<String>, Problem> {
+pub(super) fn find_node(facts: &Facts, wanted: &str) -> Result<Option<String>, Problem> {
     let Some(snapshot) = &facts.snapshot else { return Ok(None) };
     if let Some(node) = snapshot.nodes.values().find(|node| node.id.as_str() == wanted) {
         return Ok(Some(node.id.to_string()));

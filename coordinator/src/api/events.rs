@@ -4,6 +4,7 @@
 use std::{collections::VecDeque, convert::Infallible, sync::Arc};
 
 use axum::{
+    Extension,
     extract::State,
     http::{HeaderMap, StatusCode, Uri},
     response::sse::{Event, KeepAlive, Sse},
@@ -14,14 +15,25 @@ use serde_json::json;
 use swarmguard_common::journal::{Entry, Kind};
 use tokio::sync::{OwnedSemaphorePermit, broadcast};
 
-use super::{Api, MAX_STREAMS, problem::Problem, read::query};
-use crate::journal::{self, Journal, MAX_READ, kind_word};
+use super::{
+    Api, MAX_STREAMS, MAX_STREAMS_PER_ADDRESS, Via,
+    access::Reason,
+    problem::Problem,
+    read::{Kinds, query},
+};
+use crate::{
+    crowd::Place,
+    journal::{self, Journal, MAX_READ, kind_word},
+};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Wanted {
     since: Option<u64>,
     kind: Option<Kind>,
+    kinds: Option<Kinds>,
+    service: Option<String>,
+    node: Option<String>,
 }
 
 struct Feed {
@@ -35,20 +47,40 @@ struct Feed {
     last: u64,
     /// The client was at a number that this journal never gave.
     elsewhere: bool,
-    kind: Option<Kind>,
-    _permit: OwnedSemaphorePermit,
+    /// What it wants to hear of.
+    wanted: journal::Query,
+    _places: (OwnedSemaphorePermit, Option<Place>),
 }
 
 pub(super) async fn stream(
     State(api): State<Api>,
+    via: Option<Extension<Via>>,
     headers: HeaderMap,
     uri: Uri,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
-    let Wanted { since, kind } = query(&uri)?;
-    let permit = Arc::clone(&api.0.streams).try_acquire_owned().map_err(|_| {
-        let detail = format!("{MAX_STREAMS} event streams are open already");
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_streams", detail)
-    })?;
+    let Wanted { since, kind, kinds, service, node } = query(&uri)?;
+    let via = via.as_ref().map(|Extension(via)| via);
+    let too_many = |detail: String| {
+        let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_streams", detail);
+        api.refused(via, Reason::Streams, problem)
+    };
+    // Of this machine's own there may be as many as there are places: its command line is nobody's attacker.
+    let from = via.map(|via| via.peer.ip()).filter(|ip| !ip.is_loopback());
+    let share = from.map(|from| {
+        let detail = || format!("{MAX_STREAMS_PER_ADDRESS} event streams of {from} are open already");
+        api.0.listeners.enter(from).ok_or_else(|| too_many(detail()))
+    });
+    let place = Arc::clone(&api.0.streams)
+        .try_acquire_owned()
+        .map_err(|_| too_many(format!("{MAX_STREAMS} event streams are open already")))?;
+    let places = (place, share.transpose()?);
+    let wanted = journal::Query {
+        kinds: Kinds::with(kinds, kind),
+        service: api.filter(service).await?,
+        node: api.node_filter(node).await?,
+        limit: MAX_READ,
+        ..journal::Query::default()
+    };
     let resumed = match headers.get("last-event-id") {
         None => None,
         Some(value) => {
@@ -66,8 +98,8 @@ pub(super) async fn stream(
         last: since.unwrap_or(0).min(newest),
         elsewhere: since.is_some_and(|since| since > newest),
         journal,
-        kind,
-        _permit: permit,
+        wanted,
+        _places: places,
     };
     Ok(Sse::new(stream::unfold(feed, next)).keep_alive(KeepAlive::default()))
 }
@@ -86,7 +118,7 @@ async fn next(mut feed: Feed) -> Option<(Result<Event, Infallible>, Feed)> {
             continue;
         }
         match feed.live.recv().await {
-            Ok(entry) if entry.id <= feed.last || feed.kind.is_some_and(|kind| entry.kind != kind) => {}
+            Ok(entry) if entry.id <= feed.last || !feed.wanted.admits(&entry) => {}
             Ok(entry) => {
                 feed.last = entry.id;
                 return Some((Ok(event(&entry)), feed));
@@ -104,9 +136,7 @@ impl Feed {
     async fn read_on(&mut self) {
         // Before the page is read, so that nothing falls between the two.
         self.live = self.journal.subscribe();
-        let kinds = self.kind.into_iter().collect();
-        let query =
-            journal::Query { since: Some(self.last), limit: MAX_READ, kinds, ..journal::Query::default() };
+        let query = journal::Query { since: Some(self.last), ..self.wanted.clone() };
         self.backlog = self.journal.read(query).await.into();
         self.behind = self.backlog.len() == MAX_READ;
     }

@@ -9,7 +9,7 @@ use axum::{
 use serde::{Deserialize, de::DeserializeOwned};
 use swarmguard_common::{
     api::{Explanation, Status, StatusWord},
-    domain::ServiceId,
+    domain::{NodeId, ServiceId},
     journal::{Entry, Kind},
     time::Time,
 };
@@ -19,7 +19,7 @@ use swarmguard_core::brain::{
 
 use super::{Api, problem::Problem};
 use crate::{
-    journal::{self, MAX_READ, history::ActionRow},
+    journal::{self, MAX_READ, history::ActionRow, kind_word},
     run::Facts,
 };
 
@@ -36,7 +36,7 @@ pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Nothing {}
+pub(super) struct Nothing {}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -50,8 +50,40 @@ struct Page {
     limit: Option<usize>,
     since: Option<u64>,
     kind: Option<Kind>,
+    kinds: Option<Kinds>,
     service: Option<String>,
+    node: Option<String>,
     action: Option<String>,
+}
+
+/// Several kinds, comma-separated.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct Kinds(Vec<Kind>);
+
+impl TryFrom<String> for Kinds {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let of_word = |word: &str| {
+            Kind::ALL.into_iter().find(|kind| kind_word(*kind) == word).ok_or_else(|| {
+                let known = Kind::ALL.map(kind_word).join(", ");
+                let shown: String = word.chars().take(40).collect();
+                format!("kinds: {shown:?} is none of {known}")
+            })
+        };
+        text.split(',').map(of_word).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl Kinds {
+    /// Those and the one that was named apart; all where nothing was named.
+    pub(super) fn with(kinds: Option<Self>, kind: Option<Kind>) -> Vec<Kind> {
+        let mut all = kinds.unwrap_or_default().0;
+        all.extend(kind);
+        all.sort();
+        all.dedup();
+        all
+    }
 }
 
 #[derive(Deserialize)]
@@ -92,12 +124,25 @@ impl Api {
         })
     }
 
-    async fn filter(&self, service: Option<String>) -> Result<Option<ServiceId>, Problem> {
+    pub(super) async fn filter(&self, service: Option<String>) -> Result<Option<ServiceId>, Problem> {
         match service {
             None => Ok(None),
             // One that is gone still has entries under its ID.
             Some(wanted) => match self.service(wanted.clone()).await {
                 Ok(service) => Ok(Some(service)),
+                Err(problem) => wanted.parse().map(Some).map_err(|_| problem),
+            },
+        }
+    }
+}
+
+impl Api {
+    /// A node by name, or by an ID that may be gone.
+    pub(super) async fn node_filter(&self, node: Option<String>) -> Result<Option<NodeId>, Problem> {
+        match node {
+            None => Ok(None),
+            Some(wanted) => match self.node(wanted.clone()).await {
+                Ok(node) => Ok(Some(node)),
                 Err(problem) => wanted.parse().map(Some).map_err(|_| problem),
             },
         }
@@ -163,23 +208,25 @@ async fn entries(api: &Api, query: journal::Query) -> Entries {
 }
 
 pub(super) async fn journal(State(api): State<Api>, uri: Uri) -> Result<Entries, Problem> {
-    let Page { limit: wanted, since, kind, service, action } = query(&uri)?;
-    let service = api.filter(service).await?;
-    let kinds = kind.into_iter().collect();
-    let query = journal::Query { since, limit: limit(wanted)?, kinds, service, action };
+    let Page { limit: wanted, since, kind, kinds, service, node, action } = query(&uri)?;
+    let (service, node) = (api.filter(service).await?, api.node_filter(node).await?);
+    let kinds = Kinds::with(kinds, kind);
+    let query = journal::Query { since, limit: limit(wanted)?, kinds, service, node, action };
     Ok(entries(&api, query).await)
 }
 
 /// Decisions to act and decisions not to.
 pub(super) async fn decisions(State(api): State<Api>, uri: Uri) -> Result<Entries, Problem> {
-    let Page { limit: wanted, since, kind, service, action } = query(&uri)?;
-    let kinds = match kind {
-        None => vec![Kind::Decision, Kind::Refusal],
-        Some(kind @ (Kind::Decision | Kind::Refusal)) => vec![kind],
-        Some(_) => return Err(Problem::bad_request("bad_query", "kind: decision or refusal are allowed")),
-    };
-    let service = api.filter(service).await?;
-    let query = journal::Query { since, limit: limit(wanted)?, kinds, service, action };
+    let Page { limit: wanted, since, kind, kinds, service, node, action } = query(&uri)?;
+    let mut kinds = Kinds::with(kinds, kind);
+    if kinds.iter().any(|kind| !matches!(kind, Kind::Decision | Kind::Refusal)) {
+        return Err(Problem::bad_request("bad_query", "kind: decision or refusal are allowed"));
+    }
+    if kinds.is_empty() {
+        kinds = vec![Kind::Decision, Kind::Refusal];
+    }
+    let (service, node) = (api.filter(service).await?, api.node_filter(node).await?);
+    let query = journal::Query { since, limit: limit(wanted)?, kinds, service, node, action };
     Ok(entries(&api, query).await)
 }
 
@@ -215,9 +262,18 @@ pub(super) async fn status(State(api): State<Api>, uri: Uri) -> Result<Json<Stat
 }
 
 /// 200 as long as the loop answers, whatever the status says: this is what Swarm restarts the coordinator by, and a
-/// restart makes no engine readable. Who wants to be told looks at `status` or at the metric `blind`.
-pub(super) async fn healthz(State(api): State<Api>) -> Result<Json<Status>, Problem> {
-    Ok(Json(own_status(&api).await?))
+/// restart makes no engine readable. Who wants to be told looks at the word, or at the metric `blind`.
+pub(super) async fn healthz(State(api): State<Api>) -> Result<Json<serde_json::Value>, Problem> {
+    // Anybody may ask, so nothing more is told; the rest is in `status`.
+    let status = own_status(&api).await?.status;
+    Ok(Json(serde_json::json!({"status": status})))
+}
+
+/// The API's description (OpenAPI 3.1).
+pub(super) const OPENAPI: &str = include_str!("../../openapi.json");
+
+pub(super) async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
 }
 
 pub(super) async fn metrics(State(api): State<Api>) -> Response {

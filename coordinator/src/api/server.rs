@@ -23,9 +23,9 @@ use super::Via;
 use crate::crowd::Crowd;
 
 /// Connections at once.
-const MAX_CONNECTIONS: usize = 512;
+const MAX_CONNECTIONS: usize = 1_024;
 /// Of those, from one address.
-const MAX_PER_ADDRESS: usize = 128;
+const MAX_PER_ADDRESS: usize = 64;
 /// Longest wait for the first byte, a TLS handshake, or the head of a request.
 const HEAD_DEADLINE: Duration = Duration::from_secs(15);
 /// First byte of a TLS handshake record.
@@ -96,18 +96,19 @@ async fn connection(
     // Small answers; waiting for more to send only delays them.
     let _ = stream.set_nodelay(true);
     if first[0] != TLS_HANDSHAKE {
-        return requests(stream, Via { peer, tls: false, operator: None }, router, stop).await;
+        return requests(stream, Via { peer, tls: false, operator: None, manager: None }, router, stop).await;
     }
     let stream = tokio::time::timeout(HEAD_DEADLINE, acceptor.accept(stream)).await.map_err(late)?;
     let stream = stream.map_err(|error| error.to_string())?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let bearer = certificate.and_then(|certificate| Peer::of(certificate).ok());
-    let ours = |bearer: &Peer| bearer.unit == Unit::Operator && bearer.cluster == cluster;
-    let operator = bearer.filter(ours).map(|bearer| bearer.name);
-    requests(stream, Via { peer, tls: true, operator }, router, stop).await
+    let bearer = bearer.filter(|bearer| bearer.cluster == cluster);
+    let named = |unit: Unit| bearer.as_ref().filter(|one| one.unit == unit).map(|one| one.name.clone());
+    let (operator, manager) = (named(Unit::Operator), named(Unit::Manager));
+    requests(stream, Via { peer, tls: true, operator, manager }, router, stop).await
 }
 
-async fn requests<S>(
+pub(super) async fn requests<S>(
     stream: S,
     via: Via,
     router: Router,

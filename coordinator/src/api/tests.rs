@@ -13,6 +13,7 @@ use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use serde_json::Value;
 use swarmguard_common::{
+    api::SwarmName,
     domain::Role,
     journal::{Entry, Kind},
 };
@@ -31,7 +32,7 @@ use tokio_rustls::TlsConnector;
 
 use super::*;
 use crate::{
-    ingest::{Ingest, Limits, hub::Hub},
+    ingest::{Ingest, Limits, hub::Hub, token::Token},
     journal,
     run::{Parts, Runner},
     seam::SwarmApi,
@@ -56,18 +57,23 @@ impl SwarmApi for Nowhere {
     }
 }
 
-struct World {
+pub(super) struct World {
     api: Api,
     journal: Journal,
     stop: watch::Sender<bool>,
 }
 
-fn world(token: Option<&str>, plain: Plain) -> World {
+pub(super) fn world(token: Option<&str>, plain: Plain) -> World {
+    guarded(Access { token: token.map(Token::of), plain, open_reads: true, ..Access::default() })
+}
+
+fn guarded(access: Access) -> World {
     let metrics = Metrics::new();
     let (journal, notices) = journal::open(&journal::Settings::default(), Arc::clone(&metrics));
     let hub = Arc::new(Hub::default());
     let (_, inputs) =
         Ingest::new(Limits::default(), "c".into(), None, Arc::clone(&hub), Arc::clone(&metrics));
+    let glance = Glance::new(SwarmName { id: "c".into(), name: None });
     let (runner, handle) = Runner::new(Parts {
         brain: Brain::new(Settings::new("node1.1")),
         swarm: Arc::new(Nowhere),
@@ -76,18 +82,19 @@ fn world(token: Option<&str>, plain: Plain) -> World {
         journal: journal.clone(),
         notices,
         metrics: Arc::clone(&metrics),
+        glance: Arc::clone(&glance),
     });
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(runner.run(stopped));
-    World { api: Api::new(handle, journal.clone(), metrics, token.map(Token::of), plain), journal, stop }
+    World { api: Api::new(handle, journal.clone(), metrics, access, glance, None), journal, stop }
 }
 
-fn via(peer: &str, tls: bool) -> Via {
-    Via { peer: format!("{peer}:1").parse().expect("an address"), tls, operator: None }
+pub(super) fn via(peer: &str, tls: bool) -> Via {
+    Via { peer: format!("{peer}:1").parse().expect("an address"), tls, operator: None, manager: None }
 }
 
 impl World {
-    async fn call(&self, via: Via, request: Request<Body>) -> Response<Body> {
+    pub(super) async fn call(&self, via: Via, request: Request<Body>) -> Response<Body> {
         let service = TowerToHyperService::new(router(self.api.clone()).layer(Extension(via)));
         service.call(request).await.expect("infallible")
     }
@@ -111,7 +118,7 @@ impl World {
     }
 }
 
-fn get(path: &str) -> Request<Body> {
+pub(super) fn get(path: &str) -> Request<Body> {
     Request::get(path).body(Body::empty()).expect("valid")
 }
 
@@ -144,6 +151,13 @@ async fn what_is_not_known_is_an_error_and_not_an_empty_answer() {
         ("/api/v1/explain", 400, "bad_query"),
         ("/api/v1/explain?service=none", 404, "unknown_service"),
         ("/api/v1/events?from=1", 400, "bad_query"),
+        ("/api/v1/events?kinds=alert,none", 400, "bad_query"),
+        ("/api/v1/events?service=no%20such", 404, "unknown_service"),
+        ("/api/v1/journal?node=no%20such", 404, "unknown_node"),
+        ("/api/v1/series", 400, "bad_query"),
+        ("/api/v1/series?node=a&service=b", 400, "bad_query"),
+        ("/api/v1/series?service=none", 404, "unknown_service"),
+        ("/api/v1/overview?x=1", 400, "bad_query"),
         ("/api/v1/commands/pause", 405, "method_not_allowed"),
     ] {
         let (answered, said, detail) = world.problem(via("10.0.0.1", false), get(path)).await;
@@ -183,7 +197,7 @@ async fn commands_are_checked_to_the_last_field() {
         .insert(header::CONTENT_TYPE, "application/x-www-form-urlencoded".parse().expect("valid"));
     let (status, code, _) = world.problem(via("127.0.0.1", false), form).await;
     assert_eq!((status, code.as_str()), (415, "not_json"));
-    let query = post("/api/v1/commands/pause?service=web", Some(TOKEN), "{}");
+    let query = post("/api/v1/commands/pause?service=web&dry_run=true", Some(TOKEN), "{}");
     let (status, code, _) = world.problem(via("127.0.0.1", false), query).await;
     assert_eq!((status, code.as_str()), (400, "bad_query"));
 }
@@ -217,6 +231,91 @@ async fn commands_need_the_token_and_a_transport_that_hides_it() {
     assert_eq!((status, code.as_str()), (403, "commands_disabled"));
     assert!(detail.contains("SWARMGUARD_OPERATOR_TOKEN_FILE"), "{detail}");
     assert!(disabled.api.0.metrics.text().contains("api_refused_total{reason=\"not_enabled\"} 1"));
+}
+
+#[tokio::test]
+async fn reads_are_closed_unless_somebody_is_known_or_they_were_opened() {
+    let access = Access {
+        token: Some(Token::of(TOKEN)),
+        reader_token: Some(Token::of("a-token-to-read-with")),
+        ..Access::default()
+    };
+    let world = guarded(access);
+    let ask = |path, token: Option<&str>| {
+        let mut request = get(path);
+        if let Some(token) = token {
+            let value = format!("Bearer {token}").parse().expect("valid");
+            request.headers_mut().insert(header::AUTHORIZATION, value);
+        }
+        request
+    };
+    for (from, tls, token, status, code) in [
+        ("10.0.0.1", false, None, 401, "token_needed"),
+        ("10.0.0.1", true, None, 401, "token_needed"),
+        ("10.0.0.1", false, Some(TOKEN), 403, "tls_needed"),
+        ("10.0.0.1", true, Some("a-token-to-read-wits"), 401, "wrong_token"),
+    ] {
+        for path in ["/api/v1/nodes", "/api/v1/events", "/api/v1/overview", "/metrics"] {
+            let (answered, said, _) = world.problem(via(from, tls), ask(path, token)).await;
+            assert_eq!((answered, said.as_str()), (status, code), "{path} from {from}, {tls}, {token:?}");
+        }
+    }
+    let manager = Via { manager: Some("node2".into()), ..via("10.0.0.1", true) };
+    let operator = Via { operator: Some("anna".into()), ..via("10.0.0.1", true) };
+    for (via, token) in [
+        (via("127.0.0.1", false), None),
+        (via("10.0.0.1", false), Some("a-token-to-read-with")),
+        (via("10.0.0.1", true), Some(TOKEN)),
+        (manager, None),
+        (operator, None),
+    ] {
+        let answer = world.call(via.clone(), ask("/api/v1/nodes", token)).await;
+        assert_eq!(answer.status(), StatusCode::OK, "{via:?} {token:?}");
+    }
+    // To read is not to command.
+    let (_, code, _) = world
+        .problem(via("10.0.0.1", true), post("/api/v1/commands/pause", Some("a-token-to-read-with"), "{}"))
+        .await;
+    assert_eq!(code, "wrong_token");
+    let health = world.call(via("10.0.0.1", false), get("/healthz")).await;
+    let body = health.into_body().collect().await.expect("whole").to_bytes();
+    assert_eq!(&body[..], br#"{"status":"degraded"}"#, "who is not known is told no more");
+}
+
+#[tokio::test]
+async fn a_name_that_is_not_ours_is_answered_nothing() {
+    let world =
+        guarded(Access { open_reads: true, hosts: vec!["guard.example".into()], ..Access::default() });
+    for (host, status) in [
+        ("evil.example", 421),
+        ("localhost.evil.example:7480", 421),
+        ("10.0.0.1:7480", 200),
+        ("[fd00::1]:7480", 200),
+        ("localhost:7480", 200),
+        ("Guard.Example", 200),
+    ] {
+        let mut request = get("/api/v1/nodes");
+        request.headers_mut().insert(header::HOST, host.parse().expect("valid"));
+        let answer = world.call(via("127.0.0.1", false), request).await;
+        assert_eq!(answer.status(), status, "{host}");
+    }
+    assert!(world.api.0.metrics.text().contains("api_refused_total{reason=\"host\"} 2"));
+}
+
+#[tokio::test]
+async fn one_address_does_not_take_all_event_streams() {
+    let world = world(None, Plain::Reads);
+    let mut held = Vec::new();
+    for _ in 0..MAX_STREAMS_PER_ADDRESS {
+        held.push(world.call(via("10.0.0.1", false), get("/api/v1/events")).await);
+    }
+    assert!(held.iter().all(|answer| answer.status() == StatusCode::OK));
+    let (status, code, detail) = world.problem(via("10.0.0.1", false), get("/api/v1/events")).await;
+    assert_eq!((status, code.as_str()), (503, "too_many_streams"));
+    assert!(detail.contains("10.0.0.1"), "{detail}");
+    assert_eq!(world.call(via("10.0.0.2", false), get("/api/v1/events")).await.status(), StatusCode::OK);
+    held.pop();
+    assert_eq!(world.call(via("10.0.0.1", false), get("/api/v1/events")).await.status(), StatusCode::OK);
 }
 
 /// A stream of refusals for a client that has everything up to `seen`.
@@ -300,7 +399,7 @@ async fn paused_by(operator: &Identity, address: SocketAddr) -> String {
     let stream = TcpStream::connect(address).await.expect("connected");
     let name = "swarm-manager".try_into().expect("a name");
     let mut secure = TlsConnector::from(Arc::new(config)).connect(name, stream).await.expect("trusted");
-    let command = "POST /api/v1/commands/pause HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+    let command = "POST /api/v1/commands/pause HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
                    Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
     secure.write_all(command.as_bytes()).await.expect("written");
     let mut answer = String::new();
@@ -329,7 +428,7 @@ async fn one_port_speaks_https_and_http_and_knows_operators_by_their_certificate
     }
     let [address, elsewhere] = addresses[..] else { unreachable!("two were bound") };
 
-    let ask = "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let ask = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     let mut plain = TcpStream::connect(address).await.expect("connected");
     plain.write_all(ask.as_bytes()).await.expect("written");
     let mut answer = String::new();

@@ -68,7 +68,7 @@ impl Ingest {
             match frame::read::<ToRouteSource>(&mut stream).await {
                 Ok(Some(ToRouteSource::Drained { tasks })) => self.hub.drained(id, &tasks),
                 // Nothing here needs them yet.
-                Ok(Some(ToRouteSource::Stats(_))) => {}
+                Ok(Some(ToRouteSource::Stats(stats))) => self.hub.figures(id, stats, clock::now()),
                 Ok(Some(ToRouteSource::Hello { .. })) => {
                     return Some((Reason::Unexpected, "a second hello".into()));
                 }

@@ -11,9 +11,10 @@ use std::{
 
 use swarmguard_common::{
     domain::TaskId,
+    time::Time,
     wire::{
         codec::CodecError,
-        routes::{FromRouteSource, Routes},
+        routes::{BalancerStats, FromRouteSource, Routes},
     },
 };
 use swarmguard_runtime::frame;
@@ -50,6 +51,19 @@ struct Balancer {
     /// `None`: it is gone, and only its debt is left.
     urgent: Option<mpsc::Sender<Arc<[u8]>>>,
     owes: BTreeSet<TaskId>,
+    /// Its newest figures, with those before them.
+    figures: Option<Figures>,
+}
+
+/// Two figures of a balancer: what is between them makes rates.
+#[derive(Clone, Debug)]
+pub struct Figures {
+    /// When the newest came.
+    pub at: Time,
+    /// The newest.
+    pub newest: BalancerStats,
+    /// Those before; `None` at first, and when the balancer began anew.
+    pub before: Option<BalancerStats>,
 }
 
 /// A balancer's place in the hub.
@@ -97,7 +111,7 @@ impl Hub {
             // The queue is new and empty.
             let _ = sender.try_send(frame);
         }
-        state.balancers.insert(id, Balancer { name: name.into(), urgent: Some(sender), owes });
+        state.balancers.insert(id, Balancer { name: name.into(), urgent: Some(sender), owes, figures: None });
         drop(state);
         self.pay();
         Some(Seat { id, urgent, routes: self.routes.subscribe() })
@@ -206,6 +220,28 @@ impl Hub {
         drop(state);
         self.routes.send_replace(framed(&FromRouteSource::Routes(routes))?);
         Ok(())
+    }
+
+    /// A balancer told how it does.
+    pub fn figures(&self, id: u64, newest: BalancerStats, at: Time) {
+        if let Some(balancer) = self.state().balancers.get_mut(&id) {
+            let before = balancer.figures.take().map(|figures| figures.newest);
+            let before = before.filter(|before| before.uptime_ms < newest.uptime_ms);
+            balancer.figures = Some(Figures { at, newest, before });
+        }
+    }
+
+    /// All balancers by name: whether connected, and their figures.
+    pub fn balancers(&self) -> Vec<(String, bool, Option<Figures>)> {
+        let state = self.state();
+        let mut all: Vec<_> = state
+            .balancers
+            .values()
+            .map(|one| (one.name.clone(), one.urgent.is_some(), one.figures.clone()))
+            .collect();
+        drop(state);
+        all.sort_by(|(one, ..), (other, ..)| one.cmp(other));
+        all
     }
 
     /// Balancers connected now.

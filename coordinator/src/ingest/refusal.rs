@@ -1,18 +1,14 @@
 //! What ingest refuses: counted by reason always, logged with the peer but not more often than is useful. A hostile peer
 //! must not be able to fill the log any more than the memory.
 
-use std::{collections::BTreeMap, fmt::Display, net::IpAddr, sync::Mutex, time::Duration};
+use std::{fmt::Display, net::IpAddr};
 
-use swarmguard_common::time::Time;
 use swarmguard_runtime::clock;
 
-use crate::metrics::{Metrics, ReasonLabel};
-
-/// The same reason from the same address is logged at most once in this time.
-const QUIET: Duration = Duration::from_secs(10);
-
-/// Most (reason, address) pairs remembered for that; beyond them lines are only counted until old pairs expire.
-const MAX_REMEMBERED: usize = 512;
+use crate::{
+    metrics::{Metrics, ReasonLabel},
+    quiet::Quiet,
+};
 
 /// Why something was refused. The words are stable: they are the values of a metric's label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -100,25 +96,19 @@ impl Reason {
 #[derive(Debug)]
 pub struct Refusals {
     metrics: std::sync::Arc<Metrics>,
-    logged: Mutex<BTreeMap<(Reason, IpAddr), Logged>>,
-}
-
-#[derive(Debug)]
-struct Logged {
-    at: Time,
-    suppressed: u64,
+    quiet: Quiet<Reason>,
 }
 
 impl Refusals {
     /// Counts into `metrics`.
     pub fn new(metrics: std::sync::Arc<Metrics>) -> Self {
-        Self { metrics, logged: Mutex::default() }
+        Self { metrics, quiet: Quiet::default() }
     }
 
     /// Something of `peer` was refused.
     pub fn note(&self, peer: IpAddr, reason: Reason, detail: impl Display) {
         self.metrics.ingest_refused.get_or_create(&ReasonLabel { reason: reason.word().into() }).inc();
-        if let Some(suppressed) = self.speak(peer, reason, clock::now()) {
+        if let Some(suppressed) = self.quiet.speak(peer, reason, clock::now()) {
             tracing::warn!(%peer, reason = reason.word(), suppressed, "refused: {detail}");
         }
     }
@@ -126,56 +116,5 @@ impl Refusals {
     /// How often `reason` was counted so far.
     pub fn count(&self, reason: Reason) -> u64 {
         self.metrics.ingest_refused.get_or_create(&ReasonLabel { reason: reason.word().into() }).get()
-    }
-
-    /// Whether a line may be logged now, and how many were left out since the last one.
-    fn speak(&self, peer: IpAddr, reason: Reason, now: Time) -> Option<u64> {
-        let mut logged = self.logged.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(entry) = logged.get_mut(&(reason, peer)) {
-            if now.since(entry.at) < QUIET {
-                entry.suppressed += 1;
-                return None;
-            }
-            let suppressed = entry.suppressed;
-            *entry = Logged { at: now, suppressed: 0 };
-            return Some(suppressed);
-        }
-        if logged.len() >= MAX_REMEMBERED {
-            logged.retain(|_, entry| now.since(entry.at) < QUIET);
-            if logged.len() >= MAX_REMEMBERED {
-                return None;
-            }
-        }
-        logged.insert((reason, peer), Logged { at: now, suppressed: 0 });
-        Some(0)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::Ipv4Addr;
-
-    use super::*;
-
-    #[test]
-    fn the_same_complaint_is_logged_once_in_a_while_and_says_what_it_left_out() {
-        let refusals = Refusals::new(Metrics::new());
-        let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let start = Time::from_millis(1_000_000);
-        assert_eq!(refusals.speak(peer, Reason::Malformed, start), Some(0));
-        for _ in 0..5 {
-            assert_eq!(refusals.speak(peer, Reason::Malformed, start + QUIET / 2), None);
-        }
-        assert_eq!(refusals.speak(peer, Reason::Oversized, start + QUIET / 2), Some(0));
-        assert_eq!(refusals.speak(peer, Reason::Malformed, start + QUIET), Some(5));
-    }
-
-    #[test]
-    fn many_addresses_do_not_grow_the_memory() {
-        let refusals = Refusals::new(Metrics::new());
-        for number in 0..2_000_u32 {
-            refusals.speak(IpAddr::V4(Ipv4Addr::from(number)), Reason::Handshake, Time::from_millis(5));
-        }
-        assert_eq!(refusals.logged.lock().expect("unpoisoned").len(), MAX_REMEMBERED);
     }
 }

@@ -1,11 +1,16 @@
 //! One row for each action, folded from its journal entries: what, when, how it ended, and how long users waited.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
-use swarmguard_common::journal::{Entry, Kind};
+use swarmguard_common::{
+    api::LastDay,
+    journal::{Entry, Kind},
+};
 
 pub use swarmguard_common::api::{ActionRow, StepRow};
 
+/// What counts as the last day.
+const DAY_MS: u64 = 24 * 3_600 * 1_000;
 /// Actions kept in memory.
 const MAX_ACTIONS: usize = 1_000;
 /// Steps kept for one action; a drain of a large node has many.
@@ -44,6 +49,36 @@ impl History {
     pub fn what_of(&self, action: &str) -> Option<String> {
         let row = self.0.iter().rev().find(|row| row.action == action)?;
         Some(row.what.clone()).filter(|what| !what.is_empty())
+    }
+
+    /// What was done in the 24 hours before `at_ms`, and when each action began that is under way.
+    pub fn last_day(&self, at_ms: u64) -> (LastDay, BTreeMap<String, u64>) {
+        let (mut day, mut mttrs, mut running) = (LastDay::default(), Vec::new(), BTreeMap::new());
+        for row in &self.0 {
+            let Some(ended) = row.ended_at_ms else {
+                running.insert(row.action.clone(), row.started_at_ms);
+                continue;
+            };
+            if ended + DAY_MS < at_ms {
+                continue;
+            }
+            match (row.outcome.as_str(), row.what.as_str()) {
+                ("undone", _) => day.undone += 1,
+                (_, "migrate" | "rebalance") => day.moved += 1,
+                (_, "scale_out" | "scale_in") => day.scaled += 1,
+                _ => {}
+            }
+            mttrs.extend(row.mttr_ms.filter(|_| row.outcome == "done"));
+        }
+        mttrs.sort_by(f64::total_cmp);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "milliseconds of an action"
+        )]
+        let whole = |ms: &f64| ms.round() as u64;
+        day.mttr_p90_ms = mttrs.get((mttrs.len() * 9).div_ceil(10).saturating_sub(1)).map(whole);
+        (day, running)
     }
 
     /// The newest first, at most `limit`.

@@ -11,13 +11,14 @@ mod tests;
 mod writer;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::SyncSender},
 };
 
 use swarmguard_common::{
-    domain::ServiceId,
+    api::LastDay,
+    domain::{NodeId, ServiceId},
     journal::{Entry, Kind},
 };
 use swarmguard_runtime::clock;
@@ -64,15 +65,22 @@ pub struct Query {
     pub kinds: Vec<Kind>,
     /// Only about this service.
     pub service: Option<ServiceId>,
+    /// Only about this node, or an action that goes to it.
+    pub node: Option<NodeId>,
     /// Only steps of this action.
     pub action: Option<String>,
 }
 
 impl Query {
-    fn admits(&self, entry: &Entry) -> bool {
+    /// Whether an entry is wanted.
+    pub fn admits(&self, entry: &Entry) -> bool {
         self.since.is_none_or(|since| entry.id > since)
             && (self.kinds.is_empty() || self.kinds.contains(&entry.kind))
             && self.service.as_ref().is_none_or(|service| entry.service.as_ref() == Some(service))
+            && self
+                .node
+                .as_ref()
+                .is_none_or(|node| entry.node.as_ref() == Some(node) || entry.target.as_ref() == Some(node))
             && self.action.as_ref().is_none_or(|action| entry.action.as_ref() == Some(action))
     }
 
@@ -199,6 +207,11 @@ impl Journal {
         self.shared.memory().history.newest(limit)
     }
 
+    /// What was done in the 24 hours before a moment of the wall clock, and when what is under way began.
+    pub fn last_day(&self, at_ms: u64) -> (LastDay, BTreeMap<String, u64>) {
+        self.shared.memory().history.last_day(at_ms)
+    }
+
     /// What was decided when this action began.
     pub fn what_of(&self, action: &str) -> Option<String> {
         self.shared.memory().history.what_of(action)
@@ -231,6 +244,7 @@ pub fn kind_word(kind: Kind) -> &'static str {
         Kind::Refusal => "refusal",
         Kind::Action => "action",
         Kind::Lease => "lease",
+        Kind::Operator => "operator",
         Kind::Notice => "notice",
     }
 }

@@ -232,6 +232,10 @@ impl Store {
             clauses.push("service = ?".into());
             values.push(Box::new(service.to_string()));
         }
+        if let Some(node) = &query.node {
+            clauses.push("? IN (json_extract(body, '$.node'), json_extract(body, '$.target'))".into());
+            values.push(Box::new(node.to_string()));
+        }
         if let Some(action) = &query.action {
             clauses.push("action = ?".into());
             values.push(Box::new(action.clone()));

@@ -3,10 +3,11 @@
 //! Two ways lead to the engine: bollard for what is only read and has types (events, the engine's own description), and
 //! a client of our own for specs, which must come and go as raw JSON, object by object.
 
+#[cfg(test)]
+mod docker29_tests;
 mod events;
 mod http;
 mod known;
-mod read;
 mod split;
 #[cfg(test)]
 mod tests;
@@ -22,7 +23,6 @@ use std::{
 
 use ::http::Method;
 use futures_util::{StreamExt as _, future::BoxFuture};
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use swarmguard_common::{
     domain::{NodeId, ServiceId, TaskId},
@@ -30,7 +30,10 @@ use swarmguard_common::{
 };
 use swarmguard_core::{
     command::{Command, CommandError, CommandResult},
-    swarm::{Node, RecordObject, Service, Snapshot, Task},
+    swarm::{
+        Node, RecordObject, Service, Snapshot, Task,
+        engine::{self, FromEngine},
+    },
 };
 use swarmguard_runtime::clock;
 use tokio::sync::watch;
@@ -183,12 +186,12 @@ impl Client {
         for service in &plan.past {
             let of = json!({ "service": [service] });
             // Removed meanwhile: it has no tasks.
-            gone_is_empty(self.list("/tasks", Some(&of), read::task, &mut read.past, &mut odd).await)?;
+            gone_is_empty(self.list("/tasks", Some(&of), &mut read.past, &mut odd).await)?;
         }
         let by_id = inside.known.take(taken, &plan, read);
         for ids in by_id.chunks(MAX_IDS) {
             let mut found = Vec::new();
-            self.list("/tasks", Some(&json!({ "id": ids })), read::task, &mut found, &mut odd).await?;
+            self.list("/tasks", Some(&json!({ "id": ids })), &mut found, &mut odd).await?;
             inside.known.take_by_id(taken, ids, found);
         }
         if odd.is_some() && inside.odd != odd {
@@ -201,11 +204,11 @@ impl Client {
     async fn read_nodes(&self, plan: &Plan, into: &mut Vec<Node>, odd: Odd<'_>) -> Result<(), EngineError> {
         match &plan.nodes {
             Pick::Nothing => Ok(()),
-            Pick::All => self.list("/nodes", None, read::node, into, odd).await,
+            Pick::All => self.list("/nodes", None, into, odd).await,
             Pick::Only(nodes) => {
                 for node in nodes {
                     match self.engine.get(&format!("/nodes/{node}")).await {
-                        Ok(text) => take(&text, read::node, into, odd),
+                        Ok(text) => take(&text, into, odd),
                         Err(error) => gone_is_empty(Err(error))?,
                     }
                 }
@@ -222,10 +225,8 @@ impl Client {
     ) -> Result<(), EngineError> {
         match &plan.services {
             Pick::Nothing => Ok(()),
-            Pick::All => self.list("/services", None, read::service, into, odd).await,
-            Pick::Only(services) => {
-                self.list("/services", Some(&json!({ "id": services })), read::service, into, odd).await
-            }
+            Pick::All => self.list("/services", None, into, odd).await,
+            Pick::Only(services) => self.list("/services", Some(&json!({ "id": services })), into, odd).await,
         }
     }
 
@@ -234,11 +235,11 @@ impl Client {
             Pick::Nothing => Ok(()),
             Pick::All => {
                 let wanted = json!({ "desired-state": WANTED });
-                self.list("/tasks", Some(&wanted), read::task, into, odd).await
+                self.list("/tasks", Some(&wanted), into, odd).await
             }
             Pick::Only(services) => {
                 let wanted = json!({ "desired-state": WANTED, "service": services });
-                let found = self.list("/tasks", Some(&wanted), read::task, into, odd).await;
+                let found = self.list("/tasks", Some(&wanted), into, odd).await;
                 if !matches!(found, Err(EngineError::Answer { status: 404, .. })) {
                     return found;
                 }
@@ -246,7 +247,7 @@ impl Client {
                 into.clear();
                 for service in services {
                     let wanted = json!({ "desired-state": WANTED, "service": [service] });
-                    gone_is_empty(self.list("/tasks", Some(&wanted), read::task, into, odd).await)?;
+                    gone_is_empty(self.list("/tasks", Some(&wanted), into, odd).await)?;
                 }
                 Ok(())
             }
@@ -262,20 +263,19 @@ impl Client {
         if !plan.records {
             return Ok(());
         }
-        self.list("/configs", Some(&json!({ "name": ["swarmguard-"] })), read::record, into, odd).await
+        self.list("/configs", Some(&json!({ "name": [engine::OWN_CONFIGS] })), into, odd).await
     }
 
     /// Reads the objects of a list as they arrive; one that is not understood is left out, and why is told.
-    async fn list<T: DeserializeOwned, U: Send>(
+    async fn list<T: FromEngine + Send>(
         &self,
         path: &str,
         filters: Option<&Value>,
-        read: impl Fn(T) -> Option<U> + Send + Sync,
-        into: &mut Vec<U>,
+        into: &mut Vec<T>,
         odd: Odd<'_>,
     ) -> Result<(), EngineError> {
         let filters = filters.map(http::filters).unwrap_or_default();
-        self.engine.list(&format!("{path}{filters}"), |text| take(text, &read, into, odd)).await
+        self.engine.list(&format!("{path}{filters}"), |text| take(text, into, odd)).await
     }
 
     /// The node that the engine runs.
@@ -328,11 +328,11 @@ impl Client {
     pub async fn execute(&self, command: &Command) -> CommandResult {
         let done = match command {
             Command::CreateRecord { name, labels, data } => {
-                let body = json!({ "Name": name, "Labels": labels, "Data": read::encode(data) });
+                let body = json!({ "Name": name, "Labels": labels, "Data": engine::encode(data) });
                 self.post("/configs/create".into(), &body).await
             }
             Command::UpdateRecord { id, version, name, labels, data } => {
-                let body = json!({ "Name": name, "Labels": labels, "Data": read::encode(data) });
+                let body = json!({ "Name": name, "Labels": labels, "Data": engine::encode(data) });
                 self.post(format!("/configs/{id}/update?version={version}"), &body).await
             }
             Command::RemoveRecord { id } => {
@@ -392,9 +392,9 @@ impl SwarmApi for Client {
 /// Why an object was not understood, if one was not.
 type Odd<'a> = &'a mut Option<String>;
 
-fn take<T: DeserializeOwned, U>(text: &[u8], read: impl Fn(T) -> Option<U>, into: &mut Vec<U>, odd: Odd<'_>) {
+fn take<T: FromEngine>(text: &[u8], into: &mut Vec<T>, odd: Odd<'_>) {
     match serde_json::from_slice(text) {
-        Ok(object) => into.extend(read(object)),
+        Ok(object) => into.extend(T::from_raw(object)),
         Err(error) => drop(odd.get_or_insert_with(|| error.to_string())),
     }
 }

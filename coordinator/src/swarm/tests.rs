@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use swarmguard_core::swarm::{Availability, Mode, TaskState};
+use swarmguard_core::swarm::{Availability, Mode, TaskState, UpdateState};
 use swarmguard_tests::played_engine::{Fault, Objects, PlayedEngine, until};
 use tokio::net::UnixListener;
 
@@ -36,7 +36,9 @@ const TASKS: &str = r#"[{"ID":"2i8qhcfdfedsbppdbcljm6kw0","Version":{"Index":112
     {"ID":"d1","ServiceID":"qr8husmffszycuwnxtqu984r6","Slot":3,"NodeID":"fijrjyhz7f3on0fewoy2drmr1",
     "Status":{"State":"failed"},"DesiredState":"shutdown"}]"#;
 const CONFIGS: &str = r#"[{"ID":"c1","Version":{"Index":9},"Spec":{"Name":"swarmguard-act-abc","Labels":{"a":"b"},"Data":"aGVsbG8="}},
-    {"ID":"c2","Version":{"Index":9},"Spec":{"Name":"swarmguard-balancer-ca","Labels":{},"Data":"aGVsbG8="}}]"#;
+    {"ID":"c3","Version":{"Index":10},"Spec":{"Name":"swarmguard-settings","Labels":{"pause":"all"}}},
+    {"ID":"c4","Version":{"Index":11},"Spec":{"Name":"swarmguard-job-j1","Labels":{}}},
+    {"ID":"c2","Version":{"Index":9},"Spec":{"Name":"somebody-elses","Labels":{},"Data":"aGVsbG8="}}]"#;
 
 type Said = Arc<Mutex<Vec<(String, Value)>>>;
 
@@ -106,8 +108,8 @@ async fn a_snapshot_holds_what_is_judged_and_the_raw_specs() {
     assert_eq!(names, ["job", "web"], "the odd one is left out, the others are not");
     let web = snapshot.services.values().find(|service| service.name == "web").expect("there");
     assert_eq!(
-        (web.mode, web.version, web.update_state.as_deref()),
-        (Mode::Replicated(3), 106, Some("completed"))
+        (web.mode, web.version, web.update_state),
+        (Mode::Replicated(3), 106, Some(UpdateState::Completed))
     );
     assert_eq!(web.previous_spec, None);
     assert!(web.policy.as_ref().is_ok_and(|policy| policy.enabled));
@@ -133,7 +135,12 @@ async fn a_snapshot_holds_what_is_judged_and_the_raw_specs() {
     assert!(tasks[0].is_serving() && tasks[0].container.is_some());
     assert_eq!((tasks[1].state, tasks[1].node.as_ref()), (TaskState::Pending, None));
     assert_eq!(tasks[1].message, "no suitable node");
-    assert_eq!(snapshot.records.len(), 1, "configs of other names are not records");
+    let ours: Vec<&str> = snapshot.records.keys().map(String::as_str).collect();
+    let expected = ["swarmguard-act-abc", "swarmguard-job-j1", "swarmguard-settings"];
+    assert_eq!(
+        ours, expected,
+        "all configs of ours, the operator's settings and jobs included, and nobody else's"
+    );
     assert_eq!(snapshot.records["swarmguard-act-abc"].data, b"hello");
 }
 

@@ -35,6 +35,9 @@ struct StageArgs {
     /// File with the operator's token
     #[arg(long)]
     token_file: Option<PathBuf>,
+    /// Send requests through the balancers on this overlay network, not through the routing mesh
+    #[arg(long)]
+    network: Option<String>,
 }
 
 #[derive(Subcommand)]
@@ -109,8 +112,8 @@ struct MigrateArgs {
     #[arg(long, default_value = "balancer_balancer")]
     balancer: String,
     /// The overlay network that it is on
-    #[arg(long)]
-    network: String,
+    #[arg(long = "on-network")]
+    on_network: String,
     /// Port of the balancers on their nodes
     #[arg(long, default_value_t = 8081)]
     port: u16,
@@ -148,6 +151,12 @@ struct DemoArgs {
     /// Where the report goes
     #[arg(long, default_value = "target/demo/report.json")]
     report: PathBuf,
+    /// What the nodes are, for the report
+    #[arg(long, default_value = "unknown")]
+    nodes_are: String,
+    /// How the programs were built, for the report
+    #[arg(long, default_value = "unknown")]
+    programs: String,
     /// Seconds after which the demo gives up on the repair
     #[arg(long, default_value_t = 120)]
     limit: u64,
@@ -165,7 +174,8 @@ fn main() -> Result<ExitCode> {
 }
 
 async fn run(cli: Cli) -> Result<ExitCode> {
-    let stage = Stage::open(&cli.stage.state, &cli.stage.images, cli.stage.token_file.as_deref()).await?;
+    let StageArgs { state, images, token_file, network } = &cli.stage;
+    let stage = Stage::open(state, images, token_file.as_deref(), network.as_deref()).await?;
     let passed = match cli.command {
         Command::Load => {
             stage.load_images().await?;
@@ -178,6 +188,8 @@ async fn run(cli: Cli) -> Result<ExitCode> {
                 port: args.port,
                 rate_hz: args.rate,
                 heat: &args.heat,
+                nodes_are: &args.nodes_are,
+                programs: &args.programs,
                 report: &args.report,
                 limit: Duration::from_secs(args.limit),
             };
@@ -201,7 +213,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             let token = stage.token.as_deref().context("it gives orders: add --token-file")?;
             let migrate = Migrate {
                 balancer: &args.balancer,
-                network: &args.network,
+                network: &args.on_network,
                 port: args.port,
                 migrations: args.migrations,
                 surge_every: args.surge_every,
@@ -215,7 +227,8 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Traffic { port, rate, seconds } => {
             let targets = stage.cluster.everywhere(port);
             let limit = Duration::from_secs(20);
-            let load = Load::start(Plan { targets, path: "/".to_owned(), workers: 8, rate_hz: rate, limit });
+            let (host, path) = ("web".to_owned(), "/".to_owned());
+            let load = Load::start(Plan { targets, host, path, workers: 8, rate_hz: rate, limit });
             tokio::time::sleep(Duration::from_secs(seconds)).await;
             let stats = load.finish().await;
             for failure in &stats.failures {

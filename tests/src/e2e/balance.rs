@@ -142,6 +142,7 @@ impl Balance<'_> {
         run.serving().await?;
         let load = Load::start(Plan {
             targets: run.targets.clone(),
+            host: "web".to_owned(),
             path: "/".to_owned(),
             workers: 8,
             rate_hz: self.rate_hz,

@@ -7,8 +7,8 @@ use anyhow::Result;
 use swarmguard_common::time::Time;
 use swarmguard_runtime::clock::now;
 
-use super::report::{self, Report};
-use super::stage::{Stage, until};
+use super::report::{self, Real, Report};
+use super::stage::{Front, Stage, until};
 use super::trial::{Move, Trial};
 use crate::api::{is_about, line};
 use crate::tasks::{Seen, Tasks};
@@ -24,6 +24,10 @@ pub struct Demo<'a> {
     pub rate_hz: f64,
     /// What the replica is told.
     pub heat: &'a str,
+    /// What the nodes are, for the report.
+    pub nodes_are: &'a str,
+    /// How the programs were built, for the report.
+    pub programs: &'a str,
     /// Where the report goes.
     pub report: &'a Path,
     /// How long the whole repair may take before the demo gives up.
@@ -38,12 +42,12 @@ impl Demo<'_> {
     pub async fn play(&self, stage: &Stage) -> Result<bool> {
         say("waiting until the coordinator hears every agent");
         stage.ready(Duration::from_secs(180)).await?;
-        say("waiting until the workload serves on every node's port");
+        say("waiting until the workload serves wherever requests come in");
         let trial = Trial::adopt(stage, self.service, self.port, self.rate_hz).await?;
         let before = trial.watcher.tasks();
         let (victim_id, victim) = stage.victim(&before)?;
         let source = stage.cluster.name(&victim.node).to_owned();
-        say(&format!("traffic: {} requests a second to every node, each failure counted", self.rate_hz));
+        say(&format!("traffic: {} requests a second, each failure counted", self.rate_hz));
         let mut narrator = Narrator::default();
         narrator.listen(&trial, Duration::from_secs(4), || false).await;
         say(&format!("heating the replica on {source}: {}", self.heat));
@@ -91,11 +95,21 @@ impl Demo<'_> {
             scenario: "migration".to_owned(),
             engine_version: stage.cluster.swarm().version().await?,
             nodes: stage.cluster.nodes.len(),
+            real: Real {
+                nodes: self.nodes_are.to_owned(),
+                requests: match &stage.front {
+                    Front::Mesh => "through Swarm's routing mesh".to_owned(),
+                    Front::Balancers { targets, .. } => {
+                        format!("through {} SwarmGuard balancers on their nodes' own ports", targets.len())
+                    }
+                },
+                programs: self.programs.to_owned(),
+            },
             requests_sent: stats.sent,
             requests_failed: stats.failed,
             detect_ms: between(first_at, alert_at),
             decide_ms: between(alert_at, decided_at),
-            mttr_ms: between(first_at, moved.as_ref().map(|moved| moved.done)),
+            repaired_ms: between(first_at, moved.as_ref().map(|moved| moved.done)),
             overlap_ms: moved.as_ref().map(|moved| moved.overlap_ms),
             source: Some(stage.cluster.name(&victim.node).to_owned()),
             target: moved.as_ref().map(|moved| stage.cluster.name(&moved.new.node).to_owned()),

@@ -1,6 +1,5 @@
-//! Telling one particular replica to be busy, through the same routing mesh that everybody uses.
+//! Telling one particular replica to be busy, through the same door that everybody uses.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -9,21 +8,23 @@ use axum::http::{Method, StatusCode};
 
 use crate::http::{Endpoint, text};
 
-/// How often the mesh is asked until it hits the replica meant.
+/// How often the door is asked until it hits the replica meant.
 const TRIES: usize = 200;
 
-/// Sends `path` (with a query, without `host=`) to the replica whose container has the host name `host`: the mesh hands
-/// requests out in turns, and every other replica declines.
+/// Sends `path` (with a query, without `host=`) to the replica whose container has the host name `host`: mesh and
+/// balancers hand requests out in turns, and every other replica declines.
 ///
 /// # Errors
 /// Where the replica is not reached, or refuses.
-pub async fn tell(targets: &[SocketAddr], host: &str, path: &str) -> Result<()> {
+pub async fn tell(doors: &[Endpoint], host: &str, path: &str) -> Result<()> {
     let separator = if path.contains('?') { '&' } else { '?' };
     let path = format!("{path}{separator}host={host}");
     let mut last = String::new();
     for attempt in 0..TRIES {
-        let endpoint = Endpoint::Tcp(targets[attempt % targets.len()]);
-        match endpoint.call(Method::POST, &path, Bytes::new(), Duration::from_secs(10)).await {
+        match doors[attempt % doors.len()]
+            .call(Method::POST, &path, Bytes::new(), Duration::from_secs(10))
+            .await
+        {
             Ok((StatusCode::OK, _)) => return Ok(()),
             Ok((StatusCode::MISDIRECTED_REQUEST, body)) => last = text(&body),
             Ok((status, body)) => bail!("{host} refused {path}: {status}: {}", text(&body)),

@@ -16,6 +16,8 @@ pub struct Report {
     pub engine_version: String,
     /// Nodes of the swarm.
     pub nodes: usize,
+    /// What was real, and what stood in for something.
+    pub real: Real,
     /// Requests sent, from before the heat until after the end.
     pub requests_sent: u64,
     /// Of these, not answered with 200 in time. Nothing is sent twice.
@@ -25,7 +27,7 @@ pub struct Report {
     /// Alert until the decision.
     pub decide_ms: Option<u64>,
     /// First sample over the threshold until the successor was healthy and the old replica told to stop.
-    pub mttr_ms: Option<u64>,
+    pub repaired_ms: Option<u64>,
     /// For how long both replicas served; negative would be a gap.
     pub overlap_ms: Option<i64>,
     /// Node that the replica left.
@@ -46,6 +48,17 @@ pub struct Report {
     pub journal: Vec<Entry>,
 }
 
+/// What the cluster was made of.
+#[derive(Clone, Debug, Serialize)]
+pub struct Real {
+    /// The nodes.
+    pub nodes: String,
+    /// The way that requests took.
+    pub requests: String,
+    /// How the programs were built.
+    pub programs: String,
+}
+
 impl Report {
     /// For people.
     pub fn text(&self) -> String {
@@ -54,6 +67,9 @@ impl Report {
         let overlap = self.overlap_ms.map_or("-".to_owned(), |ms| format!("{ms} ms"));
         [
             format!("  engine        {} on {} nodes", self.engine_version, self.nodes),
+            format!("  nodes are     {}", self.real.nodes),
+            format!("  requests go   {}", self.real.requests),
+            format!("  programs      {} build", self.real.programs),
             format!("  requests      {} sent, {} failed", self.requests_sent, self.requests_failed),
             format!("  moved         {} -> {}", name(&self.source), name(&self.target)),
             format!("  detected in   {} (first sample over the threshold -> alert)", ms(self.detect_ms)),
@@ -63,7 +79,7 @@ impl Report {
             ),
             format!(
                 "  repaired in   {} (first sample -> successor healthy, old one told to stop)",
-                ms(self.mttr_ms)
+                ms(self.repaired_ms)
             ),
             format!("  overlap       {overlap} (both replicas served)"),
             format!("  replicas      {} before, {} after", self.replicas_before, self.replicas_after),

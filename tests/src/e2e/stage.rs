@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use swarmguard_runtime::clock::now;
 use tokio::task::JoinSet;
 
+use super::service::Web;
 use crate::api::Coordinator;
 use crate::cluster::Cluster;
 use crate::http::Endpoint;
@@ -31,6 +32,27 @@ pub struct Image {
     pub archive: PathBuf,
 }
 
+/// How requests come to the replicas of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Front {
+    /// Through Swarm's routing mesh, which needs a kernel with IPVS: every node answers on the published port.
+    Mesh,
+    /// Through SwarmGuard's balancers on this overlay network, found by the requests' host.
+    Balancers {
+        /// The network that balancers and services are on.
+        network: String,
+        /// Where the balancers listen.
+        targets: Vec<SocketAddr>,
+    },
+}
+
+/// The balancers' service, and their port on the nodes that they run on.
+const BALANCER: &str = "balancer_balancer";
+const BALANCER_PORT: u16 = 8081;
+
+/// How long balancers may take to start.
+const START: Duration = Duration::from_secs(180);
+
 /// The cluster and what is needed on it.
 #[derive(Clone, Debug)]
 pub struct Stage {
@@ -42,14 +64,22 @@ pub struct Stage {
     pub coordinator: Coordinator,
     /// The operator's token for commands, where one was given.
     pub token: Option<String>,
+    /// How requests come in.
+    pub front: Front,
 }
 
 impl Stage {
-    /// Opens a cluster, the list of images, and the file with the operator's token.
+    /// Opens a cluster, the list of images, and the file with the operator's token. Requests go through the balancers on
+    /// `network`, where one is named.
     ///
     /// # Errors
-    /// Where a file cannot be read or an engine does not answer.
-    pub async fn open(state: &Path, images: &Path, token: Option<&Path>) -> Result<Self> {
+    /// Where a file cannot be read, an engine does not answer, or balancers do not come to run.
+    pub async fn open(
+        state: &Path,
+        images: &Path,
+        token: Option<&Path>,
+        network: Option<&str>,
+    ) -> Result<Self> {
         let cluster = Cluster::open(state).await?;
         let text = std::fs::read(images)
             .with_context(|| format!("cannot read {}: run cargo xtask image", images.display()))?;
@@ -62,7 +92,48 @@ impl Stage {
             text.with_context(|| format!("cannot read {}", path.display()))
         };
         let token = token.map(read).transpose()?.map(|text| text.trim().to_owned());
-        Ok(Stage { cluster, images, coordinator, token })
+        let front = match network {
+            None => Front::Mesh,
+            Some(network) => {
+                let targets = balancers(&cluster).await?;
+                Front::Balancers { network: network.to_owned(), targets }
+            }
+        };
+        Ok(Stage { cluster, images, coordinator, token, front })
+    }
+
+    /// Where requests for a service published on `port` are sent.
+    pub fn targets(&self, port: u16) -> Vec<SocketAddr> {
+        match &self.front {
+            Front::Mesh => self.cluster.everywhere(port),
+            Front::Balancers { targets, .. } => targets.clone(),
+        }
+    }
+
+    /// The same as endpoints, of the service of this name.
+    pub fn doors(&self, service: &str, port: u16) -> Vec<Endpoint> {
+        let door = |target| Endpoint::Host(target, service.to_owned());
+        self.targets(port).into_iter().map(door).collect()
+    }
+
+    /// The spec of a service that requests can come to as they do here.
+    pub fn spec(&self, web: &Web) -> Value {
+        let mut web = web.clone();
+        let Front::Balancers { network, .. } = &self.front else { return web.spec() };
+        web = web.label("swarmguard.lb.port", "8080");
+        // A node with half a CPU: what its engine takes for health checks is missing to the replica.
+        web = web.label("swarmguard.cpu.high", "50");
+        let host = web.name.clone();
+        let mut spec = web.label("swarmguard.lb.host", &host).spec();
+        spec["TaskTemplate"]["Networks"] = json!([{"Target": network}]);
+        let check = &mut spec["TaskTemplate"]["ContainerSpec"]["Healthcheck"];
+        // Four seconds are for emulated nodes, where a check is expensive.
+        if check.get("Interval").is_some() {
+            check["Interval"] = json!(1_000_000_000_u64);
+        }
+        // Virtual addresses need IPVS as well; balancers take the replicas' own.
+        spec["EndpointSpec"] = json!({"Mode": "dnsrr"});
+        spec
     }
 
     /// The ID of an image.
@@ -112,22 +183,22 @@ impl Stage {
         .await
     }
 
-    /// Waits until `count` replicas of a service serve and the mesh answers for it on every node.
+    /// Waits until `count` replicas of the service of this name serve and it answers wherever requests come in.
     ///
     /// # Errors
     /// After `limit`.
     pub async fn serving(
         &self,
         watcher: &Watcher,
+        name: &str,
         count: usize,
         port: u16,
         limit: Duration,
     ) -> Result<Tasks> {
         let what = format!("{count} replicas serve");
         until(&what, limit, || async { Ok(watcher.serving().len() == count) }).await?;
-        for target in self.cluster.everywhere(port) {
-            let endpoint = Endpoint::Tcp(target);
-            until(&format!("{target} answers"), limit, || async { Ok(endpoint.get_json("/").await.is_ok()) })
+        for door in self.doors(name, port) {
+            until(&format!("{door} answers"), limit, || async { Ok(door.get_json("/").await.is_ok()) })
                 .await?;
         }
         Ok(watcher.serving())
@@ -142,16 +213,34 @@ impl Stage {
         placement
     }
 
-    /// A replica to make hot: one off the managers where there is one, so that the coordinator's own node stays calm.
+    /// A replica to make hot: one off the managers where there is one, so that the coordinator's own node stays calm, and
+    /// best off the balancers, so that its node can go without taking a door along.
     ///
     /// # Errors
     /// Where none serves.
     pub fn victim(&self, tasks: &Tasks) -> Result<(String, Seen)> {
         let on_manager = |task: &Seen| self.cluster.node(&task.node).is_some_and(|node| node.manager);
         let serving = tasks.iter().filter(|(_, task)| task.serves());
-        let chosen = serving.min_by_key(|(_, task)| on_manager(task));
+        let has_balancer = |task: &Seen| match (&self.front, self.cluster.node(&task.node)) {
+            (Front::Balancers { targets, .. }, Some(node)) => {
+                targets.iter().any(|target| target.ip() == node.ip)
+            }
+            _ => false,
+        };
+        let chosen = serving.min_by_key(|(_, task)| (on_manager(task), has_balancer(task)));
         chosen.map(|(id, task)| (id.clone(), task.clone())).context("no replica serves")
     }
+}
+
+/// Where the balancers listen, once all of them run.
+async fn balancers(cluster: &Cluster) -> Result<Vec<SocketAddr>> {
+    let service = cluster.swarm().service_by_name(BALANCER).await?;
+    let id = service["ID"].as_str().context("a service without ID")?;
+    let wanted = service["Spec"]["Mode"]["Replicated"]["Replicas"].as_u64().unwrap_or(1);
+    let watcher = Watcher::start(cluster.swarm().clone(), id);
+    until("every balancer runs", START, || async { Ok(watcher.serving().len() as u64 == wanted) }).await?;
+    let nodes = watcher.serving().into_values().filter_map(|task| cluster.node(&task.node).cloned());
+    Ok(nodes.map(|node| SocketAddr::new(node.ip, BALANCER_PORT)).collect())
 }
 
 /// Does the coordinator's list of nodes hold a live lease of this one?

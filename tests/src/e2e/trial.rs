@@ -65,7 +65,7 @@ impl<'a> Trial<'a> {
     /// # Errors
     /// Where it cannot be created or does not come to serve.
     pub async fn begin(stage: &'a Stage, web: &Web, rate_hz: f64) -> Result<Trial<'a>> {
-        stage.cluster.swarm().create_service(&web.spec()).await?;
+        stage.cluster.swarm().create_service(&stage.spec(web)).await?;
         Self::adopt(stage, &web.name, web.port, rate_hz).await
     }
 
@@ -79,14 +79,15 @@ impl<'a> Trial<'a> {
         let id = service["ID"].as_str().context("a service without ID")?.to_owned();
         let replicas = service["Spec"]["Mode"]["Replicated"]["Replicas"].as_u64().unwrap_or(1);
         let watcher = Watcher::start(engine.clone(), &id);
-        stage.serving(&watcher, usize::try_from(replicas)?, port, START).await?;
+        stage.serving(&watcher, name, usize::try_from(replicas)?, port, START).await?;
         let mut availability = BTreeMap::new();
         for node in &stage.cluster.nodes {
             availability.insert(node.id.clone(), stage.cluster.availability(&node.id).await?);
         }
         let journal = Journal::follow(stage.coordinator.clone()).await?;
         let load = Load::start(Plan {
-            targets: stage.cluster.everywhere(port),
+            targets: stage.targets(port),
+            host: name.to_owned(),
             path: "/".to_owned(),
             workers: 8,
             rate_hz,
@@ -116,8 +117,8 @@ impl<'a> Trial<'a> {
     /// # Errors
     /// Where it is not reached.
     pub async fn heat(&self, victim: &Seen, path: &str) -> Result<Time> {
-        let targets = self.stage.cluster.everywhere(self.port);
-        heat::tell(&targets, victim.host(), path).await?;
+        let doors = self.stage.doors(&self.name, self.port);
+        heat::tell(&doors, victim.host(), path).await?;
         Ok(now())
     }
 

@@ -14,7 +14,7 @@ use swarmguard_common::{
 use swarmguard_core::{
     action::{TARGET_LOST, action_name},
     command::{Command, CommandResult},
-    swarm::Availability,
+    swarm::{Availability, UpdateState},
 };
 
 use super::scenario::{Class, Pattern, Scenario};
@@ -92,8 +92,8 @@ fn action_of<'a>(swarm: &'a SwarmModel, service: &ServiceId) -> Option<&'a BTree
 /// Whether an undo waits for a rollout of somebody else that failed and stands paused: for as long as they leave it so,
 /// because a write would start it anew.
 fn waits_for_others(swarm: &SwarmModel, service: &ServiceId) -> bool {
-    let paused =
-        swarm.services[service].update_state.as_deref().is_some_and(|state| state.ends_with("paused"));
+    let state = swarm.services[service].update_state;
+    let paused = matches!(state, Some(UpdateState::Paused | UpdateState::RollbackPaused));
     paused && action_of(swarm, service).is_some_and(|labels| labels["swarmguard.state"] == "undoing")
 }
 

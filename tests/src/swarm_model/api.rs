@@ -1,34 +1,47 @@
 //! The engine API of the model: snapshots and the writes that SwarmGuard makes, and those that an operator makes.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use swarmguard_common::{
-    domain::{NetworkId, NodeId, ServiceId},
-    labels::ServicePolicy,
-};
+use swarmguard_common::domain::{NodeId, ServiceId};
 use swarmguard_core::{
     command::{Command, CommandError, CommandResult},
-    swarm::{Availability, Mode, Node, RecordObject, Service, Snapshot, Task, TaskState},
+    swarm::{
+        Availability, Node, RecordObject, Service, Snapshot, Task, TaskState,
+        engine::{self, FromEngine},
+    },
 };
 
-use super::{ModelService, SwarmModel, Workload, id, placement::hostname};
+use super::{ModelNode, ModelService, ModelTask, SwarmModel, Workload, id, placement::hostname};
 
 impl SwarmModel {
     /// What a coordinator on `own_node` reads.
     pub fn snapshot(&self, own_node: &NodeId) -> Snapshot {
+        let nodes = self.nodes.values().map(|node| self.node_json(node));
+        let services = self.services.values().map(service_json);
+        let tasks = self.tasks.values().map(task_json);
+        let ours = self.configs.values().filter(|config| config.name.starts_with(engine::OWN_CONFIGS));
         Snapshot {
             taken: self.now,
             own_node: Some(own_node.clone()),
-            nodes: self.nodes.keys().map(|id| (id.clone(), self.read_node(id))).collect(),
-            services: self
-                .services
-                .values()
-                .map(|service| (service.id.clone(), read_service(service)))
+            nodes: read(nodes).map(|node: Node| (node.id.clone(), node)).collect(),
+            services: read(services).map(|service: Service| (service.id.clone(), service)).collect(),
+            tasks: read(tasks).map(|task: Task| (task.id.clone(), task)).collect(),
+            records: read(ours.map(config_json))
+                .map(|record: RecordObject| (record.name.clone(), record))
                 .collect(),
-            tasks: self.tasks.keys().map(|id| (id.clone(), self.read_task(&self.tasks[id]))).collect(),
-            records: self.configs.values().map(|config| (config.name.clone(), config.clone())).collect(),
         }
+    }
+
+    /// All objects of a kind (`nodes`, `services`, `tasks`, `configs`) as the engine lists them.
+    pub fn engine_json(&self, kind: &str) -> Option<Vec<Value>> {
+        Some(match kind {
+            "nodes" => self.nodes.values().map(|node| self.node_json(node)).collect(),
+            "services" => self.services.values().map(service_json).collect(),
+            "tasks" => self.tasks.values().map(task_json).collect(),
+            "configs" => self.configs.values().map(config_json).collect(),
+            _ => return None,
+        })
     }
 
     /// Carries out what a coordinator asks of Swarm. Balancer commands are not Swarm's and answer `Ok`.
@@ -182,81 +195,100 @@ impl SwarmModel {
         Ok(())
     }
 
-    fn read_node(&self, node: &NodeId) -> Node {
-        let found = &self.nodes[node];
-        Node {
-            id: found.id.clone(),
-            version: found.version,
-            hostname: hostname(found),
-            manager: found.manager,
-            leader: found.id == self.leader,
-            ready: found.ready && !found.is_unknown(),
-            unknown: found.is_unknown(),
-            availability: found.availability(),
-            labels: BTreeMap::new(),
-            engine_labels: BTreeMap::new(),
-            engine_version: "20.10.24".into(),
-            os: "linux".into(),
-            architecture: "x86_64".into(),
-            nano_cpus: 1_000_000_000,
-            memory_bytes: 1 << 30,
-            spec: found.spec.clone(),
+    /// A node as the engine lists it.
+    fn node_json(&self, node: &ModelNode) -> Value {
+        let state = match (node.ready, node.is_unknown()) {
+            (_, true) => "unknown",
+            (true, _) => "ready",
+            (false, _) => "down",
+        };
+        let mut json = json!({
+            "ID": node.id,
+            "Version": {"Index": node.version},
+            "Spec": node.spec,
+            "Description": {
+                "Hostname": hostname(node),
+                "Platform": {"Architecture": "x86_64", "OS": "linux"},
+                "Resources": {"NanoCPUs": 1_000_000_000_i64, "MemoryBytes": 1_i64 << 30},
+                "Engine": {"EngineVersion": "20.10.24"},
+            },
+            "Status": {"State": state},
+        });
+        if node.manager {
+            json["ManagerStatus"] = json!({"Leader": node.id == self.leader});
         }
-    }
-
-    fn read_task(&self, task: &super::ModelTask) -> Task {
-        Task {
-            id: task.id.clone(),
-            service: task.service.clone(),
-            slot: task.slot,
-            node: task.node.clone(),
-            desired: task.desired,
-            state: task.state,
-            container: task.container(),
-            addresses: Vec::new(),
-            attachments: vec![on_network(3, task.number)],
-            message: if task.state == TaskState::Pending { "no suitable node".into() } else { String::new() },
-            job_iteration: task.job_iteration,
-        }
+        json
     }
 }
 
+/// A service as the engine lists it.
+fn service_json(service: &ModelService) -> Value {
+    let mut json = json!({
+        "ID": service.id,
+        "Version": {"Index": service.version},
+        "Spec": service.spec,
+        "Endpoint": {"VirtualIPs": [on_network(2, number_in(service.id.as_str()))]},
+    });
+    if let Some(previous) = &service.previous_spec {
+        json["PreviousSpec"] = previous.clone();
+    }
+    if let Some(state) = service.update_state {
+        json["UpdateStatus"] = json!({"State": state});
+    }
+    if let Some(iteration) = service.job_iteration {
+        json["JobStatus"] = json!({"JobIteration": {"Index": iteration}});
+    }
+    json
+}
+
+/// A task as the engine lists it.
+fn task_json(task: &ModelTask) -> Value {
+    let mut status = json!({"State": task.state});
+    if task.state == TaskState::Pending {
+        status["Err"] = json!("no suitable node");
+    }
+    if let Some(container) = task.container() {
+        status["ContainerStatus"] = json!({"ContainerID": container});
+    }
+    let address = on_network(3, task.number);
+    let mut json = json!({
+        "ID": task.id,
+        "ServiceID": task.service,
+        "Slot": task.slot,
+        "DesiredState": task.desired,
+        "Status": status,
+        "NetworksAttachments": [{"Network": {"ID": address["NetworkID"]}, "Addresses": [address["Addr"]]}],
+    });
+    if let Some(node) = &task.node {
+        json["NodeID"] = json!(node);
+    }
+    if let Some(iteration) = task.job_iteration {
+        json["JobIteration"] = json!({"Index": iteration});
+    }
+    json
+}
+
+/// A config as the engine lists it.
+fn config_json(config: &RecordObject) -> Value {
+    json!({
+        "ID": config.id,
+        "Version": {"Index": config.version},
+        "Spec": {"Name": config.name, "Labels": config.labels, "Data": engine::encode(&config.data)},
+    })
+}
+
+/// What the coordinator makes of objects that the engine lists: read by the code that reads a real engine's.
+fn read<T: FromEngine>(objects: impl Iterator<Item = Value>) -> impl Iterator<Item = T> {
+    objects.filter_map(|object| engine::one(object).expect("the model makes whole objects"))
+}
+
 /// An address on the one network that everything is attached to.
-fn on_network(block: u8, number: u64) -> (NetworkId, Ipv4Addr) {
+fn on_network(block: u8, number: u64) -> Value {
     let [.., third, fourth] = number.to_be_bytes();
-    (id("net1"), [10, block, third, fourth].into())
+    json!({"NetworkID": "net1", "Addr": format!("10.{block}.{third}.{fourth}/16")})
 }
 
 /// The number that an ID of the model ends with.
 fn number_in(id: &str) -> u64 {
     id.trim_start_matches(|letter: char| !letter.is_ascii_digit()).parse().unwrap_or_default()
-}
-
-fn read_service(service: &ModelService) -> Service {
-    let labels = service.spec["Labels"].as_object();
-    let pairs = labels.into_iter().flatten().filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)));
-    Service {
-        id: service.id.clone(),
-        version: service.version,
-        name: service.spec["Name"].as_str().unwrap_or_default().into(),
-        mode: mode(service),
-        policy: ServicePolicy::from_labels(pairs),
-        spec: service.spec.clone(),
-        previous_spec: service.previous_spec.clone(),
-        update_state: service.update_state.clone(),
-        job_iteration: service.job_iteration,
-        virtual_addresses: vec![on_network(2, number_in(service.id.as_str()))],
-    }
-}
-
-fn mode(service: &ModelService) -> Mode {
-    let job = &service.spec["Mode"]["ReplicatedJob"];
-    let number = |key: &str| job[key].as_u64().unwrap_or(1);
-    match service.job_iteration {
-        None => Mode::Replicated(service.replicas()),
-        Some(_) => Mode::ReplicatedJob {
-            concurrent: number("MaxConcurrent"),
-            completions: number("TotalCompletions"),
-        },
-    }
 }

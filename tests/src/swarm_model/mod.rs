@@ -6,6 +6,7 @@
 //! knows nothing of SwarmGuard but the snapshot and command types.
 
 mod api;
+pub mod http;
 mod node;
 mod orchestrator;
 mod placement;
@@ -20,7 +21,7 @@ use swarmguard_common::{
     domain::{ContainerId, NodeId, ServiceId, TaskId},
     time::Time,
 };
-use swarmguard_core::swarm::{Availability, RecordObject, TaskState};
+use swarmguard_core::swarm::{Availability, RecordObject, TaskState, UpdateState};
 
 /// Length of one step of the model, in milliseconds.
 pub const TICK_MS: u64 = 50;
@@ -96,7 +97,7 @@ pub struct ModelService {
     /// `PreviousSpec`.
     pub previous_spec: Option<Value>,
     /// `UpdateStatus.State`.
-    pub update_state: Option<String>,
+    pub update_state: Option<UpdateState>,
     /// How its containers behave.
     pub workload: Workload,
     /// `JobStatus.JobIteration` of a replicated job.

@@ -8,7 +8,7 @@ use swarmguard_common::{
     domain::{ServiceId, TaskId},
     time::Time,
 };
-use swarmguard_core::swarm::TaskState;
+use swarmguard_core::swarm::{TaskState, UpdateState};
 
 use super::{ModelService, SwarmModel};
 
@@ -47,21 +47,21 @@ impl SwarmModel {
             return;
         }
         self.updaters.remove(&service.id);
-        if matches!(service.update_state.as_deref(), Some("paused" | "rollback_paused")) {
+        if matches!(service.update_state, Some(UpdateState::Paused | UpdateState::RollbackPaused)) {
             return;
         }
         let dirty = |slot: &&Vec<TaskId>| slot.len() > 1 || self.is_dirty(service, &self.tasks[&slot[0]]);
         let mut queue: Vec<Vec<TaskId>> = slots.iter().filter(dirty).cloned().collect();
         if queue.is_empty() {
-            if matches!(service.update_state.as_deref(), Some("updating" | "rollback_started")) {
-                self.set_update_state(&service.id, "completed");
+            if matches!(service.update_state, Some(UpdateState::Updating | UpdateState::RollbackStarted)) {
+                self.set_update_state(&service.id, UpdateState::Completed);
             }
             return;
         }
         // swarmkit ranges over a map of slots: their order is not promised.
         self.rng.shuffle(&mut queue);
         if service.update_state.is_none() {
-            self.set_update_state(&service.id, "updating");
+            self.set_update_state(&service.id, UpdateState::Updating);
         }
         let config = &service.spec["UpdateConfig"];
         let parallelism = config["Parallelism"].as_u64().unwrap_or(1);
@@ -113,7 +113,7 @@ impl SwarmModel {
             // A task of this update died: default action is to pause and leave everything as it stands.
             let action = updater.spec["UpdateConfig"]["FailureAction"].as_str().unwrap_or("pause");
             if action != "continue" {
-                self.set_update_state(id, "paused");
+                self.set_update_state(id, UpdateState::Paused);
                 return false;
             }
         }
@@ -134,7 +134,7 @@ impl SwarmModel {
         }
         let done_at = *updater.done_at.get_or_insert(self.now + updater.monitor);
         if self.now >= done_at {
-            self.set_update_state(id, "completed");
+            self.set_update_state(id, UpdateState::Completed);
         }
         self.now < done_at
     }
@@ -195,10 +195,10 @@ impl SwarmModel {
         }
     }
 
-    pub(super) fn set_update_state(&mut self, service: &ServiceId, state: &str) {
+    pub(super) fn set_update_state(&mut self, service: &ServiceId, state: UpdateState) {
         let index = self.next_index();
         if let Some(service) = self.services.get_mut(service) {
-            service.update_state = Some(state.into());
+            service.update_state = Some(state);
             service.version = index;
         }
         // The orchestrator looks at a service whenever its object changes.

@@ -15,8 +15,8 @@ use crate::init::{hosts, parse_address};
 use crate::sys::{self, Result, context, mount};
 use crate::{mounts, net};
 
-/// Runs a node with these settings: `tree`, `directory`, `cgroup`, `name`, `ip`, `gw`, each `KEY=VALUE`. It must have
-/// been started in the node's network namespace. Returns when the node ended.
+/// Runs a node with these settings: `tree`, `directory`, `cgroup`, `name`, `ip`, `gw`, and `cpu_cgroup` where the CPU quota
+/// is in another hierarchy, each `KEY=VALUE`. It must have been started in the node's network namespace. Returns when the node ended.
 pub fn run(words: &[String]) -> Result<()> {
     let settings: BTreeMap<&str, &str> = words.iter().filter_map(|word| word.split_once('=')).collect();
     let setting = |key: &str| settings.get(key).copied().ok_or_else(|| format!("setting {key} is missing"));
@@ -28,7 +28,10 @@ pub fn run(words: &[String]) -> Result<()> {
         return Err(format!("the node ended with status {}", ended.status));
     }
     sys::die_with_parent()?;
-    context(fs::write(format!("{cgroup}/cgroup.procs"), "0"), || format!("cannot enter {cgroup}"))?;
+    // Before anything runs here: what is started later is born into these groups.
+    for group in [Some(cgroup), settings.get("cpu_cgroup").copied()].into_iter().flatten() {
+        context(fs::write(format!("{group}/cgroup.procs"), "0"), || format!("cannot enter {group}"))?;
+    }
     sys::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP)?;
     let root = build_root(tree, directory)?;
     sys::pivot_root(&root)?;

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::cluster::{self, Cluster};
 use crate::host;
 use crate::image::{self, Which};
+use crate::programs::Build;
 use crate::progress::Progress;
 
 /// What the agent is compared with, and the libraries that a small installation lacks. Unpacked, for the package starts
@@ -70,7 +71,7 @@ pub fn run(args: &Args, root: &Path) -> Result<ExitCode> {
         _ => None,
     };
     let json = root.join("target/bench/agent.json");
-    let mut command = image::cargo();
+    let mut command = crate::workspace::cargo();
     command.args(["bench", "--package", "swarmguard-agent", "--bench", "agent", "--"]);
     command.arg(format!("--only={}", args.only)).arg(format!("--containers={}", args.containers));
     if let Some(netdata) = netdata {
@@ -128,7 +129,7 @@ struct Engine(Cluster);
 
 impl Engine {
     fn start(containers: u32, install: bool) -> Result<Self> {
-        let images = image::build_default(&[Which::WebStress], install)?;
+        let images = image::build_default(&[Which::WebStress], Build::Release, install)?;
         let image = images.first().context("no image was built")?;
         let options = cluster::Options {
             name: CLUSTER.to_owned(),

@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -52,22 +52,47 @@ pub struct Args {
     install: host::InstallArgs,
 }
 
+/// `cargo xtask bench hostile`.
+#[derive(clap::Args)]
+pub struct HostileArgs {
+    /// Write target/bench/hostile.json, too
+    #[arg(long)]
+    json: bool,
+    /// Rounds of everything that is compared
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+    /// Length of one attack in seconds
+    #[arg(long, default_value_t = 6)]
+    seconds: u32,
+    #[command(flatten)]
+    install: host::InstallArgs,
+}
+
 /// Measures.
 ///
 /// # Errors
 /// When something is missing and may not be fetched, or a measurement fails.
 pub fn run(args: &Args, root: &Path) -> Result<ExitCode> {
-    let peers = root.join("target/bench/peers");
-    let unpacked = provide(&peers, args.install.allowed())?;
-    let mut command = crate::image::cargo();
+    measure(args, "balancer", root)
+}
+
+/// Measures under attack.
+///
+/// # Errors
+/// When something is missing and may not be fetched, or a measurement fails.
+pub fn run_hostile(args: &HostileArgs, root: &Path) -> Result<ExitCode> {
+    let HostileArgs { json, rounds, seconds, ref install } = *args;
+    let all = Args { json, rounds, seconds, parts: "hostile".into(), install: *install };
+    measure(&all, "hostile", root)
+}
+
+fn measure(args: &Args, name: &str, root: &Path) -> Result<ExitCode> {
+    let mut command = crate::workspace::cargo();
+    with_peers(&mut command, root, args.install.allowed())?;
     command.args(["bench", "--package", "swarmguard-balancer", "--bench", "balancer", "--"]);
     command.arg(format!("--rounds={}", args.rounds)).arg(format!("--seconds={}", args.seconds));
     command.arg(format!("--parts={}", args.parts));
-    command.env("PATH", path(&peers, unpacked)?);
-    if unpacked {
-        command.env("LD_LIBRARY_PATH", peers.join(format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH)));
-    }
-    let json = root.join("target/bench/balancer.json");
+    let json = root.join(format!("target/bench/{name}.json"));
     if args.json {
         command.arg("--json").arg(&json);
     }
@@ -79,6 +104,20 @@ pub fn run(args: &Args, root: &Path) -> Result<ExitCode> {
         println!("written to {}", json.display());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Lets `command` find nginx, HAProxy and wrk.
+///
+/// # Errors
+/// When one of them is missing and may not be fetched.
+pub fn with_peers(command: &mut Command, root: &Path, allowed: bool) -> Result<()> {
+    let peers = root.join("target/bench/peers");
+    let unpacked = provide(&peers, allowed)?;
+    command.env("PATH", path(&peers, unpacked)?);
+    if unpacked {
+        command.env("LD_LIBRARY_PATH", peers.join(format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH)));
+    }
+    Ok(())
 }
 
 /// The search path; `/usr/sbin` belongs to it, which not every user has.

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::image;
+use crate::programs;
 
 /// `cargo xtask bench coordinator`.
 #[derive(clap::Args)]
@@ -42,7 +42,7 @@ pub struct Args {
 pub fn run(args: &Args, root: &Path) -> Result<ExitCode> {
     let json = root.join("target/bench/coordinator.json");
     // The program as the image has it.
-    let mut command = image::static_cargo("bench");
+    let mut command = programs::static_cargo("bench");
     command.args(["--package", "swarmguard-coordinator", "--bench", "coordinator", "--"]);
     let numbers = [
         ("agents", args.agents),

@@ -11,7 +11,10 @@ use clap::Subcommand;
 use super::{Cluster, Options, docker, forward, net, remote, vm_node};
 use crate::cache;
 use crate::clock::Stopwatch;
+use crate::deploy;
 use crate::host::InstallArgs;
+use crate::image;
+use crate::programs::Build;
 use crate::progress::Progress;
 use crate::rootfs::{self, Engine};
 
@@ -123,6 +126,8 @@ enum Verb {
         #[command(flatten)]
         name: Name,
     },
+    /// Load the images and deploy SwarmGuard: stack, operator's token, balancers on an overlay network
+    Deploy(DeployArgs),
     #[command(hide = true)]
     Forward(forward::Args),
 }
@@ -140,12 +145,15 @@ pub struct UpArgs {
     #[arg(long, default_value_t = 1)]
     managers: usize,
     /// Docker Engine's version
-    #[arg(long, value_enum, default_value_t = Engine::V20_10)]
+    #[arg(long, value_enum, default_value_t = Engine::default())]
     engine: Engine,
     /// Namespaces on this kernel instead of virtual machines
     #[arg(long)]
     native: bool,
-    /// Memory of a virtual machine, in MiB
+    /// CPUs of each native node, for instance 0.5 [default: at most 1, together at most three quarters of the machine]
+    #[arg(long, value_parser = cpus, requires = "native")]
+    cpus: Option<u32>,
+    /// Memory of a node, in MiB; a native one is held to it where this machine has that controller in cgroup v2
     #[arg(long, default_value_t = 1536)]
     memory: u32,
     #[command(flatten)]
@@ -161,10 +169,36 @@ impl UpArgs {
             managers: self.managers,
             engine: self.engine,
             native: self.native,
+            cpu_millis: self.cpus,
             memory_mib: self.memory,
             install: self.install.allowed(),
         }
     }
+}
+
+#[derive(clap::Args)]
+struct DeployArgs {
+    #[command(flatten)]
+    name: Name,
+    /// How the programs are built
+    #[arg(long, value_enum, default_value_t = Build::Dev)]
+    build: Build,
+    /// Take the images that an earlier run has built
+    #[arg(long)]
+    no_build: bool,
+    /// Also a workload that can be told to be busy, behind the balancers: the stack demo
+    #[arg(long)]
+    workload: bool,
+    #[command(flatten)]
+    install: InstallArgs,
+}
+
+/// A number of CPUs, in thousandths.
+fn cpus(text: &str) -> Result<u32, String> {
+    let cpus: Option<f64> = text.parse().ok().filter(|cpus| (0.1..=64.0).contains(cpus));
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range was checked")]
+    let millis = cpus.map(|cpus| (cpus * 1_000.0).round() as u32);
+    millis.ok_or_else(|| "a number from 0.1 to 64 is allowed".to_owned())
 }
 
 /// Does what was asked.
@@ -197,6 +231,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
         Verb::Partition { node, name } => Cluster::open(&name.name)?.partition(node)?,
         Verb::Heal { node, name } => Cluster::open(&name.name)?.heal(node)?,
+        Verb::Deploy(args) => deploy_all(args)?,
         Verb::Forward(args) => return forward::run(args),
     }
     Ok(ExitCode::SUCCESS)
@@ -293,6 +328,30 @@ fn docker_command(cluster: &Cluster, node: &str, words: &[String]) -> Result<Exi
         .status()
         .context("cannot run docker from the cached root file system")?;
     Ok(exit(status.code().unwrap_or(1)))
+}
+
+fn deploy_all(args: &DeployArgs) -> Result<()> {
+    let cluster = Cluster::open(&args.name.name)?;
+    let progress = Progress::start("deploy");
+    let images = if args.no_build {
+        image::built(args.build)?
+    } else {
+        image::build_default(&[], args.build, args.install.allowed())?
+    };
+    let operator = deploy::balanced(&cluster, &images, &progress)?;
+    if args.workload {
+        deploy::workload(&cluster, &images, &progress)?;
+    }
+    drop(progress);
+    let manager = cluster.state().nodes.first().map(|node| node.ip.to_string()).unwrap_or_default();
+    println!("operator's token: {}", operator.display());
+    println!(
+        "API: cargo xtask cluster netns --name {} -- curl -s http://{manager}:7480/api/v1/nodes",
+        args.name.name
+    );
+    println!("overlay network for balanced services: {}", deploy::NETWORK);
+    println!("balancers: port 8081 of the nodes that `docker service ps balancer_balancer` names");
+    Ok(())
 }
 
 fn netns(cluster: &Cluster, words: &[String]) -> Result<ExitCode> {

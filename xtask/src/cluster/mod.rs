@@ -23,6 +23,7 @@ mod teardown;
 mod vm_node;
 
 pub use cli::{Args, run};
+pub use native_node::has_cpu_controller;
 pub use state::{Kind, Node, State};
 
 use crate::process;
@@ -50,7 +51,9 @@ pub struct Options {
     pub engine: Engine,
     /// Namespaces instead of VMs.
     pub native: bool,
-    /// Memory of a VM in MiB.
+    /// What each native node may use, in thousandths of a CPU; by the machine where it is not said.
+    pub cpu_millis: Option<u32>,
+    /// Memory of a node in MiB.
     pub memory_mib: u32,
     /// Whether missing packages may be installed.
     pub install: bool,
@@ -64,6 +67,7 @@ impl Default for Options {
             managers: 1,
             engine: Engine::default(),
             native: false,
+            cpu_millis: None,
             memory_mib: 1536,
             install: true,
         }
@@ -216,7 +220,9 @@ impl Cluster {
             process::end(&[identity])?;
         }
         if node.kind == Kind::Native {
-            native_node::remove_cgroup(&native_node::cgroup(&self.state.hub(), &node.name)?)?;
+            for group in native_node::Groups::of(&self.state.hub(), &node.name)?.all() {
+                native_node::remove_cgroup(group)?;
+            }
         }
         Ok(())
     }
@@ -293,6 +299,14 @@ fn load_durably(node: &Node, archive: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The cgroup v2 directory of a native node, on this machine.
+///
+/// # Errors
+/// Where this machine has no cgroup v2.
+pub fn node_cgroup(cluster: &Cluster, node: &Node) -> Result<PathBuf> {
+    native_node::cgroup(&cluster.state.hub(), &node.name)
 }
 
 /// Whether nodes can be namespaces of this machine.
@@ -381,7 +395,7 @@ fn make(options: &Options, directory: &Path, progress: &Progress) -> Result<Clus
     if kind == Kind::Native {
         for node in &state.nodes {
             state.namespaces.push(format!("{hub}-{}", node.name));
-            state.cgroups.push(native_node::cgroup(&hub, &node.name)?);
+            state.cgroups.extend(native_node::Groups::of(&hub, &node.name)?.all().cloned());
         }
     }
     state.save(directory)?;
@@ -444,6 +458,8 @@ fn node(options: &Options, kind: Kind, cluster: &Path, number: usize) -> Node {
         engine: options.engine,
         kind,
         netns: Path::new("/run/netns").join(namespace),
+        cpu_millis: (kind == Kind::Native)
+            .then(|| options.cpu_millis.unwrap_or_else(|| native_node::default_cpu_millis(options.nodes))),
         directory: own,
         name,
     }
@@ -478,10 +494,11 @@ impl Starter {
                 (started.0, started.1)
             }
             Self::Native(base) => {
-                let cgroup = native_node::cgroup(&state.hub(), &node.name)?;
+                let groups = native_node::Groups::of(&state.hub(), &node.name)?;
                 let namespace = format!("{}-{}", state.hub(), node.name);
                 let console = qemu::Console::follow(&vm_node::console(node));
-                (native_node::start(node, base, &cgroup, &namespace, directory)?, console)
+                let memory = state.memory_mib;
+                (native_node::start(node, base, &groups, memory, &namespace, directory)?, console)
             }
         };
         state.track(&node.name, identity);

@@ -16,7 +16,7 @@ use crate::process::Identity;
 use crate::rootfs::Engine;
 
 /// Raised where older files can no longer be read.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What a node is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +67,9 @@ pub struct Node {
     pub kind: Kind,
     /// Network namespace from which the node can be reached: a VM's is the cluster's, a native node has its own.
     pub netns: PathBuf,
+    /// What a native node may use, in thousandths of a CPU; a virtual machine has a whole one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<u32>,
     /// Its disk and logs.
     pub directory: PathBuf,
 }
@@ -233,6 +236,7 @@ mod tests {
             engine: Engine::V26_1,
             kind: Kind::Vm,
             netns: "/run/netns/sg-t".into(),
+            cpu_millis: None,
             directory: "/c/node1".into(),
         });
         state.track("node1", Identity { pid: 5, start_ticks: 6 });
@@ -263,7 +267,7 @@ mod tests {
         let mut json: serde_json::Value = serde_json::to_value(sample()).expect("json");
         json["version"] = 99.into();
         assert!(parse(json.to_string().as_bytes()).is_err());
-        assert!(parse(b"{\"version\":1").is_err());
+        assert!(parse(b"{\"version\":2").is_err());
     }
 
     #[test]

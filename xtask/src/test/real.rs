@@ -1,7 +1,8 @@
-//! The tiers on real kernels: programs in a virtual machine, and scenarios on a real Swarm of each engine version.
+//! The tiers on real kernels and engines: scenarios on a real Swarm of each engine version, whose nodes are namespaces
+//! where this machine allows it, and in virtual machines what needs a kernel of its own.
 
 use std::cell::OnceCell;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -9,21 +10,27 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::{Counts, Log, harness, summary};
-use crate::cluster;
-use crate::demo;
+use crate::cluster::{self, Kind};
 use crate::image::{self, Image};
+use crate::programs::{self, Build};
 use crate::progress::Progress;
 use crate::rootfs::Engine;
-use crate::vm;
+use crate::workspace::{cargo, root};
+use crate::{deploy, ebpf, vm};
 
 /// The tiers with what is in them, in the order they are played.
-pub const TIERS: [(&str, &str); 5] = [
-    ("model", "the model of Swarm and real engines, by the same scripts"),
-    ("kernel-figures", "the agent's figures against known loads, in a VM"),
+pub const TIERS: [(&str, &str); 7] = [
     ("kernel-programs", "BPF programs and what reads them, in a VM"),
-    ("swarm-20.10", "three real nodes, Docker 20.10"),
+    ("kernel-figures", "the agent's figures against known loads, in a VM"),
+    ("swarm-28.5", "three real nodes, Docker 28.5"),
     ("swarm-26.1", "three real nodes, Docker 26.1"),
+    ("swarm-20.10", "three real nodes, Docker 20.10"),
+    ("mesh", "the routing mesh of three nodes with kernels of their own, in VMs"),
+    ("model", "the model of Swarm and real engines, by the same scripts"),
 ];
+
+/// How programs are built for these tiers: as they are for the tiers before, so that nothing is compiled twice.
+const BUILD: Build = Build::Dev;
 
 /// A program in a VM that says nothing for this long, emulated, is stuck.
 const VM_TIMEOUT: Duration = Duration::from_secs(900);
@@ -32,14 +39,15 @@ const VM_TIMEOUT: Duration = Duration::from_secs(900);
 pub struct Tiers {
     install: bool,
     scenarios: Vec<String>,
+    all: bool,
     images: OnceCell<Vec<Image>>,
 }
 
 impl Tiers {
     /// `install` says whether missing packages may be installed; `scenarios` are those of the Swarm tiers that are
-    /// played, the engine's own where there are none.
-    pub fn new(install: bool, scenarios: Vec<String>) -> Self {
-        Tiers { install, scenarios, images: OnceCell::new() }
+    /// played, the engine's own where there are none, and every one with `all`.
+    pub fn new(install: bool, scenarios: Vec<String>, all: bool) -> Self {
+        Tiers { install, scenarios, all, images: OnceCell::new() }
     }
 
     /// Plays one of [`TIERS`].
@@ -50,15 +58,17 @@ impl Tiers {
         log.doing("building the images")?;
         if name == "model" {
             // It needs none of the others, and no BPF toolchain for them.
-            image::build_default(&[image::Which::WebStress], self.install)?;
+            image::build_default(&[image::Which::WebStress], BUILD, self.install)?;
             return self.model(log);
         }
         let images = self.images()?;
         match name {
             "kernel-figures" => self.figures(log),
             "kernel-programs" => self.programs(log),
+            "mesh" => self.mesh(images, log),
             "swarm-20.10" => self.swarm(Engine::V20_10, images, log),
-            _ => self.swarm(Engine::V26_1, images, log),
+            "swarm-26.1" => self.swarm(Engine::V26_1, images, log),
+            _ => self.swarm(Engine::V28_5, images, log),
         }
     }
 
@@ -66,15 +76,17 @@ impl Tiers {
         if let Some(images) = self.images.get() {
             return Ok(images);
         }
-        let built = image::build_default(&[], self.install)?;
+        ebpf::build(self.install, false)?;
+        let built = image::build_default(&[], BUILD, self.install)?;
         Ok(self.images.get_or_init(|| built))
     }
 
-    /// On namespaces, which are fast enough for both engines; where this machine's kernel does not allow that, on virtual
+    /// On namespaces, which are fast enough for all engines; where this machine's kernel does not allow that, on virtual
     /// machines with the first.
     fn model(&self, log: &mut Log) -> Result<Counts> {
         let native = cluster::native_fits();
-        let engines: &[Engine] = if native { &[Engine::V20_10, Engine::V26_1] } else { &[Engine::V20_10] };
+        let engines: &[Engine] =
+            if native { &[Engine::V20_10, Engine::V26_1, Engine::V28_5] } else { &[Engine::V20_10] };
         let mut all = Counts::default();
         for engine in engines {
             let options = cluster::Options {
@@ -95,10 +107,10 @@ impl Tiers {
     }
 
     fn figures(&self, log: &mut Log) -> Result<Counts> {
-        let agent = image::program("swarmguard-agent");
+        let agent = small("swarmguard-agent")?;
         let arguments = ["check", "--agent", "/sg/swarmguard-agent"].map(str::to_owned).to_vec();
         let mut counts = None;
-        let program = image::program("swarmguard-kernel");
+        let program = small("swarmguard-kernel")?;
         self.vm(program, arguments, vec![agent], log, |line| counts = summary(line, "kernel").or(counts))?;
         counts.context("the program ended without saying how many checks passed")
     }
@@ -109,9 +121,9 @@ impl Tiers {
         for program in kernel_tests(log)? {
             let mut counts = None;
             let mut skipped = 0;
-            let Dynamic { loader, files, mut arguments } = Dynamic::of(&program)?;
-            arguments.extend(["--test-threads=1", "--nocapture"].map(str::to_owned));
-            self.vm(loader, arguments, files, log, |line| {
+            let small = programs::strip_into(&program, &stripped())?;
+            let arguments = ["--test-threads=1", "--nocapture"].map(str::to_owned).to_vec();
+            self.vm(small, arguments, Vec::new(), log, |line| {
                 counts = harness(line).or(counts);
                 skipped += u32::from(line.starts_with("skipped "));
             })?;
@@ -158,17 +170,45 @@ impl Tiers {
     }
 
     fn swarm(&self, engine: Engine, images: &[Image], log: &mut Log) -> Result<Counts> {
+        let native = cluster::native_fits();
         let options = cluster::Options {
             name: format!("test-{}", engine.to_string().replace('.', "-")),
             engine,
+            native,
             install: self.install,
             ..cluster::Options::default()
         };
+        let usual = match (native, engine) {
+            (true, Engine::V28_5) => NEWEST_ENGINE,
+            (true, _) => OTHER_ENGINES,
+            (false, _) => EMULATED,
+        };
+        self.scenarios(&options, usual, images, log)
+    }
+
+    /// What namespaces cannot show where the machine's kernel lacks IPVS: requests through the routing mesh.
+    fn mesh(&self, images: &[Image], log: &mut Log) -> Result<Counts> {
+        let options = cluster::Options {
+            name: "test-mesh".to_owned(),
+            engine: Engine::V26_1,
+            install: self.install,
+            ..cluster::Options::default()
+        };
+        self.scenarios(&options, MESH, images, log)
+    }
+
+    fn scenarios(
+        &self,
+        options: &cluster::Options,
+        usual: &[&str],
+        images: &[Image],
+        log: &mut Log,
+    ) -> Result<Counts> {
         log.doing("starting the cluster")?;
-        let cluster = cluster::up(&options, &Progress::start("cluster"))?;
-        let usual = if engine == Engine::V26_1 { SECOND_ENGINE } else { FIRST_ENGINE };
+        let cluster = cluster::up(options, &Progress::start("cluster"))?;
         let named: Vec<&str> = self.scenarios.iter().map(String::as_str).collect();
         let chosen = match named.as_slice() {
+            [] if self.all => &[],
             [] => usual,
             [ALL] => &[],
             named => named,
@@ -183,17 +223,46 @@ impl Tiers {
 /// What stands for all scenarios that there are.
 const ALL: &str = "all";
 
-/// Scenarios of the first engine, of those that there are: each takes minutes where nodes are emulated. The coordinator is
-/// killed in four phases of a migration on one of the two engines, and in all of them with `--scenario all`.
-const FIRST_ENGINE: &[&str] = &["migration", "no-healthcheck", "killed-leased", "killed-closing"];
+/// Scenarios of the newest engine: all of them.
+const NEWEST_ENGINE: &[&str] = &[];
 
-/// Scenarios of the second engine: what leans on the engine and not on the judgement alone.
-const SECOND_ENGINE: &[&str] = &["migration", "scale", "drain", "killed-settling", "killed-removing"];
+/// Scenarios of the other engines: what leans on the engine and not on the judgement alone. A coordinator's death leans on
+/// it in every phase, because what the next one finds is what the engine has made of it.
+const OTHER_ENGINES: &[&str] = &[
+    "migration",
+    "several-replicas",
+    "two-on-one-node",
+    "scale",
+    "drain",
+    "killed-leased",
+    "killed-surging",
+    "killed-settling",
+    "killed-marking",
+    "killed-removing",
+    "killed-closing",
+    "killed-releasing",
+];
+
+/// Scenarios of an engine where nodes are emulated: each takes minutes.
+const EMULATED: &[&str] = &["migration", "killed-settling"];
+
+/// Scenarios through the routing mesh.
+const MESH: &[&str] = &["migration"];
+
+/// Where programs are laid without their debug information, which a small machine would have to hold in memory.
+fn stripped() -> PathBuf {
+    root().join("target/test/stripped")
+}
+
+/// One of our programs, for a virtual machine: its root is Debian's newest, whose C library runs what was built here.
+fn small(name: &str) -> Result<PathBuf> {
+    programs::strip_into(&programs::program(name, BUILD), &stripped())
+}
 
 /// Plays the scripts of the model tier on a cluster.
 fn scripts(cluster: &cluster::Cluster, engine: Engine, name: &str, log: &mut Log) -> Result<Counts> {
     let mut counts = None;
-    let mut e2e = demo::e2e(cluster)?;
+    let mut e2e = deploy::e2e(cluster, BUILD)?;
     e2e.arg("model");
     // What a lost node leads to takes half a minute each, and has been the same for years.
     if engine == Engine::V20_10 {
@@ -210,13 +279,17 @@ fn scripts(cluster: &cluster::Cluster, engine: Engine, name: &str, log: &mut Log
 }
 
 fn scenarios(cluster: &cluster::Cluster, images: &[Image], chosen: &[&str], log: &mut Log) -> Result<Counts> {
-    demo::load(cluster, images, &Progress::start("images"))?;
-    let operator = demo::secret(cluster, "swarmguard-operator-token")?;
-    let stack = ["deploy/stack.yml", "deploy/operator-token.yml"];
-    demo::deploy_together(cluster, &stack, "swarmguard", images, &["SWARMGUARD_API_PLAIN=all".to_owned()])?;
+    let progress = Progress::start("deploy");
+    let mut e2e = deploy::e2e(cluster, BUILD)?;
+    if cluster.state().kind == Kind::Native {
+        e2e.args(["--network", deploy::NETWORK]);
+        e2e.arg("--token-file").arg(deploy::balanced(cluster, images, &progress)?);
+    } else {
+        e2e.arg("--token-file").arg(deploy::commanded(cluster, images, &progress)?);
+    }
+    drop(progress);
     let mut counts = None;
-    let mut e2e = demo::e2e(cluster)?;
-    e2e.arg("--token-file").arg(operator).arg("swarm").args(chosen);
+    e2e.arg("swarm").args(chosen);
     log.command(&mut e2e, |line| {
         if line.starts_with("swarm ") {
             println!("  {line}");
@@ -229,7 +302,7 @@ fn scenarios(cluster: &cluster::Cluster, images: &[Image], chosen: &[&str], log:
 /// Builds the agent's tests that need a kernel, as the other tiers build them, and says where they are. Not static ones:
 /// nearly everything would be compiled once more for that.
 fn kernel_tests(log: &mut Log) -> Result<Vec<PathBuf>> {
-    let mut cargo = image::cargo();
+    let mut cargo = cargo();
     cargo.args(["test", "--test", "*", "--no-run", "--message-format=json"]);
     log.doing("building the kernel tests")?;
     cargo.stdin(Stdio::null());
@@ -237,37 +310,6 @@ fn kernel_tests(log: &mut Log) -> Result<Vec<PathBuf>> {
     let name = |program: &PathBuf| program.file_name().map(|name| name.to_string_lossy().into_owned());
     programs.retain(|program| name(program).is_some_and(|name| name.starts_with("bpf_")));
     Ok(programs)
-}
-
-/// A program of this machine's, made to run where there are no libraries: the loader is called, with everything beside
-/// it.
-struct Dynamic {
-    loader: PathBuf,
-    files: Vec<PathBuf>,
-    arguments: Vec<String>,
-}
-
-impl Dynamic {
-    fn of(program: &Path) -> Result<Self> {
-        let output = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let (mut loader, mut files) = (None, vec![program.to_owned()]);
-        for (name, path) in text.lines().filter_map(library) {
-            if name == path { loader = Some(path.into()) } else { files.push(path.into()) }
-        }
-        let loader = loader.with_context(|| format!("ldd {}: no loader in {text:?}", program.display()))?;
-        let name = program.file_name().context("a program without a name")?.to_string_lossy();
-        let arguments = vec!["--library-path".to_owned(), "/sg".to_owned(), format!("/sg/{name}")];
-        Ok(Dynamic { loader, files, arguments })
-    }
-}
-
-/// The name of a library and where it is, from a line of `ldd`. The loader is named by its path; what the kernel brings is
-/// nowhere.
-fn library(line: &str) -> Option<(&str, &str)> {
-    let (line, _) = line.trim().rsplit_once(" (0x")?;
-    let (name, path) = line.split_once(" => ").unwrap_or((line, line));
-    path.starts_with('/').then_some((name, path))
 }
 
 /// The test programs that a cargo command names in its JSON messages.
@@ -279,19 +321,4 @@ fn executables(cargo: &mut Command) -> Result<Vec<PathBuf>> {
     let messages = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let tests = messages.filter(|message| message["profile"]["test"] == true);
     Ok(tests.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn libraries_and_the_loader_are_told_apart() {
-        assert_eq!(library("\tlinux-vdso.so.1 (0x00007ffd)"), None);
-        let libc = "\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f1c)";
-        assert_eq!(library(libc), Some(("libc.so.6", "/lib/x86_64-linux-gnu/libc.so.6")));
-        let loader = "/lib64/ld-linux-x86-64.so.2";
-        assert_eq!(library(&format!("\t{loader} (0x00007f1c)")), Some((loader, loader)));
-        assert_eq!(library("\tlibz.so.1 => not found"), None);
-    }
 }

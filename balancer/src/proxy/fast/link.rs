@@ -92,11 +92,10 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
     }
 
     /// Reads until there is a whole head, which is parsed only then: a head that drips in costs no more than another.
-    pub async fn hear(&mut self) -> Heard {
+    /// `closing` is ready once the balancer is told to stop.
+    pub async fn hear<F: Future>(&mut self, closing: &mut Pin<&mut F>) -> Heard {
         let settings = &self.worker.global.settings;
         let most = settings.max_head_bytes as usize;
-        let mut closing = self.worker.global.closing.clone();
-        let mut closing = pin!(closing.wait_for(|closing| *closing));
         loop {
             self.skip_empty_lines();
             if self.read.first().is_some_and(|first| !first.is_ascii_graphic()) {
@@ -205,10 +204,11 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
         let needed = self.read.len() + bytes.len();
         if needed > FREE_BYTES {
             // A vector may take up to twice of what it needs.
+            let memory = &self.worker.global.memory;
             let paid = match &mut self.charge {
-                Some(charge) => charge.bytes() >= needed || charge.set(needed * 2),
+                Some(charge) => charge.bytes() >= needed || (!memory.is_tight() && charge.set(needed * 2)),
                 None => {
-                    self.charge = self.worker.global.memory.charge(needed * 2);
+                    self.charge = if memory.is_tight() { None } else { memory.charge(needed * 2) };
                     self.charge.is_some()
                 }
             };

@@ -13,6 +13,7 @@ pub mod timer;
 
 use std::{
     io,
+    pin::pin,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
@@ -54,8 +55,11 @@ where
 {
     let settings = &worker.global.settings;
     let mut link = Link::new(worker, client, stream);
+    // Waited for once, not anew with each request.
+    let mut closing = worker.global.closing.clone();
+    let mut closing = pin!(closing.wait_for(|closing| *closing));
     loop {
-        match link.hear().await {
+        match link.hear(&mut closing).await {
             Heard::Head => {}
             Heard::Other => return Some(link.into_parts()),
             Heard::Gone => return None,

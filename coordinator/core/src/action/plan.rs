@@ -167,10 +167,8 @@ fn undisturbed(snapshot: &Snapshot, service: &Service) -> Result<u64, Refusal> {
             "a replicated service",
         ));
     };
-    if let Some(state @ ("updating" | "paused" | "rollback_started" | "rollback_paused")) =
-        service.update_state.as_deref()
-    {
-        let text = format!("{name} has a rollout under way ({state})");
+    if let Some(state) = service.update_state.filter(|state| state.is_unfinished()) {
+        let text = format!("{name} has a rollout under way ({})", state.word());
         return Err(refuse(Rule::ForeignRollout, text, "the end of the rollout"));
     }
     if spec::is_marked(&service.spec) {

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 use swarmguard_common::domain::NodeId;
 
-use crate::swarm::Task;
+use crate::swarm::{Task, UpdateState};
 
 use super::{
     ELSEWHERE_LOST, Next, Step, TARGET_LOST, lease,
@@ -215,9 +215,7 @@ fn is_ours(look: &Look<'_>, spec: &Value) -> bool {
 
 /// A rollout that is going on, or stands half done: a write now would restart it.
 fn is_rolling(look: &Look<'_>) -> bool {
-    let state = look.service.update_state.as_deref();
-    matches!(state, Some("updating" | "paused" | "rollback_started" | "rollback_paused"))
-        || look.slots.any_doubled()
+    look.service.update_state.is_some_and(UpdateState::is_unfinished) || look.slots.any_doubled()
 }
 
 /// Long waits do not keep the node: nothing of ours in the spec forbids it any more.

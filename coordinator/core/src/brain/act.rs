@@ -34,7 +34,7 @@ const MAX_GIVEN_UP: usize = 256;
 const HOLD_OFF: Duration = Duration::from_secs(2);
 
 /// A command given out for a record, until a snapshot that was begun after its answer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Outstanding {
     id: CommandId,
     command: Command,
@@ -43,7 +43,7 @@ struct Outstanding {
 }
 
 /// An order that no record of Swarm shows yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Pending {
     order: Order,
     since: Time,
@@ -63,7 +63,7 @@ pub(super) struct Track {
 }
 
 /// Actions under way and being begun. Only a memory: what matters is in Swarm's records.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Actions {
     token_stem: String,
     next_token: u64,

@@ -19,10 +19,10 @@ const AGAIN: Duration = Duration::from_secs(60);
 
 /// What failed lately, by record; bounded by the records that exist, or were to be made a
 /// moment ago.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Failing(BTreeMap<String, Failure>);
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Failure {
     /// Failures in a row.
     times: u32,

@@ -31,7 +31,7 @@ const EDGES_EVERY: Duration = Duration::from_secs(10);
 const MAX_EDGES: usize = 16_384;
 
 /// What was said lately: of each service, bounded by the services that there are, and of each alert.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Said {
     /// When a raise (`true`) or a clear was last written down.
     edges: BTreeMap<(NodeId, Option<ContainerId>, Condition, bool), Time>,

@@ -2,12 +2,15 @@
 //! next deadline come out. No IO, no clock, no panic; every queue is bounded.
 
 mod act;
+mod banner;
 mod cancel;
 mod failing;
+mod health;
 mod input;
 mod jobs;
 mod journal;
 mod operator;
+mod overview;
 mod report;
 mod tell;
 mod think;
@@ -25,6 +28,7 @@ use swarmguard_common::{
 };
 
 pub use input::{Accepted, Input, NotTaken, OperatorCommand, Settings, Wish};
+pub use overview::Beside;
 pub use swarmguard_common::api::{
     ActionStatus, AlertStatus, ContainerStatus, LeaseStatus, NodeStatus, ServiceStatus, Statistics,
 };
@@ -65,7 +69,7 @@ const MAX_IN_QUESTION: usize = 32;
 const SNAPSHOT_VALID: Duration = Duration::from_secs(5);
 
 /// The judgement of one coordinator. All coordinators keep the full view; only the one beside the raft leader acts.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Brain {
     settings: Settings,
     view: View,

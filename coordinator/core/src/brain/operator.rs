@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use swarmguard_common::{
+    api::Plan,
     domain::{NodeId, ServiceId},
     time::Time,
 };
@@ -46,6 +47,16 @@ impl Brain {
                 self.wish(now, change, if on { "observe" } else { "act" }, format!("{by}: {text}"), None)
             }
         }
+    }
+
+    /// What [`Self::operator`] would answer, without doing it. Costs a copy of everything that is known, so it is for
+    /// those who may also command.
+    ///
+    /// # Errors
+    /// As [`Self::operator`].
+    pub fn plan(&self, now: Time, by: &str, command: OperatorCommand) -> Result<Plan, NotTaken> {
+        let taken = self.clone().operator(now, by, command)?;
+        Ok(Plan { dry_run: true, text: taken.text })
     }
 
     fn may_command(&self, now: Time) -> Result<(), NotTaken> {

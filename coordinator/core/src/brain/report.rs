@@ -19,7 +19,7 @@ use crate::{
     view::agent::{Agent, Container},
 };
 
-fn ms(duration: Duration) -> u64 {
+pub(super) fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -62,7 +62,7 @@ impl Brain {
         Some(ms(now - since)).filter(|spare_ms| *spare_ms > 0)
     }
 
-    fn observes(&self, service: &Service) -> bool {
+    pub(super) fn observes(&self, service: &Service) -> bool {
         let by_label = service.policy.as_ref().is_ok_and(|policy| policy.observe);
         by_label || self.settings.observe || self.wishes.observe()
     }

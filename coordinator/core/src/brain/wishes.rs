@@ -50,7 +50,7 @@ impl Change {
 
 /// What operators asked for: as Swarm has it, and changes on their way there. A change counts from the moment it is
 /// asked for.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Wishes {
     labels: BTreeMap<String, String>,
     changes: Vec<(Time, Change)>,

@@ -127,6 +127,9 @@ enum Precedence {
     ScaleOut,
 }
 
+/// PSI share from which a node is short, whatever its utilisation, in basis points.
+pub const SHORT_PSI: u16 = 2_000;
+
 /// The rules' own constants, in one place.
 mod constant {
     use std::time::Duration;
@@ -135,8 +138,7 @@ mod constant {
     pub const ACT_AFTER_STALLED: Duration = Duration::from_secs(1);
     /// PSI share from which a node or task is taken for stalled, in basis points.
     pub const STALLED: u16 = 2_500;
-    /// PSI share from which the tasks of a node wait so much that it takes no more, in basis points.
-    pub const SHORT_PSI: u16 = 2_000;
+    pub use super::SHORT_PSI;
     /// A service whose replica is hot again where it was moved does not move again for this long.
     pub const MOVED_IN_VAIN: Duration = crate::view::MOVES_WATCHED;
     /// After a migration off or to a node its figures are given this long to show it.
@@ -319,9 +321,9 @@ impl Round<'_> {
     /// Somebody else changes the service, as far as can be seen: what is seen and what would end it. Where it is
     /// `overloaded`, a replica that does not serve is none of somebody else's doing.
     fn rollout(&self, service: &Service, replicas: u64, overloaded: bool) -> Option<(String, String)> {
-        let state = service.update_state.as_deref();
-        if let Some(state @ ("updating" | "rollback_started" | "paused" | "rollback_paused")) = state {
-            return Some((format!("an update is under way ({state})"), "the end of the update".into()));
+        if let Some(state) = service.update_state.filter(|state| state.is_unfinished()) {
+            let text = format!("an update is under way ({})", state.word());
+            return Some((text, "the end of the update".into()));
         }
         let mut slots: BTreeMap<u64, usize> = BTreeMap::new();
         let mut serving = 0;

@@ -15,7 +15,7 @@ use super::*;
 use crate::{
     action::{Intent, Order, action_name, begin},
     command::Command,
-    swarm::{Availability, RecordObject},
+    swarm::{Availability, RecordObject, UpdateState},
     view::testing::*,
 };
 
@@ -510,7 +510,7 @@ fn a_foreign_rollout_stands_above_everything() {
     let table: [(&str, Change); 5] = [
         ("updating", |world| {
             let mut service = replicated("s1", 2);
-            service.update_state = Some("updating".into());
+            service.update_state = Some(UpdateState::Updating);
             world.service(service);
         }),
         ("a slot with two tasks", |world| {

@@ -27,6 +27,9 @@ const KILLED: i32 = 137;
 /// Moves of one service remembered; cooldowns keep them far fewer.
 const MAX_MOVES: usize = 16;
 
+/// Failed tasks remembered.
+const MAX_FAILED: usize = 500;
+
 /// Where a replica of a service was moved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Moved {
@@ -70,6 +73,8 @@ pub struct History {
     down: BTreeMap<NodeId, Time>,
     /// Services whose replica that was stopped last had to be killed.
     killed: BTreeSet<ServiceId>,
+    /// Tasks that ended by themselves and badly, oldest first.
+    failed: VecDeque<(Time, ServiceId)>,
 }
 
 impl History {
@@ -188,6 +193,19 @@ impl History {
                 self.returned.insert(id.clone(), now);
             }
         }
+    }
+
+    /// Notes that a task ended which Swarm wanted to run.
+    pub(super) fn note_failed(&mut self, now: Time, service: &ServiceId) {
+        if self.failed.len() >= MAX_FAILED {
+            self.failed.pop_front();
+        }
+        self.failed.push_back((now, service.clone()));
+    }
+
+    /// The service of each task that failed since then, as far as agents saw; the newest [`MAX_FAILED`].
+    pub fn failed_since(&self, since: Time) -> impl Iterator<Item = &ServiceId> {
+        self.failed.iter().filter(move |(at, _)| *at >= since).map(|(_, service)| service)
     }
 
     /// Notes how a replica ended that had been asked to stop.

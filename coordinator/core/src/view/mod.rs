@@ -174,7 +174,7 @@ impl View {
     ) -> Heard {
         let AgentInput { node, connection, what } = input;
         if let AgentEvent::Message(ToCoordinator::Container(event)) = &what {
-            self.note_stopped(&node, connection, event);
+            self.note_died(now, &node, connection, event);
         }
         if let AgentEvent::Connected(hello) = what {
             return self.connect(now, node, connection, hello, statistics, out);
@@ -207,18 +207,19 @@ impl View {
         }
     }
 
-    /// Remembers how a replica ended that Swarm had asked to stop.
-    fn note_stopped(&mut self, node: &NodeId, connection: ConnectionId, event: &ContainerEvent) {
+    /// Remembers how a replica ended that Swarm had asked to stop, and that one failed that it had not.
+    fn note_died(&mut self, now: Time, node: &NodeId, connection: ConnectionId, event: &ContainerEvent) {
         let ContainerChange::Died { status } = event.what else { return };
         if self.agents.get(node).is_none_or(|agent| agent.connection != Some(connection)) {
             return;
         }
         let task = self.task_of(&event.container, event.task.as_ref());
-        if let Some(service) = task
-            .filter(|task| !task.is_wanted() && task.node.as_ref() == Some(node))
-            .map(|task| task.service.clone())
-        {
+        let Some(task) = task.filter(|task| task.node.as_ref() == Some(node)) else { return };
+        let service = task.service.clone();
+        if !task.is_wanted() {
             self.history.note_stopped(&service, status);
+        } else if status != 0 {
+            self.history.note_failed(now, &service);
         }
     }
 

@@ -33,6 +33,7 @@ pub fn node(id: &str) -> Node {
         id: id.parse().expect("an ID"),
         version: 1,
         hostname: format!("host-{id}"),
+        address: None,
         manager: false,
         leader: false,
         ready: true,

@@ -48,6 +48,7 @@ impl<'a> Rig<'a> {
         let journal = Journal::follow(stage.coordinator.clone()).await?;
         let load = Load::start(Plan {
             targets: balancers,
+            host: "web".to_owned(),
             path: "/".to_owned(),
             workers: 8,
             rate_hz: order.rate_hz,

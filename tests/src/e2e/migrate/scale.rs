@@ -54,6 +54,7 @@ pub async fn measure(order: &Migrate<'_>, stage: &Stage, scales: &mut Vec<Scale>
     ];
     let service = create(order, stage, NAME, &labels).await?;
     let targets = balancers(order, stage).await?;
+    let doors: Vec<Endpoint> = targets.iter().copied().map(Endpoint::Tcp).collect();
     let watcher = Watcher::start(stage.cluster.swarm().clone(), &service);
     until("the replica serves", START, || async { Ok(watcher.serving().len() == 1) }).await?;
     for target in &targets {
@@ -66,7 +67,7 @@ pub async fn measure(order: &Migrate<'_>, stage: &Stage, scales: &mut Vec<Scale>
         until("no alert stands", CALM, || async { Ok(calm(stage, &service).await) }).await?;
         let (_, replica) = watcher.serving().into_iter().next().context("no replica serves")?;
         let from = journal.entries(0).len();
-        heat::tell(&targets, replica.host(), HEAT).await?;
+        heat::tell(&doors, replica.host(), HEAT).await?;
         let (heated, heated_ms) = (now(), wall_ms());
         let about = || {
             let entries = journal.entries(from).into_iter().map(|heard| heard.entry);

@@ -9,7 +9,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use swarmguard_common::domain::{NodeId, ServiceId};
-use swarmguard_core::command::{Command, CommandError, CommandResult};
+use swarmguard_core::{
+    command::{Command, CommandError, CommandResult},
+    swarm::UpdateState,
+};
 
 use super::picture::{Painter, Picture, Raw};
 use super::script::{Answer, Call, Cast, Fields, Until, fill, set};
@@ -197,7 +200,8 @@ impl One {
             desired: task.desired,
             state: task.state,
         });
-        let update = self.model.services[service].update_state.clone().unwrap_or_default();
+        let update =
+            self.model.services[service].update_state.map(UpdateState::word).unwrap_or_default().into();
         self.painter.paint(raw.collect(), update, self.model.now);
     }
 }

@@ -34,7 +34,7 @@ pub async fn several_replicas(stage: &Stage, port: u16) -> Result<()> {
 pub async fn two_on_one_node(stage: &Stage, port: u16) -> Result<()> {
     let mut web = Web::new("two-on-one-node", &stage.image("web-stress")?.id, port);
     web.replicas = stage.cluster.nodes.len() as u64 + 1;
-    stage.cluster.swarm().create_service(&web.spec()).await?;
+    stage.cluster.swarm().create_service(&stage.spec(&web)).await?;
     let trial = Trial::adopt(stage, &web.name, port, RATE_HZ).await?;
     let before = stage.placement(&trial.watcher.tasks());
     let crowded = before.iter().find(|(_, count)| **count == 2).map(|(name, _)| name.clone());

@@ -3,8 +3,9 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
-use swarmguard_common::domain::NodeId;
+use swarmguard_common::{api::SwarmName, domain::NodeId};
 use swarmguard_coordinator::{
+    glance::Glance,
     ingest::{Ingest, Limits, hub::Hub},
     journal,
     metrics::Metrics,
@@ -70,6 +71,7 @@ pub(super) async fn run(common: Arc<Common>, plan: Plan) -> turmoil::Result {
         journal,
         notices,
         metrics,
+        glance: Glance::new(SwarmName { id: CLUSTER.into(), name: None }),
     });
     tokio::spawn(ingest.serve(endpoint));
     let (_running, stop) = watch::channel(false);

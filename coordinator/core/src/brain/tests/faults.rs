@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::action::Before;
+use crate::{action::Before, swarm::UpdateState};
 
 fn service_id(id: &str) -> ServiceId {
     id.parse().expect("an ID")
@@ -84,7 +84,7 @@ fn stuck_undo(stage: &mut Stage, id: &str, held_node: Option<&str>) {
     let mut service = replicated(id, 3);
     let before = replicated(id, 2).spec;
     service.spec["TaskTemplate"]["ContainerSpec"]["Image"] = json!("web:2");
-    service.update_state = Some("updating".into());
+    service.update_state = Some(UpdateState::Updating);
     stage.world.service(service);
     for slot in 1..=3 {
         stage.world.task(&format!("{id}t{slot}"), id, slot, "n3");

@@ -3,6 +3,8 @@
 //! Specs stay raw JSON, because a write replaces the whole spec and any field left out is reset: typed clients lose
 //! what they do not know. Only what is judged is lifted out into fields.
 
+pub mod engine;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
@@ -59,6 +61,8 @@ pub struct Node {
     pub version: u64,
     /// Host name.
     pub hostname: String,
+    /// Where other nodes reach it, as Swarm knows it.
+    pub address: Option<IpAddr>,
     /// Runs a manager.
     pub manager: bool,
     /// Holds the raft leadership.
@@ -113,6 +117,48 @@ pub enum Mode {
     GlobalJob,
 }
 
+/// `UpdateStatus.State` of a service, in Swarm's own words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UpdateState {
+    /// Tasks are being replaced.
+    Updating,
+    /// Stopped half-way after a failure.
+    Paused,
+    /// Over.
+    Completed,
+    /// On its way back to the previous spec.
+    RollbackStarted,
+    /// The way back stopped half-way.
+    RollbackPaused,
+    /// Back at the previous spec.
+    RollbackCompleted,
+    /// A word of a later engine, or empty.
+    #[serde(other)]
+    Unknown,
+}
+
+impl UpdateState {
+    /// A rollout that goes on or stands half done: a write now would restart it. A word that we do not know counts,
+    /// because waiting is the smaller harm.
+    pub fn is_unfinished(self) -> bool {
+        !matches!(self, Self::Completed | Self::RollbackCompleted)
+    }
+
+    /// As Swarm says it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Updating => "updating",
+            Self::Paused => "paused",
+            Self::Completed => "completed",
+            Self::RollbackStarted => "rollback_started",
+            Self::RollbackPaused => "rollback_paused",
+            Self::RollbackCompleted => "rollback_completed",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// A service.
 #[derive(Clone, Debug)]
 pub struct Service {
@@ -130,9 +176,8 @@ pub struct Service {
     pub spec: Value,
     /// The whole `PreviousSpec`, where there is one.
     pub previous_spec: Option<Value>,
-    /// `UpdateStatus.State`: absent, `updating`, `paused`, `completed`, `rollback_started`, `rollback_paused`,
-    /// `rollback_completed`.
-    pub update_state: Option<String>,
+    /// `UpdateStatus.State`; absent after every write until the updater has looked.
+    pub update_state: Option<UpdateState>,
     /// Iteration of a job (`JobStatus.JobIteration.Index`).
     pub job_iteration: Option<u64>,
     /// Its virtual addresses by network (`Endpoint.VirtualIPs`); none with `dnsrr`.
@@ -213,7 +258,7 @@ impl Task {
     }
 }
 
-/// A config object that holds a lease or the state of an action.
+/// A config object of ours: an action record, a node lease, the settings or the state of a job.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RecordObject {
     /// Its ID: a tombstone is removed by ID, so that a successor of the same name is never hit.
