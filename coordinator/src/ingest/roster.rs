@@ -64,6 +64,7 @@ mod tests {
             engine_version: String::new(),
             os: String::new(),
             architecture: String::new(),
+            address: None,
             nano_cpus: 0,
             memory_bytes: 0,
             spec: serde_json::Value::Null,

@@ -30,6 +30,7 @@ fn node(name: &str, leader: bool) -> Node {
         engine_version: "20.10.24".into(),
         os: "linux".into(),
         architecture: "x86_64".into(),
+        address: None,
         nano_cpus: 1,
         memory_bytes: 1,
         spec: json!({}),
