@@ -14,6 +14,9 @@ use std::{
 
 use anyhow::Context as _;
 
+/// What is carried at once, in bytes.
+const BUFFER: usize = 64 * 1024;
+
 /// Copies both ways until the coordinator closes the connection, which it does when the input has ended.
 ///
 /// # Errors
@@ -37,12 +40,28 @@ fn join(
     let mut towards = stream.try_clone().context("cannot use the connection twice")?;
     // Ends with its input; when the answer ends first, the process does.
     thread::spawn(move || {
-        let _ = io::copy(&mut input, &mut towards);
+        let _ = carry(&mut input, &mut towards);
         let _ = towards.shutdown(Shutdown::Write);
     });
     let mut stream = stream;
-    io::copy(&mut stream, &mut output).context("the connection broke off")?;
-    Ok(())
+    carry(&mut stream, &mut output).context("the connection broke off")
+}
+
+/// What is there is passed on at once. `io::copy` has the kernel move bytes from a socket to a pipe, which passes an
+/// answer on only when the connection ends.
+fn carry(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(length) => {
+                to.write_all(&buffer[..length])?;
+                to.flush()?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -61,6 +80,23 @@ mod tests {
         join(ours, io::Cursor::new(b"status?".to_vec()), &mut output).expect("joined");
         answering.join().expect("no panic");
         assert_eq!(output, b"STATUS?");
+    }
+
+    #[test]
+    fn an_answer_comes_through_a_pipe_while_the_connection_stays_open() {
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+        let (mut out, output) = io::pipe().expect("a pipe");
+        let (input, mut ask) = io::pipe().expect("a pipe");
+        let bridge = thread::spawn(move || join(ours, input, output));
+        ask.write_all(b"one").expect("written");
+        let mut asked = [0; 3];
+        theirs.read_exact(&mut asked).expect("asked");
+        theirs.write_all(b"two").expect("written");
+        let mut answer = [0; 3];
+        out.read_exact(&mut answer).expect("answered, though nothing was closed");
+        assert_eq!((&asked, &answer), (b"one", b"two"));
+        drop(theirs);
+        bridge.join().expect("no panic").expect("ended in order");
     }
 
     #[test]

@@ -39,6 +39,11 @@ pub enum Command {
     Token,
     /// Join input and output to the API of the coordinator in this container (what the command line uses)
     Stdio,
+    /// Remove a volume of this node, once nothing uses it (what the command line runs when it uninstalls)
+    RemoveVolume {
+        /// Its name
+        name: String,
+    },
 }
 
 /// Certificates of the same shape as Swarm's.

@@ -19,3 +19,4 @@ pub mod seam;
 pub mod snapshots;
 pub mod start;
 pub mod swarm;
+pub mod volume;

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use swarmguard_coordinator::{
     bridge,
     config::{Certs, Cli, Command},
-    errands, start,
+    errands, start, volume,
 };
 use swarmguard_runtime::logging;
 
@@ -39,6 +39,7 @@ fn begin() -> anyhow::Result<()> {
             Some(socket) => bridge::stdio(&socket),
             None => anyhow::bail!("the coordinator serves no socket: it was started with --api-socket=none"),
         },
+        Some(Command::RemoveVolume { name }) => volume::remove(&cli.settings.docker, &name),
         Some(Command::Run) | None => {
             logging::to_stderr(&cli.settings.log, cli.settings.log_json)?;
             let mut builder = tokio::runtime::Builder::new_multi_thread();

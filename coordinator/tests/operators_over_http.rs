@@ -9,7 +9,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use serde_json::{Value, json};
 use swarmguard_common::domain::{NodeId, ServiceId};
 use swarmguard_coordinator::{
-    api::Plain,
+    api::{Access, Plain},
     ingest::{Limits, token::Token},
     journal,
     start::{Assembly, Running},
@@ -77,8 +77,9 @@ impl Stage {
             journal: journal::Settings::default(),
             limits: Limits::default(),
             balancer_token: None,
-            operator_token: Some(Token::of(OPERATOR)),
-            plain: Plain::All,
+            access: Access { token: Some(Token::of(OPERATOR)), plain: Plain::All, ..Access::default() },
+            swarm_name: None,
+            socket: None,
             quic: loopback(),
             api: loopback(),
         };

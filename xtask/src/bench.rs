@@ -6,6 +6,7 @@
 mod agent;
 mod balancer;
 mod coordinator;
+mod judgement;
 mod migrate;
 
 use std::path::PathBuf;
@@ -28,6 +29,8 @@ enum What {
     Coordinator(coordinator::Args),
     /// Cost of a request, the pick alone, and tail latency, beside nginx and HAProxy
     Balancer(balancer::Args),
+    /// What the judgement is worth in modelled clusters, beside the rules of other projects
+    Judgement(judgement::Args),
     /// What hostile clients cost the balancer and its other clients, beside nginx and HAProxy
     Hostile(balancer::HostileArgs),
     /// Migrations and scale-outs under load on a real Swarm, beside the same surge by bare API calls
@@ -43,6 +46,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         What::Agent(agent) => agent::run(agent, &root()),
         What::Coordinator(coordinator) => coordinator::run(coordinator, &root()),
         What::Balancer(balancer) => balancer::run(balancer, &root()),
+        What::Judgement(judgement) => judgement::run(judgement, &root()),
         What::Hostile(hostile) => balancer::run_hostile(hostile, &root()),
         What::Migrate(migrate) => migrate::run(migrate, &root()),
     }

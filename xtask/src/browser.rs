@@ -9,9 +9,9 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::host::{self, Package};
-use crate::image::{cargo, root};
 use crate::interrupt;
 use crate::test::{Counts, Log};
+use crate::workspace::{cargo, root};
 
 const BROWSER: &[Package] = &[
     Package { name: "chromium", why: "showing the page" },

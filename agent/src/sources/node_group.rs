@@ -115,7 +115,7 @@ impl NodeGroup {
 
 /// The limit, and what is left of it; page cache that can be had back is left.
 fn available(limit: u64, fast: &FastReading, slow: &SlowReading) -> Option<(u64, u64)> {
-    let used = fast.memory_bytes?.saturating_sub(slow.inactive_file_bytes.unwrap_or(0));
+    let used = fast.memory_bytes?.saturating_sub(slow.page_cache_bytes.unwrap_or(0));
     Some((limit, limit.saturating_sub(used)))
 }
 

@@ -209,7 +209,7 @@ impl SwarmModel {
             "Description": {
                 "Hostname": hostname(node),
                 "Platform": {"Architecture": "x86_64", "OS": "linux"},
-                "Resources": {"NanoCPUs": 1_000_000_000_i64, "MemoryBytes": 1_i64 << 30},
+                "Resources": {"NanoCPUs": node.nano_cpus, "MemoryBytes": node.memory_bytes},
                 "Engine": {"EngineVersion": "20.10.24"},
             },
             "Status": {"State": state},

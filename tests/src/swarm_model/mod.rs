@@ -65,6 +65,10 @@ pub struct ModelNode {
     pub up: bool,
     /// What the managers believe.
     pub ready: bool,
+    /// CPUs that Swarm schedules by, in billionths of one.
+    pub nano_cpus: i64,
+    /// Memory that Swarm schedules by, in bytes.
+    pub memory_bytes: i64,
     /// Since when it has been silent.
     silent_since: Option<Time>,
     /// The managers' new leader has not heard it yet; it does at this time.
@@ -144,6 +148,8 @@ pub struct ModelTask {
     start_after: Option<TaskId>,
     /// Will fail instead of becoming healthy.
     doomed: bool,
+    /// Is not placed there: it was evicted from there.
+    shuns: Option<NodeId>,
     /// Iteration of the job that it belongs to.
     pub job_iteration: Option<u64>,
 }
@@ -220,6 +226,8 @@ impl SwarmModel {
                 manager: number <= managers,
                 up: true,
                 ready: true,
+                nano_cpus: 1_000_000_000,
+                memory_bytes: 1 << 30,
                 silent_since: None,
                 unknown_until: None,
             };
@@ -300,6 +308,18 @@ impl SwarmModel {
     pub fn kill_task(&mut self, task: &TaskId) {
         if self.tasks.get(task).is_some_and(|task| task.state <= TaskState::Running && task.node.is_some()) {
             self.set_state(task, TaskState::Failed);
+        }
+    }
+
+    /// What an eviction is elsewhere: the task is told to stop, and a fresh one of its slot may run on any other node at
+    /// once.
+    pub fn evict_task(&mut self, task: &TaskId) {
+        let Some(old) = self.tasks.get(task).filter(|task| task.is_wanted()).cloned() else { return };
+        let Some(service) = self.services.get(&old.service).cloned() else { return };
+        self.tell_to_stop(task, TaskState::Shutdown);
+        let new = self.make_task(&service, old.slot, TaskState::Running);
+        if let Some(new) = self.tasks.get_mut(&new) {
+            new.shuns.clone_from(&old.node);
         }
     }
 

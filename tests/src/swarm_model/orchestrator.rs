@@ -158,6 +158,7 @@ impl SwarmModel {
             start_at: self.now,
             start_after: None,
             doomed: false,
+            shuns: None,
             job_iteration: service.job_iteration,
         };
         let made = task.id.clone();

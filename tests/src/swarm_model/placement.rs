@@ -97,18 +97,21 @@ impl SwarmModel {
             self.tasks_on(node).filter(counts).count() as u64
         };
         let mut best: Vec<NodeId> = Vec::new();
-        let mut least = (u64::MAX, u64::MAX);
+        let mut least: Vec<u64> = Vec::new();
         for node in self.nodes.values() {
             let takes = node.ready
                 && !node.is_unknown()
+                && task.shuns.as_ref() != Some(&node.id)
                 && node.availability() == Availability::Active
                 && node_matches(placement, node);
-            if !takes || count(&node.id, true) >= most {
+            if !takes || count(&node.id, true) >= most || !self.has_resources(task, node) {
                 continue;
             }
-            let rank = (count(&node.id, true), count(&node.id, false));
-            if rank < least {
-                least = rank;
+            // Branches of the spread preferences in their order, then the node itself (`scheduler/nodeset.go`).
+            let mut rank = self.in_branches(task, node);
+            rank.extend([count(&node.id, true), count(&node.id, false)]);
+            if best.is_empty() || rank < least {
+                least.clone_from(&rank);
                 best.clear();
             }
             if rank == least {
@@ -116,6 +119,47 @@ impl SwarmModel {
             }
         }
         (!best.is_empty()).then(|| best.swap_remove(self.rng.usize(0..best.len())))
+    }
+
+    /// What the task reserves is left on the node by what is there.
+    fn has_resources(&self, task: &ModelTask, node: &ModelNode) -> bool {
+        let reserved = |task: &ModelTask, what: &str| {
+            task.template["Resources"]["Reservations"][what].as_i64().unwrap_or(0)
+        };
+        [("NanoCPUs", node.nano_cpus), ("MemoryBytes", node.memory_bytes)].into_iter().all(|(what, all)| {
+            let wanted = reserved(task, what);
+            let there = || {
+                let holds = |other: &&ModelTask| {
+                    other.state <= TaskState::Running && other.desired <= TaskState::Shutdown
+                };
+                self.tasks_on(&node.id).filter(holds).map(|other| reserved(other, what)).sum::<i64>()
+            };
+            wanted == 0 || wanted <= all - there()
+        })
+    }
+
+    /// Tasks of the service in each branch that a node is in: one for each of the spread preferences, and each within the
+    /// branch before it.
+    fn in_branches(&self, task: &ModelTask, node: &ModelNode) -> Vec<u64> {
+        let label = |node: &ModelNode, descriptor: &str| {
+            let name = descriptor.strip_prefix("node.labels.").unwrap_or(descriptor);
+            node.spec["Labels"][name].as_str().unwrap_or_default().to_owned()
+        };
+        let preferences =
+            task.template["Placement"]["Preferences"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let descriptors: Vec<&str> =
+            preferences.iter().filter_map(|it| it["Spread"]["SpreadDescriptor"].as_str()).collect();
+        let counted = |depth: usize| {
+            let branch = &descriptors[..=depth];
+            let same = |other: &ModelNode| branch.iter().all(|it| label(other, it) == label(node, it));
+            let there = self.tasks.values().filter(|other| {
+                other.service == task.service
+                    && other.is_wanted()
+                    && other.node.as_ref().and_then(|id| self.nodes.get(id)).is_some_and(same)
+            });
+            there.count() as u64
+        };
+        (0..descriptors.len()).map(counted).collect()
     }
 
     /// Rejects tasks that the *current* service constraints do not allow on their node; only where the node object

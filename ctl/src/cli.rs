@@ -1,0 +1,598 @@
+//! What can be typed.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::out::{Format, style::Colour};
+
+/// Watch and command SwarmGuard on a Docker Swarm
+///
+/// Nothing is to be set up on a manager: whoever may use its engine may command. From elsewhere:
+/// DOCKER_HOST=ssh://me@manager swarmguard status
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "swarmguard",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 unreachable or not allowed, 4 refused by a rule, \
+                  5 undone or rolled back, 6 timed out and going on, 7 below the mark, 130 detached"
+)]
+pub struct Cli {
+    /// What holds for all commands.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What holds for all commands.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// Engine of a manager: unix:///path, tcp://host:port or ssh://user@host (as docker's)
+    #[arg(long, short = 'H', global = true, value_name = "ADDRESS", help_heading = "Connection")]
+    pub host: Option<String>,
+    /// Docker context that names the engine
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Connection")]
+    pub context: Option<String>,
+    /// Coordinators' addresses (https://manager:7480), instead of an engine; several separated by commas
+    #[arg(
+        long,
+        global = true,
+        env = "SWARMGUARD_COORDINATOR",
+        value_name = "URL",
+        value_delimiter = ',',
+        help_heading = "Connection"
+    )]
+    pub coordinator: Vec<String>,
+    /// File with the operator's token, for --coordinator
+    #[arg(
+        long,
+        global = true,
+        env = "SWARMGUARD_TOKEN_FILE",
+        value_name = "FILE",
+        help_heading = "Connection"
+    )]
+    pub token_file: Option<PathBuf>,
+    /// File with the swarm's root certificate, for --coordinator with https
+    #[arg(long, global = true, env = "SWARMGUARD_CA", value_name = "FILE", help_heading = "Connection")]
+    pub ca: Option<PathBuf>,
+    /// File with an operator's certificate, for --coordinator
+    #[arg(
+        long,
+        global = true,
+        env = "SWARMGUARD_CERT",
+        value_name = "FILE",
+        requires = "key",
+        help_heading = "Connection"
+    )]
+    pub cert: Option<PathBuf>,
+    /// File with the key of that certificate
+    #[arg(
+        long,
+        global = true,
+        env = "SWARMGUARD_KEY",
+        value_name = "FILE",
+        requires = "cert",
+        help_heading = "Connection"
+    )]
+    pub key: Option<PathBuf>,
+    /// How the answer is written
+    #[arg(long, short, global = true, alias = "format", value_enum, default_value_t = Format::Table, help_heading = "Output")]
+    pub output: Format,
+    /// Whether to use colours
+    #[arg(long, global = true, value_enum, default_value_t = Colour::Auto, help_heading = "Output")]
+    pub color: Colour,
+}
+
+/// How a list is wanted.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ListArgs {
+    /// Only names, one a line
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// Only rows where column=value, column!=value or column~part; may be given several times
+    #[arg(long, short, value_name = "COLUMN=VALUE")]
+    pub filter: Vec<String>,
+    /// Sort by a column: figures from the highest, text from A; -COLUMN turns it round
+    #[arg(long, value_name = "COLUMN", allow_hyphen_values = true)]
+    pub sort: Option<String>,
+    /// Cut nothing
+    #[arg(long)]
+    pub no_trunc: bool,
+    /// How often it is shown anew.
+    #[command(flatten)]
+    pub watch: WatchArgs,
+}
+
+/// How often something is shown anew.
+#[derive(Clone, Debug, Default, Args)]
+pub struct WatchArgs {
+    /// Show it again and again until Ctrl-C; off a terminal one JSON document a line
+    #[arg(long, short, value_name = "EVERY", num_args = 0..=1, require_equals = true, default_missing_value = "1s", value_parser = rhythm)]
+    pub watch: Option<Duration>,
+}
+
+/// How a change is made.
+#[derive(Clone, Debug, Args)]
+pub struct ActArgs {
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Wait until it has ended (the default)
+    #[arg(long, overrides_with = "no_wait")]
+    pub wait: bool,
+    /// Return as soon as it is begun
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Longest wait; then exit code 6, while it goes on
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = patience)]
+    pub timeout: Duration,
+    /// Ask nothing
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// The swarm at a glance: nodes, health, what is being done
+    Status(WatchArgs),
+    /// The health score, with each deduction; exit code 7 below --min
+    Health {
+        /// Lowest score that is good enough
+        #[arg(long, value_name = "SCORE", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
+        min: u8,
+    },
+    /// Nodes with load, reservations and leases
+    #[command(visible_alias = "node")]
+    Nodes(ListArgs),
+    /// Services with load and the last verdict
+    #[command(visible_alias = "service")]
+    Services(ListArgs),
+    /// Replicas of a service (or of all) with their load
+    Ps {
+        /// Name or ID of a service
+        service: Option<String>,
+        /// How.
+        #[command(flatten)]
+        list: ListArgs,
+    },
+    /// Alerts that stand, and whether they are being helped
+    Alerts(ListArgs),
+    /// What is under way
+    Actions(ListArgs),
+    /// What was done: actions with outcome and time to help
+    History {
+        /// How many, newest first
+        #[arg(long, short = 'n', default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        limit: u16,
+        /// Only this service
+        #[arg(long, value_name = "SERVICE")]
+        service: Option<String>,
+        /// How.
+        #[command(flatten)]
+        list: ListArgs,
+    },
+    /// What the balancers see of the replicas
+    Lb {
+        /// Name of a service
+        service: Option<String>,
+        /// How.
+        #[command(flatten)]
+        list: ListArgs,
+    },
+    /// Why a service is or is not touched, and what would change it
+    Explain {
+        /// Name or ID of a service
+        service: String,
+        /// Its decisions and refusals of so long, too
+        #[arg(long, value_name = "DURATION", value_parser = patience)]
+        since: Option<Duration>,
+    },
+    /// The journal: alerts, decisions, refusals, steps of actions
+    Events {
+        /// Go on with what comes
+        #[arg(long, short = 'F')]
+        follow: bool,
+        /// How far back
+        #[arg(long, value_name = "DURATION", value_parser = patience)]
+        since: Option<Duration>,
+        /// How many at most, the newest
+        #[arg(long, short = 'n', default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        limit: u16,
+        /// Only these kinds
+        #[arg(long, value_delimiter = ',', value_enum)]
+        kind: Vec<EntryKind>,
+        /// Only this service
+        #[arg(long, value_name = "SERVICE")]
+        service: Option<String>,
+        /// Only this node
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+    },
+    /// Move one replica of a service to another node, successor first
+    Migrate {
+        /// Name or ID of a service
+        service: String,
+        /// The node to leave; needed where replicas run on several
+        #[arg(long, value_name = "NODE")]
+        from: Option<String>,
+        /// The node to go to; the one with most room where absent
+        #[arg(long, value_name = "NODE")]
+        to: Option<String>,
+        /// How.
+        #[command(flatten)]
+        act: ActArgs,
+    },
+    /// Set the number of replicas of a service
+    Scale {
+        /// Service and number, such as web=3
+        #[arg(value_name = "SERVICE=REPLICAS")]
+        what: String,
+        /// Where the new replica is to run, or whose replica goes
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+        /// How.
+        #[command(flatten)]
+        act: ActArgs,
+    },
+    /// Let all services leave a node, successors first, and keep it empty
+    Drain {
+        /// Host name or ID of a node
+        node: String,
+        /// How.
+        #[command(flatten)]
+        act: ActArgs,
+    },
+    /// Let a drained or paused node take tasks again
+    Undrain {
+        /// Host name or ID of a node
+        node: String,
+        /// How.
+        #[command(flatten)]
+        act: ActArgs,
+    },
+    /// Take back what is under way
+    Cancel {
+        /// A service, a node, or an action
+        what: String,
+        /// How.
+        #[command(flatten)]
+        act: ActArgs,
+    },
+    /// No automation, for a service or for all; what is under way ends first
+    Pause {
+        /// Name or ID of a service; all where absent
+        service: Option<String>,
+        /// How.
+        #[command(flatten)]
+        act: ActArgs,
+    },
+    /// Take a pause back
+    Resume {
+        /// Name or ID of a service; the pause of all where absent
+        service: Option<String>,
+        /// How.
+        #[command(flatten)]
+        act: ActArgs,
+    },
+    /// Decide and explain only (on), or act again (off)
+    Observe {
+        /// On or off.
+        #[arg(value_enum)]
+        state: Switch,
+        /// How.
+        #[command(flatten)]
+        act: ActArgs,
+    },
+    /// Protect a service: sets its labels
+    Enable {
+        /// Name or ID of a service
+        service: String,
+        /// Never fewer replicas; scaling is off unless --min and --max are given
+        #[arg(long, value_name = "N", requires = "max")]
+        min: Option<u32>,
+        /// Never more replicas
+        #[arg(long, value_name = "N", requires = "min")]
+        max: Option<u32>,
+        /// Let two of a single replica run for a moment, so that it can be moved
+        #[arg(long)]
+        surge: bool,
+        /// Decide and explain only for it
+        #[arg(long)]
+        observe: bool,
+        /// Say what would be changed, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Protect a service no longer
+    Disable {
+        /// Name or ID of a service
+        service: String,
+        /// Say what would be changed, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Give services another image, wait, and roll back where it does not run (exit code 5)
+    Update {
+        /// Names or IDs
+        #[arg(required = true)]
+        services: Vec<String>,
+        /// The image
+        #[arg(long)]
+        image: String,
+        /// How.
+        #[command(flatten)]
+        act: ActArgs,
+    },
+    /// Give services the spec from before their last change
+    Rollback {
+        /// Names or IDs
+        #[arg(required = true)]
+        services: Vec<String>,
+        /// How.
+        #[command(flatten)]
+        act: ActArgs,
+    },
+    /// Deploy a stack, wait, and roll back what does not run (exit code 5)
+    Deploy {
+        /// Compose file; may be given several times
+        #[arg(long, short, value_name = "FILE", required = true)]
+        compose_file: Vec<PathBuf>,
+        /// Name of the stack
+        stack: String,
+        /// What is rolled back: the services that failed, all that were changed, or nothing
+        #[arg(long, value_enum, default_value_t = Rollback::Service)]
+        rollback: Rollback,
+        /// Remove services that the file no longer names
+        #[arg(long)]
+        prune: bool,
+        /// Send the registry's login to the nodes
+        #[arg(long)]
+        with_registry_auth: bool,
+        /// Whether digests are looked up: always, changed, never
+        #[arg(long, value_name = "WHEN", value_parser = ["always", "changed", "never"])]
+        resolve_image: Option<String>,
+        /// How.
+        #[command(flatten)]
+        act: ActArgs,
+    },
+    /// Install SwarmGuard: preflight, secrets, services, and a check at the end
+    Install {
+        /// Decide and explain only, change nothing
+        #[arg(long)]
+        observe: bool,
+        /// Balance the services on this overlay network, too
+        #[arg(long, value_name = "NETWORK")]
+        balancer: Option<String>,
+        /// Print the stack file and do nothing
+        #[arg(long)]
+        print: bool,
+        /// Put the images of this archive (docker save) on every node
+        #[arg(long, value_name = "TAR")]
+        load: Option<PathBuf>,
+        /// Who logs in to the other nodes for --load
+        #[arg(long, value_name = "USER", requires = "load")]
+        ssh_user: Option<String>,
+        /// Image of the agent
+        #[arg(long, env = "SWARMGUARD_AGENT_IMAGE", value_name = "IMAGE")]
+        agent_image: Option<String>,
+        /// Image of the coordinator
+        #[arg(long, env = "SWARMGUARD_COORDINATOR_IMAGE", value_name = "IMAGE")]
+        coordinator_image: Option<String>,
+        /// Image of the balancer
+        #[arg(long, env = "SWARMGUARD_BALANCER_IMAGE", value_name = "IMAGE")]
+        balancer_image: Option<String>,
+        /// Install also where the preflight fails
+        #[arg(long)]
+        force: bool,
+        /// Longest wait for each service to run
+        #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = patience)]
+        timeout: Duration,
+        /// Say what would be done, and do nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Check the swarm and SwarmGuard; each line says what to do; exit code 7 where something fails
+    Check {
+        /// Only what must hold before an installation
+        #[arg(long)]
+        pre: bool,
+        /// Whether this service can be protected, too
+        #[arg(long, value_name = "SERVICE")]
+        service: Option<String>,
+        /// Only what is not well
+        #[arg(long)]
+        short: bool,
+        /// Warnings are failures
+        #[arg(long)]
+        strict: bool,
+        /// Try again for so long
+        #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "2m", value_parser = patience)]
+        wait: Option<Duration>,
+    },
+    /// Remove SwarmGuard; what is under way is taken back first; lists what is left (nothing)
+    Uninstall {
+        /// Keep the journal's volumes
+        #[arg(long)]
+        keep_journal: bool,
+        /// Take the labels off all services, too
+        #[arg(long)]
+        remove_labels: bool,
+        /// Go on where no coordinator answers
+        #[arg(long)]
+        force: bool,
+        /// How.
+        #[command(flatten)]
+        act: ActArgs,
+    },
+    /// Give agents, coordinators and balancers other images; what fails gives all of them back (exit code 5)
+    Upgrade {
+        /// Image of the agent
+        #[arg(long, env = "SWARMGUARD_AGENT_IMAGE", value_name = "IMAGE")]
+        agent_image: Option<String>,
+        /// Image of the coordinator
+        #[arg(long, env = "SWARMGUARD_COORDINATOR_IMAGE", value_name = "IMAGE")]
+        coordinator_image: Option<String>,
+        /// Image of the balancer
+        #[arg(long, env = "SWARMGUARD_BALANCER_IMAGE", value_name = "IMAGE")]
+        balancer_image: Option<String>,
+        /// How.
+        #[command(flatten)]
+        act: ActArgs,
+    },
+    /// Make a swarm where there is none, and say how other nodes join
+    Init {
+        /// Address that other nodes reach this one at
+        #[arg(long, value_name = "ADDRESS")]
+        advertise_addr: Option<String>,
+        /// An overlay network to make, too
+        #[arg(long, value_name = "NAME")]
+        network: Option<String>,
+    },
+    /// Remove what this node no longer needs: stopped containers, images without a name, unused networks
+    Cleanup {
+        /// What stays
+        #[arg(long, value_enum, value_delimiter = ',')]
+        keep: Vec<Kind>,
+        /// Unused volumes with their data, too
+        #[arg(long)]
+        volumes: bool,
+        /// Ask nothing
+        #[arg(long, short)]
+        yes: bool,
+        /// Say what would go, and remove nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// The tokens of operators and balancers
+    Token {
+        /// What to do.
+        #[command(subcommand)]
+        what: TokenCommand,
+    },
+    /// Write an archive for whoever is to help, without what is secret
+    Bundle {
+        /// File to write
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// The swarm in a terminal, once a second; off a terminal one picture
+    Top {
+        /// Between two looks, 250ms to 60s
+        #[arg(long, short, value_name = "DURATION", default_value = "1s", value_parser = glance)]
+        delay: Duration,
+        /// Allow changes (migrate, pause, drain, cancel), each after its plan and a typed yes
+        #[arg(long)]
+        write: bool,
+    },
+    /// Print completions for a shell
+    Completion {
+        /// For which
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write one for each command
+    Man {
+        /// Directory to write to
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+    /// Versions of command line, coordinator and engine
+    Version,
+}
+
+/// What can be done with tokens.
+#[derive(Clone, Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Replace a token and print the new one; the old one is worth nothing then
+    Rotate {
+        /// Whose
+        #[arg(value_parser = ["operator", "balancer"])]
+        which: String,
+        /// How.
+        #[command(flatten)]
+        act: ActArgs,
+    },
+}
+
+/// Kinds of things that `cleanup` removes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    /// Stopped containers.
+    Containers,
+    /// Images without a name.
+    Images,
+    /// Unused networks.
+    Networks,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Switch {
+    /// On.
+    On,
+    /// Off.
+    Off,
+}
+
+/// What a failed deployment rolls back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Rollback {
+    /// The services that failed.
+    Service,
+    /// All services that were changed.
+    Stack,
+    /// Nothing.
+    Never,
+}
+
+/// Kinds of journal entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum EntryKind {
+    /// An alert edge of an agent.
+    Alert,
+    /// Something is to be done.
+    Decision,
+    /// Something is not to be done.
+    Refusal,
+    /// A step of an action.
+    Action,
+    /// A lease or a peer came or went.
+    Lease,
+    /// Something to know.
+    Notice,
+    /// An operator's command.
+    Operator,
+}
+
+fn rhythm(text: &str) -> Result<Duration, String> {
+    bounded(text, Duration::from_millis(250), Duration::from_secs(3_600))
+}
+
+fn glance(text: &str) -> Result<Duration, String> {
+    bounded(text, Duration::from_millis(250), Duration::from_secs(60))
+}
+
+fn patience(text: &str) -> Result<Duration, String> {
+    bounded(text, Duration::from_secs(1), Duration::from_secs(30 * 86_400))
+}
+
+fn bounded(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+    swarmguard_common::time::duration(text, least..=most)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+}
