@@ -162,6 +162,8 @@ mod tests {
             architecture: "x86_64".into(),
             nano_cpus: 0,
             memory_bytes: 0,
+            plugins: Default::default(),
+            generic: BTreeMap::new(),
             spec: serde_json::Value::Null,
         }
     }

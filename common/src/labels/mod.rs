@@ -155,6 +155,9 @@ pub struct ServicePolicy {
     /// `swarmguard.act-after`: how long a raised alert stands before anything is done; where `None`, [`ACT_AFTER`],
     /// which stalled tasks may shorten.
     pub act_after: Option<Duration>,
+    /// `swarmguard.start-deadline`: from the start of its container until a new replica must be healthy; where `None`,
+    /// what its healthcheck allows, and 2 minutes at least.
+    pub start_deadline: Option<Duration>,
     /// `swarmguard.cooldown`: between two migrations of the service.
     pub cooldown: Duration,
     /// `swarmguard.scale.min`: never fewer replicas than this. Scaling is off unless both bounds are set.
@@ -202,6 +205,7 @@ impl Default for ServicePolicy {
             migrate: MigrateMode::Auto,
             allow: Vec::new(),
             act_after: None,
+            start_deadline: None,
             cooldown: Duration::from_secs(60),
             scale_min: None,
             scale_max: None,
@@ -254,6 +258,7 @@ impl ServicePolicy {
         );
         read.take("migrate.allow", allowances, &mut policy.allow);
         read.take("act-after", |text| duration(text, 0, 3_600).map(Some), &mut policy.act_after);
+        read.take("start-deadline", |text| duration(text, 1, 86_400).map(Some), &mut policy.start_deadline);
         read.take("cooldown", |text| duration(text, 0, 86_400), &mut policy.cooldown);
         read_scaling(&mut read, &mut policy);
         read.take("rebalance", yes_or_no, &mut policy.rebalance);

@@ -109,6 +109,12 @@ rules! {
     LimitBound = "limit_bound",
     /// One replica uses far more than the others: demand is not the reason.
     Outlier = "outlier",
+    /// Its heat is expected to be over before a remedy would be.
+    Passes = "passes",
+    /// What was done about it last did not help.
+    InVain = "in_vain",
+    /// As much was done unasked as may be.
+    Budget = "budget",
     /// Its last attempts failed.
     BackOff = "back_off",
     /// No node is better.
@@ -155,6 +161,10 @@ rules! {
     EnoughReplicas = "enough_replicas",
     /// It would be left without one.
     LastReplica = "last_replica",
+    /// The source is the only manager, which is never paused, and Swarm would place the successor there.
+    OnlyManager = "only_manager",
+    /// There is no spec to roll back to.
+    NoPreviousSpec = "no_previous_spec",
     /// Another action has the lease.
     Busy = "busy",
     /// There is no such service.

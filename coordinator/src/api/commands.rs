@@ -1,4 +1,4 @@
-//! Commands: `POST /api/v1/commands/{migrate,scale,drain,cancel,pause,resume,observe}` with a JSON body, strictly checked.
+//! Commands: `POST /api/v1/commands/{migrate,scale,rollback,drain,cancel,pause,resume,observe}` with a JSON body, strictly checked.
 //! Services and nodes may be named by ID or by name.
 
 use axum::{
@@ -22,7 +22,8 @@ use super::{
 };
 use crate::run::{Busy, Facts};
 
-pub(super) const COMMANDS: [&str; 7] = ["migrate", "scale", "drain", "cancel", "pause", "resume", "observe"];
+pub(super) const COMMANDS: [&str; 8] =
+    ["migrate", "scale", "rollback", "drain", "cancel", "pause", "resume", "observe"];
 
 pub(super) async fn command(
     State(api): State<Api>,

@@ -65,6 +65,8 @@ mod tests {
             os: String::new(),
             architecture: String::new(),
             address: None,
+            generic: Default::default(),
+            plugins: Default::default(),
             nano_cpus: 0,
             memory_bytes: 0,
             spec: serde_json::Value::Null,

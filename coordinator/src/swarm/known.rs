@@ -15,7 +15,9 @@ use swarmguard_common::{
     domain::{NodeId, ServiceId, TaskId},
     time::Time,
 };
-use swarmguard_core::swarm::{Availability, Mode, Node, RecordObject, Service, Snapshot, Task, TaskState};
+use swarmguard_core::swarm::{
+    Availability, Failure, Mode, Node, RecordObject, Service, Snapshot, Task, TaskState, engine::AnyTask,
+};
 
 /// Time between two full readings.
 pub(super) const FULL_EVERY: Duration = Duration::from_secs(30);
@@ -101,7 +103,7 @@ pub(super) struct Read {
     /// Tasks that Swarm wants.
     pub tasks: Vec<Task>,
     /// Tasks of services that were read with their past.
-    pub past: Vec<Task>,
+    pub past: Vec<AnyTask>,
 }
 
 /// What is known.
@@ -116,20 +118,17 @@ pub(super) struct Known {
     unsettled_at: Option<Time>,
     /// Services whose tasks are followed, and when they last changed.
     followed: BTreeMap<ServiceId, Time>,
-    /// Services that are watched closely and whose past was read.
-    past_read: BTreeSet<ServiceId>,
+    /// Attempts that came to nothing, of the services whose past was read last.
+    failures: BTreeMap<TaskId, Failure>,
 }
 
 impl Known {
     /// What is to be read now. `watched`: services whose tasks are wanted in every snapshot. `events`: whether the
     /// engine's events come in.
     pub fn plan(&mut self, now: Time, marks: &Marks, watched: &BTreeSet<ServiceId>, events: bool) -> Plan {
-        self.past_read.retain(|service| watched.contains(service));
         let full = marks.all || !events || self.full_at.is_none_or(|at| now.since(at) >= FULL_EVERY);
-        let newly: Vec<ServiceId> =
-            watched.iter().filter(|service| !self.past_read.contains(service)).cloned().collect();
         if full {
-            let past = newly.into_iter().chain(self.jobs(None)).take(MAX_FOCUS).collect();
+            let past = self.with_past(watched, None);
             return Plan {
                 full,
                 nodes: Pick::All,
@@ -172,7 +171,7 @@ impl Known {
             let leader = self.nodes.values().find(|node| node.leader).map(|node| node.id.clone());
             leader.map_or(Pick::All, |leader| Pick::Only(vec![leader]))
         };
-        let past: Vec<ServiceId> = newly.into_iter().chain(self.jobs(Some(&focus))).take(MAX_FOCUS).collect();
+        let past = self.with_past(watched, Some(&focus));
         let tasks = match tasks {
             // Their tasks are read once, with the others of the same service.
             Pick::Only(mut services) => {
@@ -214,6 +213,13 @@ impl Known {
         unsettled
     }
 
+    /// Services whose tasks are read with those that ended: what an action waits for may have failed, and which tasks of a
+    /// job ended is judged.
+    fn with_past(&self, watched: &BTreeSet<ServiceId>, of: Option<&BTreeSet<ServiceId>>) -> Vec<ServiceId> {
+        let all: BTreeSet<ServiceId> = watched.iter().cloned().chain(self.jobs(of)).collect();
+        all.into_iter().take(MAX_FOCUS).collect()
+    }
+
     /// Jobs that are looked after, of these services: which of their tasks ended is judged, too.
     fn jobs(&self, of: Option<&BTreeSet<ServiceId>>) -> Vec<ServiceId> {
         let jobs = self.services.values().filter(|service| {
@@ -244,8 +250,16 @@ impl Known {
             self.records = read.records.into_iter().map(|record| (record.name.clone(), record)).collect();
         }
         let first = self.full_at.is_none();
-        let gone = self.take_tasks(now, plan, read.tasks, read.past);
-        self.past_read.extend(plan.past.iter().cloned());
+        let mut past = Vec::new();
+        // Those that were read before are read again, as long as anybody asks for them.
+        self.failures.clear();
+        for task in read.past {
+            match task {
+                AnyTask::Current(task) => past.push(task),
+                AnyTask::Failed(id, failure) => drop(self.failures.insert(id, failure)),
+            }
+        }
+        let gone = self.take_tasks(now, plan, read.tasks, past);
         if first {
             // Nothing has happened yet: this is how it is.
             self.followed.clear();
@@ -397,6 +411,7 @@ impl Known {
             services: self.services.clone(),
             tasks: self.tasks.clone(),
             records: self.records.clone(),
+            failures: self.failures.clone(),
         }
     }
 }

@@ -31,6 +31,8 @@ fn node(name: &str, leader: bool) -> Node {
         os: "linux".into(),
         architecture: "x86_64".into(),
         address: None,
+        generic: Default::default(),
+        plugins: Default::default(),
         nano_cpus: 1,
         memory_bytes: 1,
         spec: json!({}),
@@ -181,7 +183,7 @@ fn a_task_that_only_its_agent_knows_of_is_read_and_its_service_followed() {
 }
 
 #[test]
-fn what_an_action_is_about_is_read_every_time_and_its_past_once() {
+fn what_an_action_is_about_is_read_every_time_and_with_its_past() {
     let mut known = settled();
     let watched: BTreeSet<ServiceId> = [id("a")].into();
     let first = known.plan(at(2), &Marks::default(), &watched, true);
@@ -189,11 +191,21 @@ fn what_an_action_is_about_is_read_every_time_and_its_past_once() {
     assert_eq!((&first.services, first.records), (&Pick::Only(vec![id("a")]), true));
     let mut stopping = task("old", "a", "n2");
     stopping.desired = TaskState::Shutdown;
-    let past = vec![task("ta", "a", "n1"), stopping];
+    let failed = Failure {
+        service: id("a"),
+        slot: 1,
+        node: None,
+        state: TaskState::Rejected,
+        message: "No such image".into(),
+        version: 3,
+    };
+    let current = [task("ta", "a", "n1"), stopping].map(AnyTask::Current);
+    let past = current.into_iter().chain([AnyTask::Failed(id("dead"), failed)]).collect();
     let by_id = known.take(at(2), &first, Read { services: vec![service("a", 1)], past, ..Read::default() });
     assert_eq!((by_id, tasks(&known)), (vec![], vec!["old".into(), "ta".into(), "tb".into()]));
     let next = known.plan(at(2), &Marks::default(), &watched, true);
-    assert_eq!((&next.past, &next.tasks), (&vec![], &Pick::Only(vec![id("a")])));
+    assert_eq!((&next.past, &next.tasks), (&vec![id("a")], &Pick::Nothing));
+    assert_eq!(known.snapshot(at(2), id("n1")).failures.len(), 1);
     assert_eq!((first.nodes, next.nodes), (Pick::Only(vec![id("n1")]), Pick::Nothing), "asked a moment ago");
 }
 

@@ -32,7 +32,7 @@ use swarmguard_core::{
     command::{Command, CommandError, CommandResult},
     swarm::{
         Node, RecordObject, Service, Snapshot, Task,
-        engine::{self, FromEngine},
+        engine::{self, AnyTask, FromEngine},
     },
 };
 use swarmguard_runtime::clock;
@@ -183,11 +183,7 @@ impl Client {
             read.nodes.clear();
             self.read_nodes(&plan, &mut read.nodes, &mut odd).await?;
         }
-        for service in &plan.past {
-            let of = json!({ "service": [service] });
-            // Removed meanwhile: it has no tasks.
-            gone_is_empty(self.list("/tasks", Some(&of), &mut read.past, &mut odd).await)?;
-        }
+        self.read_past(&plan.past, &mut read.past, &mut odd).await?;
         let by_id = inside.known.take(taken, &plan, read);
         for ids in by_id.chunks(MAX_IDS) {
             let mut found = Vec::new();
@@ -252,6 +248,27 @@ impl Client {
                 Ok(())
             }
         }
+    }
+
+    /// All tasks of these services, those that ended, too.
+    async fn read_past(
+        &self,
+        services: &[ServiceId],
+        into: &mut Vec<AnyTask>,
+        odd: Odd<'_>,
+    ) -> Result<(), EngineError> {
+        if services.is_empty() {
+            return Ok(());
+        }
+        let found = self.list("/tasks", Some(&json!({ "service": services })), into, odd).await;
+        if !matches!(found, Err(EngineError::Answer { status: 404, .. })) {
+            return found;
+        }
+        into.clear();
+        for service in services {
+            gone_is_empty(self.list("/tasks", Some(&json!({ "service": [service] })), into, odd).await)?;
+        }
+        Ok(())
     }
 
     async fn read_records(

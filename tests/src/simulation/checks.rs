@@ -12,7 +12,7 @@ use swarmguard_common::{
     time::Time,
 };
 use swarmguard_core::{
-    action::{TARGET_LOST, action_name},
+    action::{Why, action_name},
     command::{Command, CommandResult},
     swarm::{Availability, UpdateState},
 };
@@ -299,7 +299,7 @@ impl Checks {
                     self.ended.remove(service);
                     return;
                 }
-                let elsewhere = code == "undone" && entry.text.starts_with(TARGET_LOST);
+                let elsewhere = code == "undone" && entry.text.starts_with(Why::TargetLost.word());
                 self.ended.insert(service.clone(), (kind, now, elsewhere));
             }
             _ => {}
@@ -356,8 +356,9 @@ impl Checks {
         let waiting: Vec<String> =
             services.iter().filter(|service| waits_for_others(swarm, service)).map(action_name).collect();
         for config in swarm.configs.values().filter(|config| !waiting.contains(&config.name)) {
-            let state =
-                config.labels.values().any(|value| value == "over") || config.name.contains("settings");
+            let state = config.labels.values().any(|value| value == "over")
+                || config.name.contains("settings")
+                || config.name.contains("-prev-");
             if !state && config.name.contains("-drain-") {
                 self.fail(now, format!("the drain of {} never ended: {:?}", config.name, config.labels));
             } else if !state {

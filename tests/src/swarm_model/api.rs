@@ -7,8 +7,8 @@ use swarmguard_common::domain::{NodeId, ServiceId};
 use swarmguard_core::{
     command::{Command, CommandError, CommandResult},
     swarm::{
-        Availability, Node, RecordObject, Service, Snapshot, Task, TaskState,
-        engine::{self, FromEngine},
+        Availability, Node, RecordObject, Service, Snapshot, TaskState, UpdateState,
+        engine::{self, AnyTask, FromEngine},
     },
 };
 
@@ -21,12 +21,24 @@ impl SwarmModel {
         let services = self.services.values().map(service_json);
         let tasks = self.tasks.values().map(task_json);
         let ours = self.configs.values().filter(|config| config.name.starts_with(engine::OWN_CONFIGS));
+        let (mut current, mut failures) = (BTreeMap::new(), BTreeMap::new());
+        for task in read(tasks) {
+            match task {
+                AnyTask::Current(task) => {
+                    current.insert(task.id.clone(), task);
+                }
+                AnyTask::Failed(id, failure) => {
+                    failures.insert(id, failure);
+                }
+            }
+        }
         Snapshot {
             taken: self.now,
             own_node: Some(own_node.clone()),
             nodes: read(nodes).map(|node: Node| (node.id.clone(), node)).collect(),
             services: read(services).map(|service: Service| (service.id.clone(), service)).collect(),
-            tasks: read(tasks).map(|task: Task| (task.id.clone(), task)).collect(),
+            tasks: current,
+            failures,
             records: read(ours.map(config_json))
                 .map(|record: RecordObject| (record.name.clone(), record))
                 .collect(),
@@ -114,6 +126,20 @@ impl SwarmModel {
         let (version, mut spec) = (found.version, found.spec.clone());
         change(&mut spec);
         self.write_service(service, version, &spec)
+    }
+
+    /// `docker service rollback`: spec and previous spec change places, and the update's state says so.
+    pub fn operator_rollback(&mut self, service: &ServiceId) -> CommandResult {
+        let index = self.next_index();
+        let found = self.services.get_mut(service).ok_or_else(|| CommandError::Gone(service.to_string()))?;
+        let previous = found.previous_spec.clone();
+        let previous =
+            previous.ok_or_else(|| CommandError::Refused("does not have a previous spec".into()))?;
+        found.previous_spec = Some(std::mem::replace(&mut found.spec, previous));
+        found.update_state = Some(UpdateState::RollbackStarted);
+        (found.version, found.spec_version) = (index, index);
+        self.wake(service);
+        Ok(())
     }
 
     /// `docker service rm`.
@@ -247,6 +273,9 @@ fn task_json(task: &ModelTask) -> Value {
     if task.state == TaskState::Pending {
         status["Err"] = json!("no suitable node");
     }
+    if matches!(task.state, TaskState::Failed | TaskState::Rejected) {
+        status["Err"] = json!("task: non-zero exit (1)");
+    }
     if let Some(container) = task.container() {
         status["ContainerStatus"] = json!({"ContainerID": container});
     }
@@ -255,6 +284,7 @@ fn task_json(task: &ModelTask) -> Value {
         "ID": task.id,
         "ServiceID": task.service,
         "Slot": task.slot,
+        "Version": {"Index": task.spec_version},
         "DesiredState": task.desired,
         "Status": status,
         "NetworksAttachments": [{"Network": {"ID": address["NetworkID"]}, "Addresses": [address["Addr"]]}],

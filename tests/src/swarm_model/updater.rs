@@ -53,8 +53,12 @@ impl SwarmModel {
         let dirty = |slot: &&Vec<TaskId>| slot.len() > 1 || self.is_dirty(service, &self.tasks[&slot[0]]);
         let mut queue: Vec<Vec<TaskId>> = slots.iter().filter(dirty).cloned().collect();
         if queue.is_empty() {
-            if matches!(service.update_state, Some(UpdateState::Updating | UpdateState::RollbackStarted)) {
-                self.set_update_state(&service.id, UpdateState::Completed);
+            match service.update_state {
+                Some(UpdateState::Updating) => self.set_update_state(&service.id, UpdateState::Completed),
+                Some(UpdateState::RollbackStarted) => {
+                    self.set_update_state(&service.id, UpdateState::RollbackCompleted);
+                }
+                _ => {}
             }
             return;
         }
@@ -113,7 +117,11 @@ impl SwarmModel {
             // A task of this update died: default action is to pause and leave everything as it stands.
             let action = updater.spec["UpdateConfig"]["FailureAction"].as_str().unwrap_or("pause");
             if action != "continue" {
-                self.set_update_state(id, UpdateState::Paused);
+                let back = self.services[id].update_state == Some(UpdateState::RollbackStarted);
+                self.set_update_state(
+                    id,
+                    if back { UpdateState::RollbackPaused } else { UpdateState::Paused },
+                );
                 return false;
             }
         }
@@ -134,7 +142,11 @@ impl SwarmModel {
         }
         let done_at = *updater.done_at.get_or_insert(self.now + updater.monitor);
         if self.now >= done_at {
-            self.set_update_state(id, UpdateState::Completed);
+            let back = self.services[id].update_state == Some(UpdateState::RollbackStarted);
+            self.set_update_state(
+                id,
+                if back { UpdateState::RollbackCompleted } else { UpdateState::Completed },
+            );
         }
         self.now < done_at
     }

@@ -21,6 +21,8 @@ struct Process {
     ages: Ages,
     last: Option<(Command, CommandResult)>,
     tuning: Tuning,
+    /// Records as last seen.
+    known: Vec<action::Record>,
 }
 
 impl Process {
@@ -30,7 +32,22 @@ impl Process {
             ages: Ages::default(),
             last: None,
             tuning: Tuning::default(),
+            known: Vec::new(),
         }
+    }
+}
+
+impl Process {
+    /// Brings back records that somebody else removed.
+    fn lost(&mut self, snapshot: &Snapshot) -> Vec<Command> {
+        let records = snapshot.records.values().filter_map(|object| action::Record::parse(object).ok());
+        let known = std::mem::replace(&mut self.known, records.collect());
+        let there = |record: &action::Record| {
+            let service = record.service.as_ref();
+            snapshot.records.contains_key(&record.name)
+                || !service.is_some_and(|service| snapshot.services.contains_key(service))
+        };
+        known.iter().filter(|record| !there(record)).filter_map(action::revive).collect()
     }
 }
 
@@ -58,11 +75,15 @@ pub enum Meddling {
     TargetLosesPower,
     NewLeader,
     RecordsRemoved,
+    /// A label of the source is written, so that the enforcer looks at it.
+    NodeLabel,
+    /// `docker service rollback`.
+    Rollback,
     /// The agent of the successor's node falls silent, so that its coordinator gives the action up.
     TargetSilent,
 }
 
-pub const MEDDLING: [Meddling; 13] = [
+pub const MEDDLING: [Meddling; 14] = [
     Meddling::NewImage,
     Meddling::Scale,
     Meddling::DeployAgain,
@@ -75,6 +96,7 @@ pub const MEDDLING: [Meddling; 13] = [
     Meddling::TargetLosesPower,
     Meddling::NewLeader,
     Meddling::RecordsRemoved,
+    Meddling::NodeLabel,
     Meddling::TargetSilent,
 ];
 
@@ -87,6 +109,8 @@ pub struct Stage {
     pub tasks: BTreeSet<TaskId>,
     pub on_source: BTreeSet<TaskId>,
     pub least: usize,
+    /// How long any node was paused, in milliseconds.
+    pub paused_ms: u64,
     pub codes: Vec<String>,
     commands: usize,
     /// Replicas that the balancers send nothing, as they were told.
@@ -101,8 +125,13 @@ pub struct Ending {
 }
 
 impl Stage {
+    /// Three managers, where there are so many nodes.
     pub fn new(seed: u64, nodes: u64, replicas: u64, workload: Workload) -> Self {
-        let mut model = SwarmModel::new(seed, 1, nodes - 1);
+        Self::with_managers(seed, nodes.min(3), nodes, replicas, workload)
+    }
+
+    pub fn with_managers(seed: u64, managers: u64, nodes: u64, replicas: u64, workload: Workload) -> Self {
+        let mut model = SwarmModel::new(seed, managers, nodes - managers);
         let service = model.create_service("web", replicas, &[], Workload::default());
         let until = model.now + Duration::from_secs(6);
         model.advance(until);
@@ -129,6 +158,7 @@ impl Stage {
             before: model.services[&service].spec.clone(),
             previous: model.services[&service].previous_spec.clone().expect("updated once"),
             least: tasks.len(),
+            paused_ms: 0,
             codes: Vec::new(),
             commands: 0,
             draining: BTreeSet::new(),
@@ -145,15 +175,68 @@ impl Stage {
         Self { together: true, ..Self::new(seed, nodes, replicas, workload) }
     }
 
+    /// What is there now is what the next action begins with.
+    pub fn renew(&mut self) {
+        self.tasks = self.serving();
+        let here = |task: &&swarmguard_tests::swarm_model::ModelTask| self.tasks.contains(&task.id);
+        self.source = self
+            .model
+            .serving(&self.service)
+            .filter(here)
+            .find_map(|task| task.node.clone())
+            .expect("replicas run");
+        let on_source =
+            self.model.serving(&self.service).filter(|task| task.node.as_ref() == Some(&self.source));
+        self.on_source = on_source.map(|task| task.id.clone()).collect();
+        let service = &self.model.services[&self.service];
+        self.before = service.spec.clone();
+        self.previous = service.previous_spec.clone().expect("updated once");
+        self.commands = 0;
+        self.codes.clear();
+    }
+
+    /// A driver looks after what is left of earlier actions.
+    pub fn watch(&mut self) {
+        let mut process = Process::new(9);
+        for _ in 0..20 {
+            self.pass(150);
+            let snapshot = self.model.snapshot(&SwarmModel::node_id(1));
+            process.ages.update(&snapshot, self.model.now);
+            for command in self.look(&process, &snapshot, &mut None) {
+                self.execute(&mut process, command, usize::MAX, Fault::None);
+            }
+        }
+    }
+
+    /// Whether the record of an action is there that is not over.
+    fn is_under_way(&self) -> bool {
+        let mut records = self.model.configs.values();
+        records.any(|config| config.labels.get("swarmguard.state").is_some_and(|state| state != "over"))
+    }
+
+    /// Whether an operator asked for a rollback that Swarm could not carry out.
+    pub fn is_rollback_owed(&self) -> bool {
+        let snapshot = self.model.snapshot(&SwarmModel::node_id(1));
+        let service = snapshot.services.get(&self.service);
+        service.is_some_and(|service| action::is_rollback_owed(&snapshot, service))
+    }
+
+    /// Whether only previous specs that operators may want back are left of what we kept in Swarm.
+    fn is_idle(&self) -> bool {
+        self.model.configs.values().all(|config| config.name == action::previous_name(&self.service))
+    }
+
     pub fn pass(&mut self, ms: u64) {
         for _ in 0..ms.div_ceil(TICK_MS) {
             let until = self.model.now + Duration::from_millis(TICK_MS);
             self.model.advance(until);
             self.least = self.least.min(self.model.serving(&self.service).count());
+            let paused = self.model.nodes.values().any(|node| node.availability() == Availability::Pause);
+            self.paused_ms += if paused { TICK_MS } else { 0 };
         }
     }
 
-    fn order(&self, intent: Intent) -> Order {
+    pub fn order(&self, intent: Intent) -> Order {
         Order {
             intent,
             token: "a1".into(),
@@ -161,6 +244,7 @@ impl Stage {
             cooldown: Duration::from_secs(2),
             reason: "a test".into(),
             avoid: Vec::new(),
+            closed: Vec::new(),
         }
     }
 
@@ -177,7 +261,10 @@ impl Stage {
             self.pass(150);
             let snapshot = self.model.snapshot(&own);
             process.ages.update(&snapshot, self.model.now);
-            let commands = if begun {
+            let lost = process.lost(&snapshot);
+            let commands = if !lost.is_empty() {
+                lost
+            } else if begun {
                 self.look(&process, &snapshot, &mut outcome)
             } else {
                 // A driver that died before anything was there is followed by one that begins anew.
@@ -187,11 +274,11 @@ impl Stage {
                 };
                 vec![command]
             };
-            if commands.is_empty() && snapshot.records.is_empty() {
+            if begun && commands.is_empty() && (self.is_idle() || self.is_rollback_owed()) {
                 break;
             }
             let crashed = commands.into_iter().any(|command| self.execute(&mut process, command, at, fault));
-            begun |= !self.model.configs.is_empty();
+            begun |= self.is_under_way();
             if crashed {
                 process = Process::new(number);
                 self.pass(3_000);
@@ -214,6 +301,8 @@ impl Stage {
                 holder: &process.holder,
                 since: process.ages.since(object, self.model.now),
                 last: process.last.as_ref().map(|(command, result)| (command, result)),
+                ages: &process.ages,
+                answers: false,
                 tuning: &process.tuning,
             };
             let step = action::step(object, snapshot, self.model.now, &context);
@@ -316,6 +405,11 @@ impl Stage {
             }
             Meddling::NewLeader => self.model.elect(&SwarmModel::node_id(1)),
             Meddling::RecordsRemoved => self.model.configs.retain(|_, config| !config.name.contains("-act-")),
+            Meddling::NodeLabel => {
+                let change = |spec: &mut Value| spec["Labels"]["probe"] = json!("1");
+                self.model.operator_node(&source, change).expect("current version");
+            }
+            Meddling::Rollback => self.model.operator_rollback(&service).expect("there is a previous spec"),
             Meddling::TargetSilent => self.lose_target(),
         }
     }
@@ -344,11 +438,7 @@ impl Stage {
     /// Nothing of ours is left anywhere.
     pub fn check_clean(&self, story: &str) {
         assert!(self.model.violations.is_empty(), "{story}: {:?}", self.model.violations);
-        assert!(
-            self.model.configs.is_empty(),
-            "{story}: records are left: {:?}",
-            self.model.configs.values()
-        );
+        assert!(self.is_idle(), "{story}: records are left: {:?}", self.model.configs.values());
         let serving = self.serving();
         let cut_off: Vec<&TaskId> = self.draining.intersection(&serving).collect();
         assert!(cut_off.is_empty(), "{story}: the balancers send nothing to {cut_off:?}, which stay");

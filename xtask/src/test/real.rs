@@ -236,15 +236,13 @@ const OTHER_ENGINES: &[&str] = &[
     "drain",
     "killed-leased",
     "killed-surging",
-    "killed-settling",
     "killed-marking",
-    "killed-removing",
-    "killed-closing",
-    "killed-releasing",
+    "killed-draining",
+    "killed-over",
 ];
 
 /// Scenarios of an engine where nodes are emulated: each takes minutes.
-const EMULATED: &[&str] = &["migration", "killed-settling"];
+const EMULATED: &[&str] = &["migration", "killed-marking"];
 
 /// Scenarios through the routing mesh.
 const MESH: &[&str] = &["migration"];

@@ -18,24 +18,24 @@ use super::{
     Context, Intent, Next, Step,
     lease::{self, Hold},
     plan::note,
-    record::{Record, State, action_name, node_name},
+    record::{Record, State, Why, action_name, node_name},
     spec,
 };
 
 pub(super) fn step(record: &Record, snapshot: &Snapshot, now: Time, context: &Context<'_>) -> Step {
     let Some(node) = &record.source else {
-        return to(record, State::Releasing, Some(("no_node", "no node is named")));
+        return to(record, State::Releasing, Some((Why::BadRecord, "no node is named")));
     };
     match record.state {
         State::Leased => match lease::take(record, snapshot) {
-            Hold::Paused => {
+            Hold::Held => {
                 let mut step = to(record, State::Moving, None);
                 step.notes.push(note(record, "source_paused", "the node takes no new tasks"));
                 step
             }
             Hold::Do(command) => Step { next: Next::Do(*command), notes: Vec::new() },
             Hold::Busy(why) if now - context.since > context.tuning.node_lease => {
-                to(record, State::Releasing, Some(("node_busy", &why)))
+                to(record, State::Releasing, Some((Why::NodeBusy, &why)))
             }
             Hold::Busy(why) => wait(now, why),
             Hold::Lost(code, why) => to(record, State::Releasing, Some((code, &why))),
@@ -49,7 +49,7 @@ pub(super) fn step(record: &Record, snapshot: &Snapshot, now: Time, context: &Co
 
 /// Undone: the move that is under way is taken back, then the node gets back what it had.
 fn given_up(record: &Record, snapshot: &Snapshot, now: Time) -> Step {
-    let (code, reason) = record.undone.clone().unwrap_or(("undone".into(), String::new()));
+    let (code, reason) = record.undone.clone().unwrap_or((Why::Other, String::new()));
     for (service, moving) in children(record, snapshot) {
         let name = action_name(&service.id);
         let command = snapshot
@@ -90,7 +90,7 @@ fn leaves(service: &Service) -> bool {
 }
 
 fn moving(record: &Record, snapshot: &Snapshot, now: Time, node: &NodeId, context: &Context<'_>) -> Step {
-    if let Hold::Lost(code, why) = lease::still(record, snapshot) {
+    if let Hold::Lost(code, why) = lease::still(record, snapshot, !lease::is_only_manager(snapshot, node)) {
         return to(record, State::Releasing, Some((code, &why)));
     }
     let here = |service: &&Service| leaves(service) && copies(service, snapshot, node) > 0;
@@ -105,7 +105,7 @@ fn moving(record: &Record, snapshot: &Snapshot, now: Time, node: &NodeId, contex
     let stays = |service: &Service| {
         let seconds = context.tuning.leaving.as_secs();
         let why = format!("{} did not leave within {seconds} s", service.name);
-        to(record, State::Releasing, Some(("service_stays", &why)))
+        to(record, State::Releasing, Some((Why::ServiceStays, &why)))
     };
     let late = now - context.since > context.tuning.leaving;
     let prefix = format!("{}-", record.token);
@@ -123,7 +123,7 @@ fn moving(record: &Record, snapshot: &Snapshot, now: Time, node: &NodeId, contex
             && here(&service)
         {
             let why = format!("{} could not leave: {code}: {reason}", service.name);
-            return to(record, State::Releasing, Some(("service_stays", &why)));
+            return to(record, State::Releasing, Some((Why::ServiceStays, &why)));
         }
     }
     let mut left = snapshot.services.values().filter(here);
@@ -168,7 +168,13 @@ fn drained(record: &Record, snapshot: &Snapshot, node: &NodeId) -> Step {
         return step;
     };
     match snapshot.nodes.get(node) {
-        Some(node) if node.availability == Availability::Pause => {
+        // One that could not be paused is drained from where it stands.
+        Some(node)
+            if node.availability == Availability::Pause
+                || node.availability == Availability::Active
+                    && lease.before.availability == Some(Availability::Active)
+                    && lease::is_only_manager(snapshot, &node.id) =>
+        {
             Step { next: Next::Do(lease::set(node, Availability::Drain)), notes: Vec::new() }
         }
         node => {
@@ -179,12 +185,12 @@ fn drained(record: &Record, snapshot: &Snapshot, node: &NodeId) -> Step {
     }
 }
 
-fn to(record: &Record, state: State, undone: Option<(&str, &str)>) -> Step {
+fn to(record: &Record, state: State, undone: Option<(Why, &str)>) -> Step {
     let mut next = record.clone();
     next.state = state;
     let mut notes = Vec::new();
     if let Some((code, reason)) = undone {
-        next.undone = Some((code.into(), reason.into()));
+        next.undone = Some((code, reason.into()));
         notes.push(note(record, "undoing", format!("{code}: {reason}")));
     }
     Step { next: Next::Do(next.update()), notes }

@@ -16,24 +16,30 @@ use crate::{
 use super::{
     Note,
     plan::{self, note},
-    record::{Before, Kind, Record, State, action_name, drain_name, node_name},
+    record::{Before, Kind, Record, State, Why, action_name, drain_name, node_name},
     spec,
 };
 
-/// Why an action was undone whose source somebody else made active, or drained: from then on the node is theirs.
-const AVAILABILITY_CHANGED: &str = "availability_changed";
-
-/// How the source stands for an action that needs it paused.
+/// How the source stands for an action that needs it to take no new tasks.
 #[derive(Debug)]
 pub(super) enum Hold {
-    /// It is paused, and nobody else's to unpause.
-    Paused,
+    /// It is ours, and paused where it may be.
+    Held,
     /// This first.
     Do(Box<Command>),
     /// Another action has it.
     Busy(String),
     /// It cannot be had.
-    Lost(&'static str, String),
+    Lost(Why, String),
+}
+
+/// Whether nobody but the coordinator on this node could act: no other manager is there. A paused node does not start a
+/// global task again, so that its coordinator, once killed, would leave the node paused for ever. Such a node is never
+/// paused.
+pub(super) fn is_only_manager(snapshot: &Snapshot, node: &NodeId) -> bool {
+    let manages = |node: &Node| node.manager && !node.is_down();
+    snapshot.nodes.get(node).is_some_and(|node| node.manager)
+        && !snapshot.nodes.values().any(|other| other.id != *node && manages(other))
 }
 
 /// Takes the lease and pauses the node, one call at a time.
@@ -54,32 +60,39 @@ pub(super) fn take(record: &Record, snapshot: &Snapshot) -> Hold {
         return Hold::Busy(format!("node {} is held by action {}", node.hostname, lease.token));
     }
     match (node.availability, lease.before.availability) {
-        (Availability::Pause, _) => Hold::Paused,
+        (Availability::Pause, _) => Hold::Held,
+        (Availability::Active, Some(Availability::Active)) if is_only_manager(snapshot, &node.id) => {
+            Hold::Held
+        }
         (_, Some(Availability::Active)) if own => Hold::Do(Box::new(set(node, Availability::Pause))),
-        _ => Hold::Lost(AVAILABILITY_CHANGED, format!("node {} was made active by somebody", node.hostname)),
+        _ => Hold::Lost(
+            Why::AvailabilityChanged,
+            format!("node {} was made active by somebody", node.hostname),
+        ),
     }
 }
 
-/// Whether the node still stands as the action needs it: paused, not down.
-pub(super) fn still(record: &Record, snapshot: &Snapshot) -> Hold {
+/// Whether the node still stands as the action needs it: not down, not drained and, where the phase needs that, paused.
+pub(super) fn still(record: &Record, snapshot: &Snapshot, paused: bool) -> Hold {
     match usable(record, snapshot) {
-        Ok(node) if node.availability == Availability::Pause => Hold::Paused,
-        Ok(node) => {
-            Hold::Lost(AVAILABILITY_CHANGED, format!("node {} was made active by somebody", node.hostname))
-        }
+        Ok(node) if paused && node.availability != Availability::Pause => Hold::Lost(
+            Why::AvailabilityChanged,
+            format!("node {} was made active by somebody", node.hostname),
+        ),
+        Ok(_) => Hold::Held,
         Err(lost) => lost,
     }
 }
 
 fn usable<'a>(record: &Record, snapshot: &'a Snapshot) -> Result<&'a Node, Hold> {
     let node = record.source.as_ref().and_then(|source| snapshot.nodes.get(source));
-    let Some(node) = node else { return Err(Hold::Lost("node_gone", "the source left the swarm".into())) };
+    let Some(node) = node else { return Err(Hold::Lost(Why::NodeGone, "the source left the swarm".into())) };
     if node.is_down() {
-        return Err(Hold::Lost("node_down", format!("node {} is down", node.hostname)));
+        return Err(Hold::Lost(Why::NodeDown, format!("node {} is down", node.hostname)));
     }
     if node.availability == Availability::Drain {
         return Err(Hold::Lost(
-            AVAILABILITY_CHANGED,
+            Why::AvailabilityChanged,
             format!("node {} was drained by somebody", node.hostname),
         ));
     }
@@ -93,7 +106,7 @@ pub(super) fn release(record: &Record, snapshot: &Snapshot) -> Option<(Command, 
     if lease.token != record.token {
         return None;
     }
-    let theirs = record.undone.as_ref().is_some_and(|(code, _)| code == AVAILABILITY_CHANGED);
+    let theirs = record.undone.as_ref().is_some_and(|(why, _)| *why == Why::AvailabilityChanged);
     let was = lease.before.availability.filter(|_| !theirs);
     match snapshot.nodes.get(source) {
         Some(node) if node.availability == Availability::Pause && was == Some(Availability::Active) => {

@@ -13,9 +13,12 @@
 //! - Journal each note once per action and code: a step that must be repeated says the same again.
 
 mod ages;
+mod deadlines;
 mod drain;
 mod lease;
+mod look;
 mod plan;
+mod previous;
 mod record;
 mod replica;
 mod slots;
@@ -35,8 +38,10 @@ use swarmguard_common::{
 
 pub use ages::Ages;
 pub use plan::begin;
+pub use previous::{is_rollback_owed, to_roll_back_to};
 pub use record::{
-    Before, Kind, Record, RecordError, State, TaskBefore, action_name, drain_name, is_record, node_name,
+    Before, Kind, Record, RecordError, State, TaskBefore, Why, action_name, drain_name, is_record, node_name,
+    previous_name,
 };
 
 use crate::{
@@ -74,6 +79,12 @@ pub enum Intent {
         /// The node that loses it.
         node: NodeId,
     },
+    /// The spec comes back that the operator had before: Swarm's own previous one, or the one that was kept because our
+    /// writes came after it.
+    Rollback {
+        /// Of which service.
+        service: ServiceId,
+    },
     /// Every replicated service leaves the node, start first, one after another; then it is set to `drain`.
     Drain {
         /// Which.
@@ -87,7 +98,8 @@ impl Intent {
         match self {
             Self::Migrate { service, .. }
             | Self::ScaleOut { service, .. }
-            | Self::ScaleIn { service, .. } => Some(service),
+            | Self::ScaleIn { service, .. }
+            | Self::Rollback { service } => Some(service),
             Self::Drain { .. } => None,
         }
     }
@@ -109,6 +121,8 @@ pub struct Order {
     /// Nodes whose agents fell silent. Where Swarm is free to choose, the successor is kept off them, unless they host
     /// some of the service already: those may not be excluded.
     pub avoid: Vec<NodeId>,
+    /// Nodes that Swarm would not place the service on for reasons that only the policy sees (reservations, ports).
+    pub closed: Vec<NodeId>,
 }
 
 /// Why an order cannot begin. Nothing was done.
@@ -130,10 +144,17 @@ pub struct Tuning {
     pub node_lease: Duration,
     /// For Swarm to find a node for a new task.
     pub pending: Duration,
-    /// From assigned to running and healthy: pulling the image and starting.
+    /// From assigned to the start of the container: pulling the image and creating it.
+    pub pulling: Duration,
+    /// From the start of the container to healthy, at least: longer where the service's healthcheck allows more, as its
+    /// label says where it has one.
     pub starting: Duration,
-    /// Running and healthy before it is relied upon.
+    /// Failed starts of a successor after which it is given up.
+    pub tries: usize,
+    /// Running and healthy before it is relied upon, while it answers nothing.
     pub settle: Duration,
+    /// The same for one that was seen answering requests.
+    pub settle_least: Duration,
     /// For Swarm to act on the mark.
     pub marking: Duration,
     /// Longest wait for the balancers.
@@ -152,8 +173,11 @@ impl Default for Tuning {
         Self {
             node_lease: Duration::from_secs(30),
             pending: Duration::from_secs(10),
+            pulling: Duration::from_secs(600),
             starting: Duration::from_secs(120),
+            tries: 2,
             settle: Duration::from_secs(2),
+            settle_least: Duration::from_millis(200),
             marking: Duration::from_secs(10),
             drain: Duration::from_secs(5),
             removing: Duration::from_secs(30),
@@ -172,6 +196,10 @@ pub struct Context<'a> {
     pub since: Time,
     /// The last command of this record that this process sent, with its answer.
     pub last: Option<(&'a Command, &'a CommandResult)>,
+    /// Since when records and tasks stand as they do.
+    pub ages: &'a Ages,
+    /// The added replicas were seen answering requests.
+    pub answers: bool,
     /// Deadlines.
     pub tuning: &'a Tuning,
 }
@@ -221,8 +249,8 @@ pub enum Outcome {
     Done,
     /// Nothing of it is left.
     Undone {
-        /// A stable word.
-        code: String,
+        /// Why.
+        why: Why,
         /// One sentence.
         reason: String,
     },
@@ -253,6 +281,12 @@ pub struct Note {
 
 /// The next step of the action whose lease this record is. A record that cannot be read is left alone.
 pub fn step(object: &RecordObject, snapshot: &Snapshot, now: Time, context: &Context<'_>) -> Step {
+    if record::is_previous(&object.name) {
+        return previous::step(object, snapshot).map_or_else(
+            || wait(now, "a spec that is not the one it was kept for".into()),
+            |command| Step { next: Next::Do(command), notes: Vec::new() },
+        );
+    }
     let record = match Record::parse(object) {
         Ok(record) => record,
         Err(error) => return wait(now, error.to_string()),
@@ -268,31 +302,45 @@ pub fn step(object: &RecordObject, snapshot: &Snapshot, now: Time, context: &Con
         (_, State::Over) => over(&record, snapshot, now, context),
         _ if record.holder != context.holder => take_over(&record, context),
         (Kind::Drain, _) => drain::step(&record, snapshot, now, context),
-        (Kind::Migrate | Kind::ScaleOut | Kind::ScaleIn, _) => replica::step(&record, snapshot, now, context),
+        (Kind::Migrate | Kind::ScaleOut | Kind::ScaleIn | Kind::Rollback, _) => {
+            replica::step(&record, snapshot, now, context)
+        }
     }
 }
-
-/// Why an action was undone whose target fell silent: the reason is that node, not the service.
-pub const TARGET_LOST: &str = "target_lost";
-/// Why an action was undone whose successor Swarm placed on another node than was meant, which is silent: Swarm would
-/// do the same again.
-const ELSEWHERE_LOST: &str = "elsewhere_lost";
 
 /// The command that has an action undone, at an operator's wish or because the drain it belongs to is given up; `None`
 /// where it is over, or past the point where going on is the quickest way to leave nothing behind.
 pub fn cancel(object: &RecordObject, reason: &str) -> Option<Command> {
     let record = Record::parse(object).ok()?;
-    if record.kind == Kind::Node || record.state >= State::Removing && record.state != State::Moving {
+    if record.kind == Kind::Node || record.is_late() {
         return None;
     }
-    Some(undoing(record, "cancelled", reason).update())
+    Some(undoing(record, Why::Cancelled, reason).update())
+}
+
+/// The command that brings back an action's record which somebody removed by hand, to undo the action; `None` for one
+/// that is over. Only who knew the record can do that: one that also held a node left that behind (`swarmguard-node-…`).
+pub fn revive(record: &Record) -> Option<Command> {
+    if record.is_over() || matches!(record.kind, Kind::Node | Kind::Drain) {
+        return None;
+    }
+    let undone = record.undone.clone();
+    let mut next = undoing(record.clone(), Why::RecordLost, "the record was removed by hand in the middle");
+    next.undone = undone.or(next.undone);
+    Some(next.create())
 }
 
 /// Where the added replicas of an action run, or the node that was meant while none is assigned. Empty once the old one
 /// may have been told to stop: then the new one is needed, wherever it is.
 pub fn targets(record: &Record, snapshot: &Snapshot) -> Vec<NodeId> {
-    let adds = record.before.peak > record.before.replicas && record.state < State::Removing;
+    let adds = record.before.peak > record.before.replicas && record.state < State::Closing;
     let Some(service) = record.service.as_ref().filter(|_| adds) else { return Vec::new() };
+    let written = snapshot.services.get(service).is_some_and(|found| {
+        record.state == State::Draining && spec::same(&found.spec, &plan::after_spec(&record.before))
+    });
+    if written {
+        return Vec::new();
+    }
     let old: BTreeSet<u64> = record.before.tasks.iter().map(|task| task.slot).collect();
     let slots = slots::Slots::of(snapshot, service);
     let mut nodes: Vec<NodeId> = slots
@@ -309,8 +357,8 @@ pub fn targets(record: &Record, snapshot: &Snapshot) -> Vec<NodeId> {
 /// The step that has an action undone because the node of its successor fell silent; `None` once the old replica may
 /// have been told to stop.
 pub fn lose_target(object: &RecordObject, node: &NodeId, reason: &str) -> Option<Step> {
-    let record = Record::parse(object).ok().filter(|record| record.state < State::Removing)?;
-    let code = if record.target.as_ref() == Some(node) { TARGET_LOST } else { ELSEWHERE_LOST };
+    let record = Record::parse(object).ok().filter(|record| record.state < State::Closing)?;
+    let code = if record.target.as_ref() == Some(node) { Why::TargetLost } else { Why::ElsewhereLost };
     let mut notes = vec![plan::note(&record, "undoing", format!("{code}: {reason}"))];
     let mut next = undoing(record, code, reason);
     next.target = Some(node.clone());
@@ -318,9 +366,9 @@ pub fn lose_target(object: &RecordObject, node: &NodeId, reason: &str) -> Option
     Some(Step { next: Next::Do(next.update()), notes })
 }
 
-fn undoing(mut record: Record, code: &str, reason: &str) -> Record {
+fn undoing(mut record: Record, why: Why, reason: &str) -> Record {
     record.state = State::Undoing;
-    record.undone = Some((code.into(), record::shortened(reason)));
+    record.undone = Some((why, record::shortened(reason)));
     record
 }
 
@@ -332,12 +380,16 @@ fn wait(now: Time, why: String) -> Step {
 fn over(record: &Record, snapshot: &Snapshot, now: Time, context: &Context<'_>) -> Step {
     let until = context.since + record.cooldown;
     let orphan = record.service.as_ref().is_some_and(|service| !snapshot.services.contains_key(service));
-    let next = if orphan || now >= until {
-        Next::Do(record.remove())
+    // What an operator asked of Swarm in the middle of it is still to be done, and this is all that says so.
+    let owed = record.service.as_ref().and_then(|service| snapshot.services.get(service));
+    let owed = owed.is_some_and(|service| is_rollback_owed(snapshot, service));
+    let next = if orphan || now >= until && !owed {
+        // What the operator had before stays, if only we know it.
+        Next::Do(previous::to_keep(record, snapshot).unwrap_or_else(|| record.remove()))
     } else {
         let outcome = match &record.undone {
             None => Outcome::Done,
-            Some((code, reason)) => Outcome::Undone { code: code.clone(), reason: reason.clone() },
+            Some((why, reason)) => Outcome::Undone { why: *why, reason: reason.clone() },
         };
         Next::Over { outcome, until }
     };
@@ -350,9 +402,9 @@ fn take_over(record: &Record, context: &Context<'_>) -> Step {
     next.holder = context.holder.into();
     next.takeovers = record.takeovers.saturating_add(1);
     let text = format!("taken over from {} in phase {}", record.holder, record.state);
-    if next.takeovers > context.tuning.takeovers && record.state < State::Removing {
+    if next.takeovers > context.tuning.takeovers && record.state < State::Closing {
         next.state = State::Undoing;
-        next.undone = Some(("too_many_takeovers".into(), "its holders died again and again".into()));
+        next.undone = Some((Why::TooManyTakeovers, "its coordinators died again and again".into()));
     }
     Step { next: Next::Do(next.update()), notes: vec![plan::note(record, "taken_over", text)] }
 }

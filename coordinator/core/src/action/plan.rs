@@ -10,11 +10,11 @@ use crate::{
 };
 
 use super::{
-    Intent, Next, Note, Order, Refusal, Step,
+    Intent, Next, Note, Order, Refusal, Step, lease, previous,
     record::{Before, Kind, Record, State, TaskBefore, action_name, drain_name, shortened},
     slots::Slots,
     spec,
-    steer::{Steering, avoidable, steer},
+    steer::{KeepOff, Seen, Steering, avoidable, keep_off, steer, winners},
 };
 
 /// The spec while there are most replicas.
@@ -41,6 +41,11 @@ pub(super) fn before_spec(before: &Before) -> Value {
 /// The spec when all is done.
 pub(super) fn after_spec(before: &Before) -> Value {
     spec::sendable(spec::with_replicas(before.spec.clone(), before.after))
+}
+
+/// The spec that a rollback restores: all of it, the number of replicas included, as Swarm's own rollback does.
+pub(super) fn rolled_back_spec(before: &Before) -> Value {
+    spec::sendable(before.previous_spec.clone().unwrap_or_else(|| before.spec.clone()))
 }
 
 /// The spec with more replicas where none can be started any more: an added one that fails then has no node, and is
@@ -75,8 +80,13 @@ pub fn begin(order: &Order, snapshot: &Snapshot) -> Result<Step, Refusal> {
             let count = settled(snapshot, service)?;
             source_fits(snapshot, service, source)?;
             let mut before = before(order, snapshot, service, count, count + 1, count);
-            let notes = choose(&mut before, snapshot, service, Some(source), target.as_ref(), order);
+            let seen = Seen { snapshot, service, closed: &order.closed };
+            let notes = choose(&mut before, seen, Some(source), target.as_ref(), order);
+            before.pauses = pauses(seen, source, &before.steer_off)?;
             let mut record = Record::new(action_name(&service.id), Kind::Migrate, order, before);
+            if !record.before.pauses {
+                record.state = State::Surging;
+            }
             (record.source, record.target) = (Some(source.clone()), target.clone());
             (record, notes)
         }
@@ -88,9 +98,13 @@ pub fn begin(order: &Order, snapshot: &Snapshot) -> Result<Step, Refusal> {
                 return Err(refuse(Rule::EnoughReplicas, text, "a higher number"));
             }
             let mut before = before(order, snapshot, service, count, *replicas, *replicas);
-            let notes = choose(&mut before, snapshot, service, None, target.as_ref(), order);
+            // Several at once go where Swarm finds room: towards one target they would end on the nodes that host the service.
+            let target = target.as_ref().filter(|_| *replicas == count + 1);
+            let seen = Seen { snapshot, service, closed: &order.closed };
+            let notes = choose(&mut before, seen, None, target, order);
             let mut record = Record::new(action_name(&service.id), Kind::ScaleOut, order, before);
-            record.target.clone_from(target);
+            record.state = State::Surging;
+            record.target = target.cloned();
             (record, notes)
         }
         Intent::ScaleIn { service, node } => {
@@ -104,13 +118,20 @@ pub fn begin(order: &Order, snapshot: &Snapshot) -> Result<Step, Refusal> {
             let before = before(order, snapshot, service, count, count, count - 1);
             let mut record = Record::new(action_name(&service.id), Kind::ScaleIn, order, before);
             record.source = Some(node.clone());
+            record.state = State::Marking;
             (record, Vec::new())
+        }
+        Intent::Rollback { service } => {
+            let service = find(snapshot, service)?;
+            (rollback(order, snapshot, service)?, Vec::new())
         }
     };
     if let Some(object) = snapshot.records.get(&record.name) {
         return match Record::parse(object) {
             Ok(old) if old.is_over() => {
-                Ok(Step { next: Next::Do(Command::RemoveRecord { id: old.id }), notes: Vec::new() })
+                let kept = previous::to_keep(&old, snapshot);
+                let command = kept.unwrap_or(Command::RemoveRecord { id: old.id });
+                Ok(Step { next: Next::Do(command), notes: Vec::new() })
             }
             Ok(old) => Err(refuse(
                 Rule::Busy,
@@ -222,48 +243,80 @@ fn before(
     Before {
         version: service.version,
         spec: service.spec.clone(),
-        previous_spec: operators_previous(snapshot, service),
+        previous_spec: previous::operators(snapshot, service),
         replicas,
         peak,
         after,
         tasks,
         steer_off: Vec::new(),
+        pauses: false,
         availability: None,
         reason: shortened(&order.reason),
     }
 }
 
-/// The `PreviousSpec` that the operator's own last write left. Where an earlier action of ours closed with this very
-/// spec, its tombstone knows.
-fn operators_previous(snapshot: &Snapshot, service: &Service) -> Option<Value> {
-    let ours = service.previous_spec.as_ref().is_some_and(|previous| spec::same(previous, &service.spec));
-    let tombstone =
-        snapshot.records.get(&action_name(&service.id)).and_then(|object| Record::parse(object).ok());
-    match tombstone {
-        Some(old) if ours && old.is_over() => old.before.previous_spec,
-        _ => service.previous_spec.clone(),
+/// Whether the source must be paused until the successor is assigned.
+fn pauses(seen: Seen<'_>, source: &NodeId, off: &[NodeId]) -> Result<bool, Refusal> {
+    if keep_off(seen, source, off) == KeepOff::Order {
+        return Ok(false);
     }
+    if !lease::is_only_manager(seen.snapshot, source) {
+        return Ok(true);
+    }
+    // It may not be paused, so Swarm's order has to do, ties included: a successor that lands on the source after all is
+    // taken back at once.
+    if winners(seen, off).into_iter().any(|node| node != source) {
+        return Ok(false);
+    }
+    let name = seen.snapshot.nodes.get(source).map_or(source.as_str(), |node| node.hostname.as_str());
+    let text = format!(
+        "{name} is the only manager, which is never paused, and Swarm would place another replica of {} there",
+        seen.service.name
+    );
+    Err(refuse(Rule::OnlyManager, text, "a second manager, or a node with fewer tasks"))
+}
+
+/// The way back to the spec that the operator had before: one write.
+fn rollback(order: &Order, snapshot: &Snapshot, service: &Service) -> Result<Record, Refusal> {
+    let Some(target) = previous::to_roll_back_to(snapshot, service) else {
+        let text = format!("{} has no earlier spec", service.name);
+        return Err(refuse(Rule::NoPreviousSpec, text, "an update of the service before"));
+    };
+    if target.pointer("/TaskTemplate").is_none() {
+        let text = format!("the earlier spec of {} is not one of a service", service.name);
+        return Err(refuse(Rule::NoPreviousSpec, text, "docker service rollback"));
+    }
+    if let Some(state) = service.update_state.filter(|state| state.is_unfinished()) {
+        let text = format!("{} has a rollout under way ({})", service.name, state.word());
+        return Err(refuse(Rule::ForeignRollout, text, "the end of the rollout"));
+    }
+    let count = spec::replicas(&service.spec).unwrap_or(0);
+    let mut before = before(order, snapshot, service, count, count, count);
+    before.previous_spec = Some(target);
+    let mut record = Record::new(action_name(&service.id), Kind::Rollback, order, before);
+    record.state = State::Closing;
+    Ok(record)
 }
 
 /// Settles the steering in `before`; says so, or why not.
 fn choose(
     before: &mut Before,
-    snapshot: &Snapshot,
-    service: &Service,
+    seen: Seen<'_>,
     source: Option<&NodeId>,
     target: Option<&NodeId>,
     order: &Order,
 ) -> Vec<Note> {
-    let steering = target.map(|target| steer(snapshot, service, source, target));
+    let Seen { snapshot, service, .. } = seen;
+    let steering = target.map(|target| steer(seen, source, target));
     let (off, text) = match steering {
         Some(Steering::NotNeeded) => return Vec::new(),
         Some(Steering::Off(off)) => (off, "kept off {} so that Swarm picks the target".to_owned()),
         Some(Steering::NotPossible(why)) => {
-            let off = avoidable(snapshot, service, source, &order.avoid);
+            let off = avoidable(seen, source, &order.avoid);
             let kept = if off.is_empty() { "" } else { "; kept off {}, which is silent" };
             (off, format!("Swarm picks the node: {why}{kept}"))
         }
-        None => (avoidable(snapshot, service, source, &order.avoid), "kept off {}, which is silent".into()),
+        None => (avoidable(seen, source, &order.avoid), "kept off {}, which is silent".into()),
     };
     if target.is_none() && off.is_empty() {
         return Vec::new();
@@ -272,7 +325,7 @@ fn choose(
         off.iter().filter_map(|id| Some(snapshot.nodes.get(id)?.hostname.as_str())).collect();
     let mut text = text.replace("{}", &names.join(", "));
     if !off.is_empty() {
-        text.push_str("; endpoint-only updates will pass this replica by");
+        text.push_str("; Swarm's updates of published ports alone will pass this replica by");
     }
     before.steer_off = off;
     vec![Note {
@@ -298,6 +351,7 @@ fn drain(order: &Order, snapshot: &Snapshot, node: &NodeId) -> Result<Record, Re
         after: 0,
         tasks: Vec::new(),
         steer_off: Vec::new(),
+        pauses: false,
         availability: None,
         reason: shortened(&order.reason),
     };

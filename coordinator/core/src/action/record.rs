@@ -15,6 +15,7 @@ use crate::{
 const ACTION_PREFIX: &str = "swarmguard-act-";
 const NODE_PREFIX: &str = "swarmguard-node-";
 const DRAIN_PREFIX: &str = "swarmguard-drain-";
+const PREVIOUS_PREFIX: &str = "swarmguard-prev-";
 /// Prefix of every label in a record.
 const LABEL: &str = "swarmguard.";
 /// Longest text kept in a label, in bytes.
@@ -35,9 +36,19 @@ pub fn drain_name(node: &NodeId) -> String {
     format!("{DRAIN_PREFIX}{node}")
 }
 
+/// Name of the config object that keeps an operator's previous spec.
+pub fn previous_name(service: &ServiceId) -> String {
+    format!("{PREVIOUS_PREFIX}{service}")
+}
+
+/// Whether a config object of this name keeps an operator's previous spec.
+pub(super) fn is_previous(name: &str) -> bool {
+    name.starts_with(PREVIOUS_PREFIX)
+}
+
 /// Whether a config object of this name is one of our records.
 pub fn is_record(name: &str) -> bool {
-    [ACTION_PREFIX, NODE_PREFIX, DRAIN_PREFIX].iter().any(|prefix| name.starts_with(prefix))
+    [ACTION_PREFIX, NODE_PREFIX, DRAIN_PREFIX, PREVIOUS_PREFIX].iter().any(|prefix| name.starts_with(prefix))
 }
 
 macro_rules! words {
@@ -75,6 +86,8 @@ words!(
         ScaleOut = "scale_out",
         /// A chosen node's replica fewer.
         ScaleIn = "scale_in",
+        /// A service gets the spec back that its operator had before.
+        Rollback = "rollback",
         /// All services leave a node.
         Drain = "drain",
         /// The lease on a node's availability.
@@ -83,23 +96,81 @@ words!(
 );
 
 words!(
+    /// Why an action was undone.
+    Why {
+        /// Swarm finds no node for the successor.
+        NoNode = "no_node",
+        /// The successor did not become healthy in time.
+        NotHealthy = "not_healthy",
+        /// The successor was placed on the node that its predecessor is to leave.
+        OnSource = "on_source",
+        /// Another replica than the one meant would go, or was touched.
+        Collateral = "collateral",
+        /// Somebody else changed the service.
+        ForeignChange = "foreign_change",
+        /// Somebody else set the number of replicas that was set already: theirs stays.
+        ScaledByHand = "scaled_by_hand",
+        /// Somebody else rolled the service back in the middle.
+        RolledBack = "rolled_back",
+        /// Not every slot came to have one healthy task.
+        NotSettled = "not_settled",
+        /// Swarm did not act on the mark.
+        NotMarked = "not_marked",
+        /// Too few other replicas serve.
+        SuccessorLost = "successor_lost",
+        /// The engine refused a write for what it says.
+        Refused = "refused",
+        /// Another action holds the node.
+        NodeBusy = "node_busy",
+        /// Somebody else set the node's availability: from then on the node is theirs.
+        AvailabilityChanged = "availability_changed",
+        /// The node left the swarm.
+        NodeGone = "node_gone",
+        /// The node is down.
+        NodeDown = "node_down",
+        /// The target fell silent: the reason is that node, not the service.
+        TargetLost = "target_lost",
+        /// Swarm placed the successor on another node than was meant, which is silent: Swarm would do the same again.
+        ElsewhereLost = "elsewhere_lost",
+        /// The action's record was removed by hand.
+        RecordLost = "record_lost",
+        /// The record lacks what its phase needs.
+        BadRecord = "bad_record",
+        /// The service was removed.
+        ServiceGone = "service_gone",
+        /// Its coordinators died again and again.
+        TooManyTakeovers = "too_many_takeovers",
+        /// An operator took it back.
+        Cancelled = "cancelled",
+        /// A service did not leave a node that was to be drained.
+        ServiceStays = "service_stays",
+        /// A word that another version wrote.
+        Other = "other",
+    }
+);
+
+impl Why {
+    /// The node of the successor fell silent.
+    pub fn is_silence(self) -> bool {
+        matches!(self, Self::TargetLost | Self::ElsewhereLost)
+    }
+}
+
+words!(
     /// How far an action is: the phase that may have begun. What Swarm shows says whether it did.
     State {
         /// The lease is taken, nothing is written.
         Leased = "leased",
         /// More replicas are being asked for and started.
         Surging = "surging",
-        /// The successors were seen running and healthy, and are to stay so.
-        Settling = "settling",
-        /// The replica that goes is being marked.
+        /// The successor was seen running and healthy; once it has stayed so, the replica that goes is marked.
         Marking = "marking",
-        /// The balancers are told which goes.
+        /// It is known which replica goes: the balancers drain it, then replicas and placement are written back in one,
+        /// and once more so that `PreviousSpec` is true.
         Draining = "draining",
-        /// Replicas and placement are being written back in one.
-        Removing = "removing",
-        /// The identical write that makes `PreviousSpec` true.
+        /// The final spec is being written, twice, so that `PreviousSpec` is true.
         Closing = "closing",
-        /// The node gets its availability back.
+        /// The node gets its availability back; only in a drain.
         Releasing = "releasing",
         /// Everything of ours is taken back.
         Undoing = "undoing",
@@ -150,8 +221,11 @@ pub struct Before {
     pub after: u64,
     /// Its wanted tasks.
     pub tasks: Vec<TaskBefore>,
-    /// Nodes that the successor is kept off by constraint, besides the paused source.
+    /// Nodes that the successor is kept off by constraint, besides the source.
     pub steer_off: Vec<NodeId>,
+    /// Swarm could place the successor on the source: that one is paused until the successor has a node.
+    #[serde(default)]
+    pub pauses: bool,
     /// The node's availability; only in a node lease.
     pub availability: Option<Availability>,
     /// Why, for people.
@@ -184,7 +258,7 @@ pub struct Record {
     /// The replica that goes, once it is known.
     pub victim: Option<TaskId>,
     /// Why it was undone, as code and sentence.
-    pub undone: Option<(String, String)>,
+    pub undone: Option<(Why, String)>,
     /// How often a new holder took it over.
     pub takeovers: u32,
     /// Replicas that are still to leave, as last seen; only in a drain. That it falls is progress.
@@ -243,7 +317,7 @@ impl Record {
             version: object.version,
             name: object.name.clone(),
             kind: Kind::from_word(kind).ok_or_else(|| wrong(format!("unknown kind {kind:?}")))?,
-            state: State::from_word(state).ok_or_else(|| wrong(format!("unknown state {state:?}")))?,
+            state: known_state(state).ok_or_else(|| wrong(format!("unknown state {state:?}")))?,
             holder: need("holder")?.into(),
             token: need("token")?.into(),
             service: text("service")
@@ -253,7 +327,9 @@ impl Record {
             source: id("source")?,
             target: id("target")?,
             victim: text("victim").map(str::parse).transpose().map_err(|error| wrong(format!("{error}")))?,
-            undone: text("undone").map(|code| (code.into(), text("reason").unwrap_or_default().into())),
+            undone: text("undone").map(|word| {
+                (Why::from_word(word).unwrap_or(Why::Other), text("reason").unwrap_or_default().into())
+            }),
             takeovers: u32::try_from(number("takeovers")?).unwrap_or(u32::MAX),
             left: text("left").map(|_| number("left")).transpose()?,
             cooldown: Duration::from_millis(number("cooldown-ms")?),
@@ -261,6 +337,11 @@ impl Record {
                 .map_err(|error| wrong(format!("its data is not ours: {error}")))?,
             data: object.data.clone(),
         })
+    }
+
+    /// Whether it is being undone already, or past the point where going on is the quickest way to leave nothing behind.
+    pub fn is_late(&self) -> bool {
+        self.state >= State::Closing && self.state != State::Moving
     }
 
     /// Whether the action is over and only its cooldown is left.
@@ -281,7 +362,7 @@ impl Record {
         // Which replica the balancers were told goes stood in that record: one there stands for all of them.
         let here = self.before.tasks.iter().find(|task| Some(&task.node) == self.source.as_ref());
         record.victim = here.map(|task| task.id.clone());
-        record.undone = Some(("record_lost".into(), "the record was removed by hand in the middle".into()));
+        record.undone = Some((Why::RecordLost, "the record was removed by hand in the middle".into()));
         record
     }
 
@@ -302,7 +383,7 @@ impl Record {
             ("target", self.target.as_ref().map(ToString::to_string)),
             ("victim", self.victim.as_ref().map(ToString::to_string)),
             ("left", self.left.map(|left| left.to_string())),
-            ("undone", self.undone.as_ref().map(|(code, _)| code.clone())),
+            ("undone", self.undone.as_ref().map(|(why, _)| why.word().into())),
             ("reason", self.undone.as_ref().map(|(_, reason)| shortened(reason))),
         ];
         for (key, value) in optional {
@@ -329,6 +410,15 @@ impl Record {
 
     pub(super) fn remove(&self) -> Command {
         Command::RemoveRecord { id: self.id.clone() }
+    }
+}
+
+/// States of earlier versions live on in the phase that took them over.
+fn known_state(word: &str) -> Option<State> {
+    match word {
+        "settling" => Some(State::Marking),
+        "removing" => Some(State::Draining),
+        word => State::from_word(word),
     }
 }
 

@@ -12,28 +12,24 @@ use swarmguard_common::domain::NodeId;
 use crate::swarm::{Task, UpdateState};
 
 use super::{
-    ELSEWHERE_LOST, Next, Step, TARGET_LOST, lease,
-    plan::{after_spec, frozen_spec, marked_spec, peak_spec, unmarked_spec},
-    record::{Kind, State},
-    replica::Look,
+    Next, Step,
+    look::Look,
+    plan::{after_spec, before_spec, frozen_spec, marked_spec, peak_spec, unmarked_spec},
+    record::{Kind, State, Why},
     spec,
 };
 
-/// What an operator's own number of replicas is noted as.
-const SCALED_BY_HAND: &str = "scaled_by_hand";
-
 pub(super) fn step(look: &Look<'_>) -> Step {
     let (record, before) = (look.record, &look.record.before);
-    if record.kind == Kind::ScaleIn && look.is(&after_spec(before)) {
-        // The write that was thought lost came through after all.
+    if came_through(look) {
         let mut next = record.clone();
         (next.state, next.undone) = (State::Closing, None);
         return Step { next: Next::Do(next.update()), notes: Vec::new() };
     }
-    if let Some(step) = look.resumed() {
+    if let Some(step) = look.resume() {
         return step;
     }
-    let by_hand = record.undone.as_ref().is_some_and(|(code, _)| code == SCALED_BY_HAND);
+    let by_hand = record.undone.as_ref().is_some_and(|(why, _)| *why == Why::ScaledByHand);
     if record.source.as_ref().is_some_and(|source| look.is(&marked_spec(before, source))) {
         // The mark comes off; twins that no node can take vanish with it.
         return look.write(unmarked_spec(before));
@@ -49,9 +45,26 @@ pub(super) fn step(look: &Look<'_>) -> Step {
     let surged =
         before.peak > before.replicas && (look.is(&peak_spec(before)) || look.is(&unmarked_spec(before)));
     if surged && !by_hand {
-        return shrink(look, look.before_spec(), true);
+        return shrink(look, before_spec(&look.record.before), true);
     }
     if look.is(&before.spec) { back(look) } else { theirs(look, by_hand) }
+}
+
+/// Whether the last write of the way forward came through, though it was thought lost or the action was taken back just
+/// then: the replica that was marked is gone, and there is nothing to undo.
+fn came_through(look: &Look<'_>) -> bool {
+    let (record, before) = (look.record, &look.record.before);
+    let after = after_spec(before);
+    match record.kind {
+        Kind::ScaleIn => look.is(&after),
+        Kind::Migrate => {
+            let marked = record.source.as_ref().is_some_and(|source| look.was(&marked_spec(before, source)));
+            let victim = record.victim.as_ref();
+            let gone = victim.is_some() && !look.slots.tasks().any(|task| Some(&task.id) == victim);
+            look.is(&after) && marked && gone && !super::look::is_rollback(look.service)
+        }
+        _ => false,
+    }
 }
 
 /// One replica fewer, the one that was added if it is not well, none that serves in any case unless all do.
@@ -94,7 +107,7 @@ fn shrink(look: &Look<'_>, smaller: Value, ours: bool) -> Step {
 /// could not be restarted either.
 fn frozen(look: &Look<'_>) -> Step {
     if look.slots.can_lose_one() {
-        return look.write(look.before_spec());
+        return look.write(before_spec(&look.record.before));
     }
     if look.age() > look.context.tuning.starting {
         return look.write(unmarked_spec(&look.record.before));
@@ -127,8 +140,7 @@ fn others_serve(look: &Look<'_>) -> bool {
 }
 
 fn is_lost(look: &Look<'_>, task: &Task) -> bool {
-    let lost =
-        look.record.undone.as_ref().is_some_and(|(code, _)| code == TARGET_LOST || code == ELSEWHERE_LOST);
+    let lost = look.record.undone.as_ref().is_some_and(|(why, _)| why.is_silence());
     lost && task.node.is_some() && task.node == look.record.target
 }
 
@@ -145,7 +157,7 @@ fn dropping(look: &Look<'_>, target: &NodeId) -> Step {
     let right = !found.is_empty() && found.iter().all(|(slot, _)| !old.contains(slot));
     let needed = lost_newcomer(look) && !others_serve(look);
     if !needed && (right || well || look.slots.copies_on(target) == 0) {
-        return look.write(look.before_spec());
+        return look.write(before_spec(&look.record.before));
     }
     if !found.is_empty() || look.age() > look.context.tuning.marking {
         return look.write(unmarked_spec(&look.record.before));
@@ -161,12 +173,12 @@ fn back(look: &Look<'_>) -> Step {
         _ => false,
     };
     if untouched || look.was(&look.record.before.spec) {
-        return look.to(State::Releasing, Vec::new());
+        return look.finish(Vec::new());
     }
     if look.slots.any_doubled() && look.age() < look.context.tuning.removing {
         return look.wait("every slot to have one task");
     }
-    look.write(look.before_spec())
+    look.write(before_spec(&look.record.before))
 }
 
 /// Somebody else's spec: our marks come off it, nothing else.
@@ -203,7 +215,7 @@ fn theirs(look: &Look<'_>, by_hand: bool) -> Step {
         // A rollback would bring our mark back to life.
         return look.write(spec::sendable(spec.clone()));
     }
-    look.to(State::Releasing, Vec::new())
+    look.finish(Vec::new())
 }
 
 fn is_ours(look: &Look<'_>, spec: &Value) -> bool {
@@ -220,11 +232,8 @@ fn is_rolling(look: &Look<'_>) -> bool {
 
 /// Long waits do not keep the node: nothing of ours in the spec forbids it any more.
 fn released_or_wait(look: &Look<'_>, why: &str) -> Step {
-    match lease::release(look.record, look.snapshot) {
-        Some((command, note)) => Step { next: Next::Do(command), notes: note.into_iter().collect() },
-        None => {
-            let text = format!("it holds no node, and others may act meanwhile; it waits for {why}");
-            Step { notes: vec![look.note("undo_waits", text)], ..look.wait(why) }
-        }
-    }
+    look.release().unwrap_or_else(|| {
+        let text = format!("it holds no node, and others may act meanwhile; it waits for {why}");
+        Step { notes: vec![look.note("undo_waits", text)], ..look.wait(why) }
+    })
 }

@@ -234,7 +234,8 @@ pub(super) fn record_name(intent: &Intent) -> String {
     match intent {
         Intent::Migrate { service, .. }
         | Intent::ScaleOut { service, .. }
-        | Intent::ScaleIn { service, .. } => action_name(service),
+        | Intent::ScaleIn { service, .. }
+        | Intent::Rollback { service } => action_name(service),
         Intent::Drain { node } => drain_name(node),
     }
 }
@@ -265,7 +266,11 @@ impl Brain {
     pub(super) fn forget(&mut self, now: Time) {
         let Some(snapshot) = self.view.snapshot.clone() else { return };
         let ours = snapshot.records.values().filter(|object| is_record(&object.name));
-        self.records = ours.filter_map(|object| Record::parse(object).ok()).collect();
+        let known = std::mem::replace(
+            &mut self.records,
+            ours.filter_map(|object| Record::parse(object).ok()).collect(),
+        );
+        self.revive_lost(now, &known, &snapshot);
         let actions = &mut self.actions;
         let exists = |name: &String| snapshot.records.contains_key(name);
         actions.waits.retain(|name, _| exists(name));
@@ -277,6 +282,24 @@ impl Brain {
         tokens.extend(actions.pending.values().map(|pending| pending.order.token.clone()));
         actions.notes.retain(|(token, _)| tokens.contains(token));
         actions.tracks.retain(|token, _| tokens.contains(token));
+    }
+
+    /// Records of actions of ours that somebody removed by hand come back, to undo what was begun.
+    fn revive_lost(&mut self, now: Time, known: &[Record], snapshot: &Snapshot) {
+        if !self.is_acting() {
+            return;
+        }
+        for record in known {
+            let gone = !snapshot.records.contains_key(&record.name)
+                && record.service.as_ref().is_some_and(|service| snapshot.services.contains_key(service));
+            if gone
+                && record.holder == self.settings.holder
+                && self.may_issue(&record.name, now)
+                && let Some(command) = action::revive(record)
+            {
+                self.issue(now, &record.name, command);
+            }
+        }
     }
 
     /// Takes every record, and every order that is not durable yet, one step further. Called with each new snapshot.
@@ -308,17 +331,21 @@ impl Brain {
                 continue;
             }
             let last = self.actions.last.get(&object.name).cloned();
+            let record = Record::parse(object).ok();
             let context = Context {
                 holder: &self.settings.holder,
                 since: self.view.history.ages.since(object, now),
                 last: last.as_ref().map(|(command, result)| (command, result)),
+                ages: &self.view.history.ages,
+                answers: record.as_ref().is_some_and(|record| self.answers(record, &snapshot, now)),
                 tuning: &self.settings.tuning,
             };
             let step = action::step(object, &snapshot, now, &context);
-            let drain = Record::parse(object).ok().filter(|record| record.kind == Kind::Drain);
+            let drain = record.filter(|record| record.kind == Kind::Drain);
             self.follow(now, &object.name, step, drain.as_ref());
         }
         self.follow_scales(now);
+        self.follow_rollbacks(now);
         self.run_jobs(now);
         self.write_wishes(now);
     }
@@ -342,6 +369,21 @@ impl Brain {
         let node = action::targets(&record, snapshot).into_iter().find(lapsed)?;
         let reason = format!("the agent of {}, where the successor runs, is silent", self.hostname(&node));
         action::lose_target(object, &node, &reason)
+    }
+
+    /// Whether all that an action added was seen answering requests since: its agent counts them.
+    fn answers(&self, record: &Record, snapshot: &Snapshot, now: Time) -> bool {
+        let Some(service) = record.service.as_ref().filter(|_| record.state == State::Marking) else {
+            return false;
+        };
+        let old = |slot: u64| record.before.tasks.iter().any(|task| task.slot == slot);
+        let mut added =
+            snapshot.tasks_of(service).filter(|task| task.is_serving() && !old(task.slot)).peekable();
+        added.peek().is_some()
+            && added.all(|task| {
+                let load = self.replica_load(now, &task.id);
+                load.is_some_and(|load| load.latency_us.is_some())
+            })
     }
 
     fn follow(&mut self, now: Time, name: &str, step: Step, drain: Option<&Record>) {
@@ -374,7 +416,7 @@ impl Brain {
             Next::Over { outcome, .. } => {
                 let said = match outcome {
                     Outcome::Done => "over: done".into(),
-                    Outcome::Undone { code, .. } => format!("over: {code}"),
+                    Outcome::Undone { why, .. } => format!("over: {why}"),
                 };
                 self.actions.waits.insert(name.into(), said);
             }
@@ -493,8 +535,10 @@ impl Brain {
         }
         let Intent::Migrate { service, source, .. } = intent else { return };
         let target = self.room_for(&service, &source, now).ok();
+        let intent = Intent::Migrate { service: service.clone(), source, target };
         let order = Order {
-            intent: Intent::Migrate { service: service.clone(), source, target },
+            closed: self.closed(&intent),
+            intent,
             token,
             holder: self.settings.holder.clone(),
             cooldown: Duration::ZERO,
@@ -533,7 +577,7 @@ impl Brain {
         let pending = self.actions.pending().filter_map(|order| match &order.intent {
             Intent::Migrate { source, .. } => Some(source.clone()),
             Intent::ScaleIn { node, .. } | Intent::Drain { node } => Some(node.clone()),
-            Intent::ScaleOut { .. } => None,
+            Intent::ScaleOut { .. } | Intent::Rollback { .. } => None,
         });
         let under_way = self
             .actions_under_way()

@@ -10,7 +10,7 @@ use swarmguard_common::{
 
 use super::{Accepted, Brain, NotTaken, operator::not_taken, wishes::Change};
 use crate::{
-    action::{self, Intent, Kind, Record, State, is_record},
+    action::{self, Intent, Kind, Record, is_record},
     swarm::{RecordObject, Snapshot},
 };
 
@@ -39,7 +39,7 @@ impl Brain {
             if !meant(record.service.as_ref(), record.source.as_ref(), &record.token) {
                 continue;
             }
-            if is_late(record) {
+            if record.is_late() {
                 late = Some(record.clone());
             } else {
                 tokens.insert(record.token.clone());
@@ -49,7 +49,7 @@ impl Brain {
             let source = match &order.intent {
                 Intent::Migrate { source, .. } => Some(source),
                 Intent::ScaleIn { node, .. } | Intent::Drain { node } => Some(node),
-                Intent::ScaleOut { .. } => None,
+                Intent::ScaleOut { .. } | Intent::Rollback { .. } => None,
             };
             meant(order.intent.service(), source, &order.token)
         });
@@ -95,7 +95,7 @@ impl Brain {
                 self.actions.cancel_pending(&token);
                 continue;
             };
-            if is_late(&record) {
+            if record.is_late() {
                 self.actions.forget_cancel(&token);
             } else if self.may_issue(&object.name, now)
                 && let Some(command) = action::cancel(object, &reason)
@@ -104,11 +104,6 @@ impl Brain {
             }
         }
     }
-}
-
-/// Whether it is being undone already, or goes on to its end.
-fn is_late(record: &Record) -> bool {
-    record.state >= State::Removing && record.state != State::Moving
 }
 
 fn found<'a>(snapshot: &'a Snapshot, token: &str) -> Option<(&'a RecordObject, Record)> {

@@ -90,6 +90,12 @@ pub enum OperatorCommand {
         #[serde(default)]
         node: Option<NodeId>,
     },
+    /// The service gets the spec back that its operator had before, as `docker service rollback` does where no action of
+    /// ours came in between.
+    Rollback {
+        /// Which service.
+        service: ServiceId,
+    },
     /// All replicated services leave the node, start first; then it is set to `drain`.
     Drain {
         /// Which node.

@@ -100,6 +100,13 @@ impl Brain {
         self.entries.push_back(entry);
     }
 
+    /// Writes down something that the rules found.
+    pub(super) fn note_entry(&mut self, entry: Entry) {
+        if self.leads() {
+            self.write(entry);
+        }
+    }
+
     pub(super) fn service_name(&self, service: &ServiceId) -> Option<String> {
         self.view.snapshot.as_ref()?.services.get(service).map(|service| service.name.clone())
     }
@@ -357,6 +364,7 @@ pub(super) fn kind_word(intent: &crate::action::Intent) -> &'static str {
         Intent::Migrate { .. } => "migrate",
         Intent::ScaleOut { .. } => "scale_out",
         Intent::ScaleIn { .. } => "scale_in",
+        Intent::Rollback { .. } => "rollback",
         Intent::Drain { .. } => "drain",
     }
 }

@@ -3,6 +3,7 @@
 
 mod act;
 mod banner;
+mod budget;
 mod cancel;
 mod failing;
 mod health;
@@ -10,6 +11,7 @@ mod input;
 mod jobs;
 mod journal;
 mod operator;
+mod outcomes;
 mod overview;
 mod report;
 mod tell;
@@ -44,7 +46,9 @@ use crate::{
     view::{Heard, View},
 };
 use act::Actions;
+use budget::Budget;
 use journal::Said;
+use outcomes::Outcomes;
 use think::Known;
 use wishes::Wishes;
 
@@ -87,6 +91,10 @@ pub struct Brain {
     verdicts: BTreeMap<ServiceId, Known>,
     /// What the journal was told lately.
     said: Said,
+    /// What may be done unasked.
+    budget: Budget,
+    /// Whether what was done helps.
+    outcomes: Outcomes,
     leases: BTreeMap<NodeId, LeaseState>,
     acting: Acting,
     /// Whose turn it is to act.
@@ -111,6 +119,8 @@ impl Brain {
             wishes: Wishes::default(),
             verdicts: BTreeMap::new(),
             said: Said::default(),
+            budget: Budget::default(),
+            outcomes: Outcomes::default(),
             leases: BTreeMap::new(),
             acting: Acting::default(),
             turn: Turn::Nobody(crate::acting::Cause::NotRead),

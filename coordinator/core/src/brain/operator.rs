@@ -11,7 +11,7 @@ use swarmguard_common::{
 
 use super::{Accepted, Brain, NotTaken, OperatorCommand, SNAPSHOT_VALID, wishes::Change};
 use crate::{
-    action::{Intent, Order, Refusal},
+    action::{self, Intent, Order, Refusal},
     policy,
     swarm::{Availability, Mode, Service},
 };
@@ -35,6 +35,7 @@ impl Brain {
             OperatorCommand::Scale { service, replicas, node } => {
                 self.scale_by_hand(now, by, &service, replicas, node)
             }
+            OperatorCommand::Rollback { service } => self.rollback_by_hand(now, by, service),
             OperatorCommand::Drain { node } => self.drain_by_hand(now, by, node),
             OperatorCommand::Cancel { service, node, action } => {
                 self.cancel_by_hand(now, by, service, node, action)
@@ -253,6 +254,31 @@ impl Brain {
         }
     }
 
+    fn rollback_by_hand(&mut self, now: Time, by: &str, id: ServiceId) -> Result<Accepted, NotTaken> {
+        let (service, _) = self.replicated(&id)?;
+        let text = format!("{by}: {} gets its previous spec back", service.name);
+        self.order_by_hand(now, Intent::Rollback { service: id }, text)
+    }
+
+    /// Rollbacks that operators asked of Swarm itself, and that Swarm could only answer with a spec of ours.
+    pub(super) fn follow_rollbacks(&mut self, now: Time) {
+        let Some(snapshot) = self.view.snapshot.clone() else { return };
+        let owed = snapshot.services.values().filter(|service| action::is_rollback_owed(&snapshot, service));
+        for service in owed.filter(|service| !service.is_own()) {
+            if self.is_busy(&service.id) || self.actions.is_held_off(&service.id, now) {
+                continue;
+            }
+            let text = format!(
+                "{}: a rollback was asked of Swarm, which had only SwarmGuard's own last write to go back to; the spec \
+                 before it is restored",
+                service.name
+            );
+            if self.order_by_hand(now, Intent::Rollback { service: service.id.clone() }, text).is_err() {
+                self.actions.hold_off(&service.id, now);
+            }
+        }
+    }
+
     fn drain_by_hand(&mut self, now: Time, by: &str, node: NodeId) -> Result<Accepted, NotTaken> {
         let found = self.view.snapshot.as_ref().and_then(|snapshot| snapshot.nodes.get(&node));
         let Some(found) = found else {
@@ -294,7 +320,7 @@ impl Brain {
         let node = match &intent {
             Intent::Migrate { source, .. } => Some(source),
             Intent::ScaleIn { node, .. } | Intent::Drain { node } => Some(node),
-            Intent::ScaleOut { .. } => None,
+            Intent::ScaleOut { .. } | Intent::Rollback { .. } => None,
         };
         let limit = self.settings.max_actions_per_node.max(1);
         if node.and_then(|node| self.leaving().get(node).copied()).is_some_and(|here| here >= limit) {
@@ -309,6 +335,7 @@ impl Brain {
         }
         let (code, service) = (super::journal::kind_word(&intent), intent.service().cloned());
         let token = self.actions.token();
+        let closed = self.closed(&intent);
         let order = Order {
             intent,
             token: token.clone(),
@@ -316,6 +343,7 @@ impl Brain {
             cooldown: Duration::ZERO,
             reason: text.clone(),
             avoid: self.silent(now),
+            closed,
         };
         self.journal_operator(code, text.clone(), service, Some(token.clone()));
         if let Err(Refusal { code, text, otherwise }) = self.begin(now, order, None) {

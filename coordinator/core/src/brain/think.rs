@@ -5,7 +5,7 @@ use swarmguard_common::{
     time::Time,
 };
 
-use super::{Brain, SNAPSHOT_VALID};
+use super::{Brain, SNAPSHOT_VALID, outcomes};
 use crate::{
     action::{self, Intent, Kind, Order},
     explain::{Conclusion, Finding, Judgement},
@@ -28,6 +28,8 @@ impl Brain {
             return;
         }
         self.note_needed(now);
+        self.note_heat(now);
+        self.judge_outcomes(now);
         let situation = self.situation();
         let verdicts = policy::decide(&self.view, &situation, now);
         let judged: std::collections::BTreeSet<&ServiceId> =
@@ -52,11 +54,44 @@ impl Brain {
         self.verdicts.insert(verdict.service.clone(), Known { judgement: verdict.judgement, at: now });
     }
 
+    fn note_heat(&mut self, now: Time) {
+        let Some(snapshot) = self.view.snapshot.clone() else { return };
+        let hot = policy::hot_since(&self.view, now);
+        for service in snapshot.services.keys() {
+            let busy = self.is_busy(service);
+            self.view.history.note_heat(service, now, hot.get(service).copied(), busy);
+        }
+    }
+
+    /// What was to be done is turned down by a rule of the brain's own.
+    fn turned_down(&mut self, now: Time, verdict: &mut Verdict, rule: Rule, text: String, otherwise: String) {
+        verdict.intent = None;
+        verdict.judgement.conclusion = Conclusion::Refuse;
+        verdict.judgement.rule = rule;
+        verdict.judgement.text = text;
+        verdict.judgement.otherwise = otherwise;
+        self.journal_verdict(now, verdict);
+    }
+
     fn order(&mut self, now: Time, verdict: &mut Verdict, intent: Intent) {
+        let node = outcomes::leaves(&intent).cloned();
+        // Taking away what is spare relieves nobody and harms nobody that is not hot: only remedies cost.
+        let costs = !matches!(intent, Intent::ScaleIn { .. });
+        if costs && let Err(left) = self.budget.take(now, &verdict.service, node.as_ref()) {
+            let text = format!(
+                "as much was done about it, or off its node, in the last hour as may be; else: {}",
+                verdict.judgement.text
+            );
+            let otherwise = format!("{} s more, or an operator's order", left.as_secs() + 1);
+            self.turned_down(now, verdict, Rule::Budget, text, otherwise);
+            return;
+        }
         let hot_since = verdict.judgement.hot_for.map(|stood| now.before(stood));
+        let token = self.actions.token();
         let order = Order {
+            closed: self.closed(&intent),
             intent,
-            token: self.actions.token(),
+            token: token.clone(),
             holder: self.settings.holder.clone(),
             cooldown: verdict.keep,
             reason: verdict.judgement.text.clone(),
@@ -68,13 +103,13 @@ impl Brain {
         self.said.forget(&verdict.service);
         if let Err(refusal) = self.begin(now, order, hot_since) {
             self.entries.truncate(entries);
-            verdict.intent = None;
-            verdict.judgement.conclusion = Conclusion::Refuse;
-            verdict.judgement.rule = refusal.code;
-            verdict.judgement.text = refusal.text;
-            verdict.judgement.otherwise = refusal.otherwise;
-            self.journal_verdict(now, verdict);
+            self.budget.give_back(&verdict.service, node.as_ref().filter(|_| costs));
+            self.turned_down(now, verdict, refusal.code, refusal.text, refusal.otherwise);
         } else {
+            let remedy = matches!(verdict.judgement.rule, Rule::Migrate | Rule::Relief | Rule::ScaleOut);
+            if let Some(intent) = verdict.intent.clone().filter(|_| remedy) {
+                self.expect_outcome(now, &intent, &token);
+            }
             self.statistics.decisions += 1;
         }
     }
@@ -160,6 +195,18 @@ impl Brain {
         let policy = service.policy.as_ref().unwrap_or(&default);
         let found = preflight::findings(service, policy, self.view.healthcheck(service, now));
         found.into_iter().find(|finding| finding.refuses && finding.code != Rule::Singleton)
+    }
+
+    /// Nodes that Swarm's filters would refuse for one more replica of the service that an intent is about.
+    pub(super) fn closed(&self, intent: &Intent) -> Vec<NodeId> {
+        let Some(snapshot) = self.view.snapshot.as_deref() else { return Vec::new() };
+        let Some(service) = intent.service().and_then(|id| snapshot.services.get(id)) else {
+            return Vec::new();
+        };
+        let refuses = |node: &&crate::swarm::Node| {
+            policy::placement::obstacle(self.view.placed(), service, node).is_some()
+        };
+        snapshot.nodes.values().filter(refuses).map(|node| node.id.clone()).collect()
     }
 
     /// The node with most room for one more replica of a service, other than its source.

@@ -1,6 +1,8 @@
 //! Whether a node satisfies a placement constraint, by the rules of Swarm's scheduler: `==` and `!=`, without regard to
-//! case, an absent label being empty. What cannot be judged (an address, an unknown key) counts as not satisfied, so
+//! case, an absent label being empty. What cannot be judged (an unknown key, an address that is none) counts as not satisfied, so
 //! that no target is chosen that Swarm would refuse.
+
+use std::net::IpAddr;
 
 use crate::swarm::Node;
 
@@ -18,7 +20,31 @@ fn holds(node: &Node, constraint: &str) -> bool {
         (None, None) => return false,
     };
     let (key, wanted) = (key.trim(), wanted.trim());
+    if key.eq_ignore_ascii_case("node.ip") {
+        return address_in(node.address, wanted).is_some_and(|is| is == equal);
+    }
     fact(node, key).is_some_and(|is| is.eq_ignore_ascii_case(wanted) == equal)
+}
+
+/// Whether an address is another, or lies in a subnet (`10.0.0.0/24`); `None` where either makes no sense.
+fn address_in(address: Option<IpAddr>, wanted: &str) -> Option<bool> {
+    let address = address?;
+    let Some((net, bits)) = wanted.split_once('/') else {
+        return Some(address == wanted.parse::<IpAddr>().ok()?);
+    };
+    let bits: u32 = bits.parse().ok()?;
+    match (address, net.parse::<IpAddr>().ok()?) {
+        (IpAddr::V4(address), IpAddr::V4(net)) if bits <= 32 => {
+            let shift = 32 - bits;
+            Some(u32::from(address).checked_shr(shift) == u32::from(net).checked_shr(shift))
+        }
+        (IpAddr::V6(address), IpAddr::V6(net)) if bits <= 128 => {
+            let shift = 128 - bits;
+            Some(u128::from(address).checked_shr(shift) == u128::from(net).checked_shr(shift))
+        }
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => Some(false),
+        _ => None,
+    }
 }
 
 fn fact<'a>(node: &'a Node, key: &str) -> Option<&'a str> {
@@ -84,6 +110,14 @@ mod tests {
             ("engine.labels.x==y", false),
             ("node.platform.os==linux", true),
             ("node.ip==10.0.0.1", false),
+            ("node.ip==10.0.0.7", true),
+            ("node.ip!=10.0.0.7", false),
+            ("node.ip==10.0.0.0/24", true),
+            ("node.ip==0.0.0.0/0", true),
+            ("node.ip!=10.0.1.0/24", true),
+            ("node.ip==10.0.0.7/40", false),
+            ("node.ip==fd00::/8", false),
+            ("node.ip==somewhere", false),
             ("nonsense", false),
             ("node.labels.disk==a!=b", false),
         ];

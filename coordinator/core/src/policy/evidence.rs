@@ -116,6 +116,11 @@ impl<'a> Evidence<'a> {
         mean(self.witnesses.iter().map(|witness| witness.capacity_millis))
     }
 
+    /// How busy the replicas are on the average, of what they may have.
+    pub fn busy(&self) -> Option<f64> {
+        mean(self.witnesses.iter().map(|witness| witness.used_millis() / witness.capacity_millis))
+    }
+
     /// All mature ones use all that they may have: demand may be any higher.
     fn is_saturated(&self) -> bool {
         let mut mature = self.witnesses.iter().filter(|witness| witness.is_mature()).peekable();
@@ -123,13 +128,19 @@ impl<'a> Evidence<'a> {
             && mature.all(|witness| witness.used_millis() >= witness.capacity_millis * constant::SATURATED)
     }
 
-    /// Much waits while all of it is used: demand is far higher.
+    /// Much waits while all of it is used, tasks for a CPU or requests for an answer: demand is far higher.
     fn is_pressed(&self) -> bool {
-        let waits = self.witnesses.iter().filter(|witness| witness.is_mature()).map(|witness| {
+        let mature = || self.witnesses.iter().filter(|witness| witness.is_mature());
+        let waits = mean(mature().map(|witness| {
             let load = &witness.load;
             load.throttled.max(load.psi_cpu).map_or(0.0, |share| share.ratio())
-        });
-        mean(waits).is_some_and(|share| share >= constant::PRESSED)
+        }));
+        let queued = mean(mature().filter_map(|witness| {
+            let cores = witness.capacity_millis / 1_000.0;
+            Some(f64::from(witness.load.in_flight?) / cores.max(0.001))
+        }));
+        waits.is_some_and(|share| share >= constant::PRESSED)
+            || queued.is_some_and(|each| each >= constant::QUEUED)
     }
 
     /// Some replica has just begun to serve.

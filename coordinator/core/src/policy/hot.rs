@@ -149,6 +149,16 @@ impl<'a> HotList<'a> {
         list
     }
 
+    /// Since when each service has been hot by alerts that are believed or only too young.
+    pub fn since(&self, now: Time) -> BTreeMap<ServiceId, Time> {
+        let counts = |hot: &&Hot<'_>| matches!(hot.doubt, None | Some(Doubt::Holding(_)));
+        let all = self.services.iter().filter_map(|(service, hot)| {
+            let stood = hot.iter().filter(counts).map(|hot| hot.stood).max()?;
+            Some(((*service).clone(), now.before(stood)))
+        });
+        all.collect()
+    }
+
     /// Those of one service.
     pub fn of_service(&self, service: &ServiceId) -> &[Hot<'a>] {
         self.services.get(service).map_or(&[], Vec::as_slice)

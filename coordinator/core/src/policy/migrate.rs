@@ -255,7 +255,7 @@ impl Round<'_> {
             Err(_) if (if by_memory { own.memory } else { own.cpu }) < constant::CULPRIT_SHARE => {
                 let own = if by_memory { own.memory } else { own.cpu };
                 let text = format!(
-                    "{} is short, but this replica uses only {:.0} % of it: another is the culprit{}",
+                    "{} is short, but this replica uses only {:.0} % of it: another is the cause{}",
                     source.hostname,
                     own * 100.0,
                     self.heaviest(certain)
@@ -414,7 +414,16 @@ impl Round<'_> {
                 return Some(cooling(Rule::Cooldown, "migration", policy.cooldown, policy.cooldown - since));
             }
         }
-        self.moved_in_vain(service)
+        self.moved_in_vain(service).or_else(|| self.rests(service, Kind::Migrate, "move"))
+    }
+
+    /// What was in vain last rests for a while.
+    pub(super) fn rests(&self, service: &Service, kind: Kind, what: &str) -> Option<Reason> {
+        let (left, times) = self.view.history.rests(&service.id, kind, self.now)?;
+        let text = format!("its last {what} did not help, {times} in a row: none for {} s", left.as_secs());
+        let mut reason = Reason::new(Rule::InVain, text, "an operator's order");
+        reason.left = Some(left);
+        Some(reason)
     }
 
     /// A service of which a replica is hot again where it was moved, or was since, does not move: no replica of it, and
@@ -446,7 +455,11 @@ impl Round<'_> {
     ) -> Option<Reason> {
         if policy.migrate == MigrateMode::Off {
             let otherwise = "swarmguard.migrate=auto";
-            return Some(Reason::new(Rule::MigrateOff, "its labels forbid to move it", otherwise));
+            return Some(Reason::new(
+                Rule::MigrateOff,
+                "its label swarmguard.migrate=off forbids to move it",
+                otherwise,
+            ));
         }
         if let Some(reason) = self.why_not_movable(service, policy) {
             return Some(reason);

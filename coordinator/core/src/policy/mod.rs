@@ -165,6 +165,8 @@ mod constant {
     pub const SATURATED: f64 = 0.95;
     /// Tasks at their limit that wait for this share of the time have far too little.
     pub const PRESSED: f64 = 0.8;
+    /// Requests in flight for each core that is used up: a queue that grows.
+    pub const QUEUED: f64 = 8.0;
     /// A step up after which all are still at their limits was too small, for this long after it.
     pub const SATURATED_AGAIN: Duration = Duration::from_secs(120);
     /// New replicas have taken their part of the load after this.
@@ -200,6 +202,65 @@ pub fn is_over(view: &View, service: &Service, policy: &ServicePolicy, now: Time
     let Mode::Replicated(replicas) = service.mode else { return false };
     let evidence = Evidence::of(view, service, policy, now, SPAN);
     beyond_cpu && evidence::demand(view, &evidence, service, policy, replicas, now).wanted > replicas
+}
+
+/// Since when services have been hot: the longest of their alerts that is believed, ripe or not.
+pub fn hot_since(view: &View, now: Time) -> BTreeMap<ServiceId, Time> {
+    HotList::of(view, now).since(now)
+}
+
+/// The figure that an order is to change, before it is carried out and as it will be: how busy the node is that is left,
+/// or the replicas are, where 1.0 is all; and the cores that the service uses.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Figure {
+    /// As it is.
+    pub is: f64,
+    /// As it is predicted to be.
+    pub predicted: f64,
+    /// What the service uses, in thousandths of a CPU.
+    pub used_millis: f64,
+}
+
+/// What an order is to change; `None` where it is no remedy, or unknown.
+pub fn figure(view: &View, intent: &Intent, now: Time) -> Option<Figure> {
+    let snapshot = view.snapshot.as_deref()?;
+    let service = snapshot.services.get(intent.service()?)?;
+    let policy = service.policy.as_ref().ok()?;
+    let evidence = Evidence::of(view, service, policy, now, SPAN);
+    let used_millis: f64 = evidence.witnesses.iter().map(evidence::Witness::used_millis).sum();
+    let (is, predicted) = match intent {
+        Intent::Migrate { source, .. } => {
+            let is = node_use(view, source, now)?;
+            let here = evidence.witnesses.iter().filter(|witness| witness.replica.node.id == *source);
+            let own = here.map(evidence::Witness::used_millis).fold(0.0, f64::max);
+            (is, (is - hot::share(own, f64::from(view.agents.get(source)?.hello.cpu_millis))).max(0.0))
+        }
+        Intent::ScaleOut { replicas, .. } => {
+            let Mode::Replicated(before) = service.mode else { return None };
+            let is = evidence.busy()?;
+            (is, is * evidence::float(before) / evidence::float((*replicas).max(1)))
+        }
+        _ => return None,
+    };
+    Some(Figure { is, predicted, used_millis })
+}
+
+/// How busy a node is, where 1.0 is all.
+fn node_use(view: &View, node: &NodeId, now: Time) -> Option<f64> {
+    Some(view.agents.get(node)?.recent.settled(now, SPAN)?.cpu?.ratio())
+}
+
+/// How busy it is now that an order was to change: the node that was left, or the replicas.
+pub fn figure_after(view: &View, intent: &Intent, now: Time) -> Option<Figure> {
+    let snapshot = view.snapshot.as_deref()?;
+    let service = snapshot.services.get(intent.service()?)?;
+    let evidence = Evidence::of(view, service, service.policy.as_ref().ok()?, now, SPAN);
+    let used_millis: f64 = evidence.witnesses.iter().map(evidence::Witness::used_millis).sum();
+    let is = match intent {
+        Intent::Migrate { source, .. } => node_use(view, source, now)?,
+        _ => evidence.busy()?,
+    };
+    Some(Figure { is, predicted: is, used_millis })
 }
 
 /// The node with most room for one more replica of a service, other than its source; or why there is none.
@@ -290,7 +351,7 @@ impl Round<'_> {
         if hot.iter().any(|hot| !hot.is_stale()) {
             let verdict = self.judge_hot(service, policy, replicas, hot);
             if verdict.intent.is_some() {
-                return verdict;
+                return self.unless_it_passes(service, policy, verdict);
             }
             return self.judge_signals(service, policy, replicas).unwrap_or(verdict);
         }
@@ -308,6 +369,22 @@ impl Round<'_> {
             }
             _ => spare,
         }
+    }
+
+    /// Heat that is expected to be over before a remedy would be is left alone, unless an operator said how long is long.
+    fn unless_it_passes(&self, service: &Service, policy: &ServicePolicy, verdict: Verdict) -> Verdict {
+        let Some(expected) = self.view.history.expected(&service.id, self.now) else { return verdict };
+        if policy.act_after.is_some() || expected.left > expected.remedy {
+            return verdict;
+        }
+        let text = format!(
+            "{}; but after its last {} hot spells this one is expected to end in {} s, and a remedy takes {} s",
+            verdict.judgement.text,
+            expected.episodes,
+            expected.left.as_secs(),
+            expected.remedy.as_secs()
+        );
+        self.instead(verdict, Rule::Passes, text, "swarmguard.act-after, which says how long is too long")
     }
 
     /// All replicas that serve are hot. One that does not serve then mostly fails its checks for want of CPU: that is when

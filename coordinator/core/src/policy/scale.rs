@@ -11,7 +11,7 @@ use super::{
     Precedence, Round, Verdict, constant,
     evidence::{Demand, Evidence, Spare, demand, float, spare},
     migrate::{Reason, backing_off, cooling},
-    ms, name,
+    ms, name, placement,
     target::{Target, best_target, memory_fits},
 };
 use crate::{
@@ -32,11 +32,22 @@ pub fn choose_victim_node(view: &View, service: &ServiceId, now: Time) -> Option
             None => hosts.push((replica.node.id.clone(), agent.cpu.ratio()?, 1)),
         }
     }
-    // Full to five points: small differences between nodes do not outweigh two replicas on one.
-    let key = |(node, cpu, copies): &(NodeId, f64, usize)| ((cpu * 20.0).round(), *copies, node.clone());
-    let busiest =
-        hosts.iter().map(key).max_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)).then(b.2.cmp(&a.2)));
-    busiest.map(|(_, _, node)| node)
+    // The branch of its spread preferences that has most loses one first, as Swarm itself evens them out. Full to five
+    // points: small differences between nodes do not outweigh two replicas on one.
+    let snapshot = view.snapshot.as_deref()?;
+    let of = snapshot.services.get(service)?;
+    let branches = |node: &NodeId| {
+        let node = snapshot.nodes.get(node);
+        node.map(|node| placement::spread(snapshot, view.placed(), of, node)).unwrap_or_default()
+    };
+    let key = |(node, cpu, copies): &(NodeId, f64, usize)| {
+        (branches(node), (cpu * 20.0).round(), *copies, node.clone())
+    };
+    let busiest = hosts
+        .iter()
+        .map(key)
+        .max_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)).then(b.3.cmp(&a.3)));
+    busiest.map(|(_, _, _, node)| node)
 }
 
 impl Round<'_> {
@@ -125,6 +136,9 @@ impl Round<'_> {
         demand: &Demand,
         evidence: &Evidence<'_>,
     ) -> Option<Reason> {
+        if let Some(reason) = self.rests(service, Kind::ScaleOut, "step up") {
+            return Some(reason);
+        }
         let past = self.view.history.past(&service.id, Kind::ScaleOut).filter(|past| !past.target_lost)?;
         let since = self.now - past.ended;
         let failed = self.view.history.failures(&service.id, Kind::ScaleOut);

@@ -85,11 +85,16 @@ pub(super) fn best_target(
             Ok(target) => {
                 let own = |room: &Room<'_>| room.on.map_or(0, |on| on.replicas(&service.id));
                 let tasks = |room: &Room<'_>| room.on.map_or(0, |on| on.tasks);
+                // Swarm evens out spread preferences before anything else.
+                let spread = |room: &Room<'_>| {
+                    placement::spread(round.snapshot, round.view.placed(), service, room.node)
+                };
                 let better = best.as_ref().is_none_or(|(old, old_room)| {
                     let order = target.predicted_cpu.total_cmp(&old.predicted_cpu);
                     let fewer =
                         || own(room).cmp(&own(old_room)).then_with(|| tasks(room).cmp(&tasks(old_room)));
-                    order.then_with(fewer).is_lt()
+                    let branches = spread(room).cmp(&spread(old_room));
+                    branches.then(order).then_with(fewer).is_lt()
                 });
                 if better {
                     best = Some((target, room));

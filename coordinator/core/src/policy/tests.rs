@@ -4,6 +4,7 @@ mod absence;
 mod relief;
 mod rounds;
 mod scaling;
+mod words;
 
 use serde_json::json;
 use swarmguard_common::{
@@ -721,6 +722,7 @@ fn tombstone(world: &World, intent: Intent, version: u64) -> RecordObject {
         cooldown: Duration::from_secs(600),
         reason: String::new(),
         avoid: Vec::new(),
+        closed: Vec::new(),
     };
     let step = begin(&order, &world.snapshot()).expect("it can begin");
     let crate::action::Next::Do(Command::CreateRecord { name, mut labels, data }) = step.next else {

@@ -17,9 +17,12 @@ use serde::{
     de::{DeserializeOwned, SeqAccess, Visitor},
 };
 use serde_json::Value;
-use swarmguard_common::{domain::NetworkId, labels::ServicePolicy};
+use swarmguard_common::{
+    domain::{NetworkId, TaskId},
+    labels::ServicePolicy,
+};
 
-use super::{Availability, Mode, Node, RecordObject, Service, Task, TaskState, UpdateState};
+use super::{Availability, Failure, Mode, Node, RecordObject, Service, Task, TaskState, UpdateState};
 
 /// Names of all config objects that SwarmGuard keeps in Swarm begin with this: action records, node leases, settings,
 /// jobs. The engine is asked for these only, and all of them are handed on.
@@ -104,7 +107,7 @@ impl<'de, T: Deserialize<'de>, F: FnMut(T)> Visitor<'de> for Each<T, F> {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Version {
     index: u64,
@@ -149,6 +152,8 @@ struct Resources {
     nano_cpus: i64,
     #[serde(rename = "MemoryBytes")]
     memory_bytes: i64,
+    #[serde(rename = "GenericResources")]
+    generic: Value,
 }
 
 #[derive(Default, Deserialize)]
@@ -156,6 +161,15 @@ struct Resources {
 struct EngineDescription {
     engine_version: String,
     labels: Option<BTreeMap<String, String>>,
+    plugins: Option<Vec<Plugin>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Plugin {
+    #[serde(rename = "Type")]
+    kind: String,
+    name: String,
 }
 
 #[derive(Default, Deserialize)]
@@ -185,6 +199,7 @@ impl FromEngine for Node {
     type Raw = RawNode;
 
     fn from_raw(raw: RawNode) -> Option<Self> {
+        let plugins = raw.description.engine.plugins;
         let labels = raw.spec.get("Labels").and_then(|labels| serde_json::from_value(labels.clone()).ok());
         Some(Node {
             id: raw.id.parse().ok()?,
@@ -208,6 +223,8 @@ impl FromEngine for Node {
             architecture: raw.description.platform.architecture,
             nano_cpus: raw.description.resources.nano_cpus,
             memory_bytes: raw.description.resources.memory_bytes,
+            plugins: plugins.into_iter().flatten().map(|plugin| (plugin.kind, plugin.name)).collect(),
+            generic: super::generic_resources(&raw.description.resources.generic),
             spec: raw.spec,
         })
     }
@@ -323,6 +340,8 @@ pub struct RawTask {
     slot: u64,
     #[serde(rename = "NodeID", default)]
     node: String,
+    #[serde(default)]
+    version: Version,
     desired_state: TaskState,
     status: TaskStatus,
     networks_attachments: Option<Vec<Attachment>>,
@@ -403,6 +422,44 @@ impl FromEngine for Task {
             message: if err.is_empty() { message } else { err },
             job_iteration: raw.job_iteration.map(|version| version.index),
         })
+    }
+}
+
+/// Longest text kept of a failure, in bytes.
+const MAX_FAILURE_BYTES: usize = 200;
+
+/// A task that still matters, or one that came to nothing.
+#[derive(Debug)]
+pub enum AnyTask {
+    /// One that still matters.
+    Current(Task),
+    /// One that failed or was rejected, and is past.
+    Failed(TaskId, Failure),
+}
+
+impl FromEngine for AnyTask {
+    type Raw = RawTask;
+
+    fn from_raw(raw: RawTask) -> Option<Self> {
+        let failed = matches!(raw.status.state, TaskState::Failed | TaskState::Rejected);
+        // What becomes of a job is judged by the tasks themselves.
+        if !failed || raw.desired_state <= TaskState::Running || raw.job_iteration.is_some() {
+            return Task::from_raw(raw).map(Self::Current);
+        }
+        let TaskStatus { state, message, err, .. } = raw.status;
+        let mut message = if err.is_empty() { message } else { err };
+        while message.len() > MAX_FAILURE_BYTES {
+            message.pop();
+        }
+        let failure = Failure {
+            service: raw.service.parse().ok()?,
+            slot: raw.slot,
+            node: raw.node.parse().ok(),
+            state,
+            message,
+            version: raw.version.index,
+        };
+        Some(Self::Failed(raw.id.parse().ok()?, failure))
     }
 }
 

@@ -6,7 +6,7 @@
 pub mod engine;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
 };
 
@@ -31,6 +31,8 @@ pub struct Snapshot {
     pub services: BTreeMap<ServiceId, Service>,
     /// All tasks whose desired state is not past `running`, and those of the last generation that still run.
     pub tasks: BTreeMap<TaskId, Task>,
+    /// Tasks that failed or were rejected and are past: what they said. Of each slot the newest at least.
+    pub failures: BTreeMap<TaskId, Failure>,
     /// Our own config objects (`swarmguard-…`), by name.
     pub records: BTreeMap<String, RecordObject>,
 }
@@ -88,6 +90,10 @@ pub struct Node {
     pub nano_cpus: i64,
     /// Memory that Swarm schedules by, in bytes.
     pub memory_bytes: i64,
+    /// Plugins that its engine has, by type (`Log`, `Volume`, `Network`) and name.
+    pub plugins: BTreeSet<(String, String)>,
+    /// Generic resources that it has, such as GPUs, by kind.
+    pub generic: BTreeMap<String, i64>,
     /// The whole `Spec`, to be written back.
     pub spec: Value,
 }
@@ -97,6 +103,20 @@ impl Node {
     pub fn is_down(&self) -> bool {
         !self.ready && !self.unknown
     }
+}
+
+/// Generic resources by kind, of a node or of what a service reserves: counted ones as they are, named ones each as one.
+pub fn generic_resources(list: &Value) -> BTreeMap<String, i64> {
+    let mut found: BTreeMap<String, i64> = BTreeMap::new();
+    for resource in list.as_array().into_iter().flatten() {
+        let spec = resource.get("DiscreteResourceSpec").or_else(|| resource.get("NamedResourceSpec"));
+        let kind = spec.and_then(|spec| spec.get("Kind")?.as_str());
+        let (Some(spec), Some(kind)) = (spec, kind) else { continue };
+        let number = spec.get("Value").and_then(Value::as_i64).unwrap_or(1);
+        let sum = found.entry(kind.to_owned()).or_default();
+        *sum = sum.saturating_add(number);
+    }
+    found
 }
 
 /// How many tasks a service has.
@@ -217,6 +237,46 @@ pub enum TaskState {
     Rejected,
     Remove,
     Orphaned,
+}
+
+impl TaskState {
+    /// Swarm's own word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Allocated => "allocated",
+            Self::Pending => "pending",
+            Self::Assigned => "assigned",
+            Self::Accepted => "accepted",
+            Self::Preparing => "preparing",
+            Self::Ready => "ready",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Complete => "complete",
+            Self::Shutdown => "shutdown",
+            Self::Failed => "failed",
+            Self::Rejected => "rejected",
+            Self::Remove => "remove",
+            Self::Orphaned => "orphaned",
+        }
+    }
+}
+
+/// An attempt to run a replica that came to nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Whose.
+    pub service: ServiceId,
+    /// Number of the replica.
+    pub slot: u64,
+    /// Where, if it came so far.
+    pub node: Option<NodeId>,
+    /// `Failed` or `Rejected`.
+    pub state: TaskState,
+    /// Why, in Swarm's words.
+    pub message: String,
+    /// Version of the task: of two failures the newer has the higher.
+    pub version: u64,
 }
 
 /// One attempt to run one replica.

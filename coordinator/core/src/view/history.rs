@@ -11,9 +11,13 @@ use swarmguard_common::{
     time::Time,
 };
 
-use super::lows::Lows;
+use super::{
+    MOVES_WATCHED,
+    heats::{Expected, Heats},
+    lows::Lows,
+};
 use crate::{
-    action::{Ages, Kind, Record, State, TARGET_LOST, action_name, drain_name},
+    action::{Ages, Kind, Record, State, Why, action_name, drain_name},
     swarm::{Availability, Node, Snapshot},
 };
 
@@ -23,6 +27,9 @@ pub const QUIET: Duration = Duration::from_secs(5);
 
 /// Exit status of a container that was killed (128 + SIGKILL).
 const KILLED: i32 = 137;
+
+/// What was in vain again and again rests for no longer than this.
+const MOST_REST: Duration = Duration::from_secs(7_200);
 
 /// Moves of one service remembered; cooldowns keep them far fewer.
 const MAX_MOVES: usize = 16;
@@ -39,6 +46,21 @@ pub struct Moved {
     pub ended: Time,
     /// The service was seen hot there again.
     pub in_vain: bool,
+}
+
+/// Actions of a kind that did not help, since the last that did.
+#[derive(Clone, Copy, Debug)]
+struct Vain {
+    at: Time,
+    times: u32,
+}
+
+impl Vain {
+    /// Ten minutes, twice as long each time, at most two hours.
+    fn rests(self) -> Duration {
+        let doubled = MOVES_WATCHED.saturating_mul(1 << self.times.saturating_sub(1).min(6));
+        doubled.min(MOST_REST)
+    }
 }
 
 /// An action that is over.
@@ -69,6 +91,8 @@ pub struct History {
     changed: BTreeMap<ServiceId, Time>,
     lows: BTreeMap<ServiceId, Lows>,
     over: BTreeMap<ServiceId, Time>,
+    heats: BTreeMap<ServiceId, Heats>,
+    vain: BTreeMap<(ServiceId, Kind), Vain>,
     returned: BTreeMap<NodeId, Time>,
     down: BTreeMap<NodeId, Time>,
     /// Services whose replica that was stopped last had to be killed.
@@ -98,6 +122,8 @@ impl History {
         self.changed.retain(|service, _| snapshot.services.contains_key(service));
         self.lows.retain(|service, _| snapshot.services.contains_key(service));
         self.over.retain(|service, _| snapshot.services.contains_key(service));
+        self.heats.retain(|service, _| snapshot.services.contains_key(service));
+        self.vain.retain(|(service, _), _| snapshot.services.contains_key(service));
         self.returned.retain(|node, _| snapshot.nodes.contains_key(node));
         self.down.retain(|node, _| snapshot.nodes.get(node).is_some_and(Node::is_down));
         for node in snapshot.nodes.values().filter(|node| node.is_down()) {
@@ -112,7 +138,7 @@ impl History {
             let past = Past {
                 ended,
                 undone: record.undone.is_some(),
-                target_lost: record.undone.as_ref().is_some_and(|(code, _)| code == TARGET_LOST),
+                target_lost: record.undone.as_ref().is_some_and(|(why, _)| *why == Why::TargetLost),
                 source: record.source.clone(),
                 target: record.target.clone(),
                 token: record.token.clone(),
@@ -124,13 +150,19 @@ impl History {
                 }
                 moved.push_back(Moved { to, ended, in_vain: false });
             }
-            let code = record.undone.as_ref().map(|(code, _)| code.as_str());
-            match code {
+            match record.undone.as_ref().map(|(why, _)| *why) {
                 None => {
                     self.failures.remove(&key);
                 }
                 // Somebody else's doing, or a node's: neither the service nor the attempt is to blame.
-                Some(TARGET_LOST | "foreign_change" | "scaled_by_hand" | "cancelled" | "service_gone") => {}
+                Some(
+                    Why::TargetLost
+                    | Why::ForeignChange
+                    | Why::RolledBack
+                    | Why::ScaledByHand
+                    | Why::Cancelled
+                    | Why::ServiceGone,
+                ) => {}
                 Some(_) => *self.failures.entry(key.clone()).or_default() += 1,
             }
             self.past.insert(key, past);
@@ -222,6 +254,12 @@ impl History {
         self.killed.contains(service)
     }
 
+    /// How the action of a token ended, if it did: when, and whether it was undone.
+    pub fn ended(&self, service: &ServiceId, kind: Kind, token: &str) -> Option<(Time, bool)> {
+        let past = self.past(service, kind).filter(|past| past.token == token)?;
+        Some((past.ended, past.undone))
+    }
+
     /// The last action of a kind on a service.
     pub fn past(&self, service: &ServiceId, kind: Kind) -> Option<&Past> {
         self.past.get(&(service.clone(), kind))
@@ -273,6 +311,36 @@ impl History {
     /// Since when it has.
     pub fn over_since(&self, service: &ServiceId) -> Option<Time> {
         self.over.get(service).copied()
+    }
+
+    /// Notes since when a service is hot, if it is, and whether an action on it is under way.
+    pub fn note_heat(&mut self, service: &ServiceId, now: Time, hot_since: Option<Time>, busy: bool) {
+        if hot_since.is_some() || busy || self.heats.contains_key(service) {
+            self.heats.entry(service.clone()).or_default().note(now, hot_since, busy);
+        }
+    }
+
+    /// What is expected of the present heat of a service.
+    pub fn expected(&self, service: &ServiceId, now: Time) -> Option<Expected> {
+        self.heats.get(service)?.expected(now)
+    }
+
+    /// Notes whether an action of a kind helped. One in vain rests for a while, longer each time; answers how long.
+    pub fn note_outcome(&mut self, service: &ServiceId, kind: Kind, now: Time, helped: bool) -> Duration {
+        if helped {
+            self.vain.remove(&(service.clone(), kind));
+            return Duration::ZERO;
+        }
+        let vain = self.vain.entry((service.clone(), kind)).or_insert(Vain { at: now, times: 0 });
+        *vain = Vain { at: now, times: vain.times.saturating_add(1) };
+        vain.rests()
+    }
+
+    /// How long actions of a kind on a service still rest because the last one was in vain, and how many were.
+    pub fn rests(&self, service: &ServiceId, kind: Kind, now: Time) -> Option<(Duration, u32)> {
+        let vain = self.vain.get(&(service.clone(), kind))?;
+        let left = vain.rests().checked_sub(now - vain.at)?;
+        (!left.is_zero()).then_some((left, vain.times))
     }
 
     /// When the last migration off or to a node ended, and whose it was.

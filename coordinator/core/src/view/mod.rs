@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod alerts;
 mod growth;
+pub mod heats;
 mod history;
 pub mod lives;
 mod lows;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 use swarmguard_common::domain::{NodeId, ServiceId};
 
-use crate::swarm::{Service, Snapshot};
+use crate::swarm::{Service, Snapshot, generic_resources};
 
 /// A port that is published on the node itself: protocol and number.
 pub type HostPort = (String, u64);
@@ -19,6 +19,8 @@ pub struct Claims {
     pub memory_bytes: i64,
     /// Ports on the node itself.
     pub host_ports: Vec<HostPort>,
+    /// Reserved generic resources, by kind.
+    pub generic: BTreeMap<String, i64>,
 }
 
 impl Claims {
@@ -36,6 +38,11 @@ impl Claims {
             nano_cpus: reserved("/TaskTemplate/Resources/Reservations/NanoCPUs"),
             memory_bytes: reserved("/TaskTemplate/Resources/Reservations/MemoryBytes"),
             host_ports: ports.into_iter().flatten().filter_map(host_port).collect(),
+            generic: service
+                .spec
+                .pointer("/TaskTemplate/Resources/Reservations/GenericResources")
+                .map(generic_resources)
+                .unwrap_or_default(),
         }
     }
 }
@@ -53,6 +60,8 @@ pub struct OnNode {
     pub memory_bytes: i64,
     /// Ports taken on the node itself.
     pub host_ports: BTreeSet<HostPort>,
+    /// Generic resources taken, by kind.
+    pub generic: BTreeMap<String, i64>,
 }
 
 impl OnNode {
@@ -83,6 +92,10 @@ impl Placed {
                 on.nano_cpus = on.nano_cpus.saturating_add(claims.nano_cpus);
                 on.memory_bytes = on.memory_bytes.saturating_add(claims.memory_bytes);
                 on.host_ports.extend(claims.host_ports.iter().cloned());
+                for (kind, number) in &claims.generic {
+                    let taken = on.generic.entry(kind.clone()).or_default();
+                    *taken = taken.saturating_add(*number);
+                }
             }
         }
         placed

@@ -1,6 +1,9 @@
 //! Small builders for tests: a world of nodes, services, tasks and agents whose figures are set by hand.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde_json::json;
 use swarmguard_common::{
@@ -33,7 +36,7 @@ pub fn node(id: &str) -> Node {
         id: id.parse().expect("an ID"),
         version: 1,
         hostname: format!("host-{id}"),
-        address: None,
+        address: Some([10, 0, 0, 7].into()),
         manager: false,
         leader: false,
         ready: true,
@@ -46,6 +49,8 @@ pub fn node(id: &str) -> Node {
         architecture: "x86_64".into(),
         nano_cpus: 4_000_000_000,
         memory_bytes: 8 << 30,
+        plugins: BTreeSet::new(),
+        generic: BTreeMap::new(),
         spec: json!({"Availability": "active", "Role": "worker"}),
     }
 }

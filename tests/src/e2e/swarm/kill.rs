@@ -33,8 +33,7 @@ pub async fn at(stage: &Stage, port: u16, phase: &str) -> Result<()> {
 }
 
 /// The phases of a migration in their order.
-const PHASES: [&str; 9] =
-    ["leased", "surging", "settling", "marking", "draining", "removing", "closing", "releasing", "over"];
+const PHASES: [&str; 5] = ["leased", "surging", "marking", "draining", "over"];
 
 /// Waits until the record of an action on `service` says `phase` or a later one; returns what it says.
 async fn reaches(swarm: &Engine, service: &str, phase: &str) -> Result<String> {

@@ -47,11 +47,9 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "drain", play: |stage, port| Box::pin(changes::drains_and_returns(stage, port)) },
     Scenario { name: "killed-leased", play: |stage, port| Box::pin(kill::at(stage, port, "leased")) },
     Scenario { name: "killed-surging", play: |stage, port| Box::pin(kill::at(stage, port, "surging")) },
-    Scenario { name: "killed-settling", play: |stage, port| Box::pin(kill::at(stage, port, "settling")) },
     Scenario { name: "killed-marking", play: |stage, port| Box::pin(kill::at(stage, port, "marking")) },
-    Scenario { name: "killed-removing", play: |stage, port| Box::pin(kill::at(stage, port, "removing")) },
-    Scenario { name: "killed-closing", play: |stage, port| Box::pin(kill::at(stage, port, "closing")) },
-    Scenario { name: "killed-releasing", play: |stage, port| Box::pin(kill::at(stage, port, "releasing")) },
+    Scenario { name: "killed-draining", play: |stage, port| Box::pin(kill::at(stage, port, "draining")) },
+    Scenario { name: "killed-over", play: |stage, port| Box::pin(kill::at(stage, port, "over")) },
 ];
 
 /// Plays the scenarios named in `only` (all where it is empty) and prints a line for each. Returns how many passed and

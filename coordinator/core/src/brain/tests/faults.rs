@@ -98,6 +98,7 @@ fn stuck_undo(stage: &mut Stage, id: &str, held_node: Option<&str>) {
         after: 2,
         tasks: Vec::new(),
         steer_off: Vec::new(),
+        pauses: false,
         availability: held_node.map(|_| crate::swarm::Availability::Active),
         reason: String::new(),
     };
@@ -236,7 +237,7 @@ fn a_cancel_names_one_thing_and_comes_in_time() {
     assert_eq!(refused(&mut stage, cancel(Some("s1"), Some("n2"), None)), "which_action");
     assert_eq!(refused(&mut stage, cancel(None, None, Some("no-such-token"))), "nothing_under_way");
     let record = stage.world.swarm.records.get_mut("swarmguard-act-s1").expect("under way");
-    record.labels.insert("swarmguard.state".into(), "removing".into());
+    record.labels.insert("swarmguard.state".into(), "closing".into());
     record.version += 1_000;
     stage.refuses = true;
     stage.ms += 250;
