@@ -48,6 +48,8 @@ fn a_service_that_was_moved_in_vain_is_not_rebalanced() {
         world.task("t1", "s1", 1, "n1").task("t2", "s1", 2, "n2").task("t3", "s1", 3, "n2");
         let n3: NodeId = "n3".parse().expect("an ID");
         world.swarm.nodes.get_mut(&n3).expect("there").ready = false;
+        // The only manager would not be left.
+        world.swarm.nodes.get_mut(&"n2".parse().expect("an ID")).expect("there").manager = true;
         world.read(0);
         let intent = Intent::Migrate {
             service: "s1".parse().expect("an ID"),
