@@ -9,7 +9,7 @@ use swarmguard_core::{
 };
 use swarmguard_tests::swarm_model::{SwarmModel, Workload};
 
-use super::stage::{Fault, Stage};
+use super::stage::{Fault, Meddling, Stage};
 
 #[test]
 fn scaling_in_removes_a_replica_of_the_chosen_node_and_no_other() {
@@ -97,4 +97,18 @@ fn scaling_out_by_one_without_a_target_replaces_nobody() {
     stage.check_spec_with(&story, 4);
     assert!(stage.tasks.is_subset(&stage.serving()), "{story}");
     assert_eq!((stage.serving().len(), stage.least), (4, 3), "{story}");
+}
+
+#[test]
+fn one_more_replica_that_an_operator_asks_for_after_the_removal_stays() {
+    // The removal is the seventh call; the next two write the same spec again and end the action.
+    for at in [7, 8] {
+        let mut stage = Stage::new(at as u64, 4, 2, Workload::default());
+        let ending = stage.run(stage.migrate(), at, Fault::Operator(Meddling::ScaleByOne));
+        stage.pass(20_000);
+        let story = format!("at {at}: {:?} {:?}", ending.outcome, stage.codes);
+        stage.check_clean(&story);
+        assert_eq!(stage.model.services[&stage.service].replicas(), 3, "{story}");
+        assert_eq!(stage.serving().len(), 3, "{story}");
+    }
 }

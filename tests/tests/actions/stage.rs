@@ -77,6 +77,8 @@ pub enum Meddling {
     RecordsRemoved,
     /// A label of the source is written, so that the enforcer looks at it.
     NodeLabel,
+    /// `docker service scale` to one more: just what a surge had set for its moment.
+    ScaleByOne,
     /// `docker service rollback`.
     Rollback,
     /// The agent of the successor's node falls silent, so that its coordinator gives the action up.
@@ -408,6 +410,11 @@ impl Stage {
             Meddling::NodeLabel => {
                 let change = |spec: &mut Value| spec["Labels"]["probe"] = json!("1");
                 self.model.operator_node(&source, change).expect("current version");
+            }
+            Meddling::ScaleByOne => {
+                let count = before["Mode"]["Replicated"]["Replicas"].as_u64().expect("replicated") + 1;
+                let change = |spec: &mut Value| spec["Mode"]["Replicated"]["Replicas"] = json!(count);
+                self.model.operator_update(&service, change).expect("current version");
             }
             Meddling::Rollback => self.model.operator_rollback(&service).expect("there is a previous spec"),
             Meddling::TargetSilent => self.lose_target(),

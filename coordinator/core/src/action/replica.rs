@@ -16,7 +16,7 @@ use super::{
     Context, Next, Step, deadlines,
     lease::{self, Hold},
     look::{Look, is_rollback},
-    plan::{after_spec, marked_spec, note, peak_spec, rolled_back_spec},
+    plan::{after_spec, marked_spec, note, peak_spec, rolled_back_spec, unmarked_spec},
     record::{Kind, Record, State, Why},
     spec, undo,
 };
@@ -267,6 +267,10 @@ impl Look<'_> {
         }
         if self.is(&after_spec(&self.record.before)) {
             return self.removed();
+        }
+        // Written after the removal, and just the number that the surge had set for its moment.
+        if self.is(&unmarked_spec(&self.record.before)) && self.was(&after_spec(&self.record.before)) {
+            return self.scaled_by_hand();
         }
         if let Some(step) = self.unsafe_to_remove() {
             return step;
