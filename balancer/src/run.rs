@@ -29,7 +29,11 @@ use crate::{
     proxy::{Global, accept, seats::Addresses, tls},
     registry::Registry,
     settings::Settings,
-    source::{Picture, addresses, agents, dns, feed, fixed},
+    source::{
+        Picture, addresses, agents,
+        best::{self, Heard},
+        dns, feed, fixed,
+    },
     stats::Stats,
 };
 
@@ -237,8 +241,8 @@ struct Sources {
     targets: Vec<(String, u16)>,
     started: Time,
     with_feed: bool,
-    /// When each coordinator's routes came last.
-    heard: BTreeMap<SocketAddr, Time>,
+    /// What each coordinator's newest routes say of themselves.
+    heard: BTreeMap<SocketAddr, Heard>,
     last_heard: Option<Time>,
     /// Whether drains were forgotten since a coordinator was heard.
     lapsed: bool,
@@ -293,9 +297,9 @@ impl Sources {
             // A coordinator that has not read the swarm yet knows of nothing; that is not the same as nothing.
             feed::Said::Routes(routes) if routes.revision == 0 => {}
             feed::Said::Routes(routes) => {
-                self.heard.insert(from, now);
-                self.heard.retain(|_, heard| now.since(*heard) < STALE);
-                if self.heard.keys().next() == Some(&from) {
+                self.heard.insert(from, Heard::of(&routes, now));
+                self.heard.retain(|_, heard| now.since(heard.at) < STALE && heard.counts(now));
+                if best::best(&self.heard, now) == Some(from) {
                     if self.unheard() {
                         tracing::info!(coordinator = %from, services = routes.services.len(), "routes are known again");
                     }

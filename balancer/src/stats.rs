@@ -252,7 +252,9 @@ fn worker_families(text: &mut String, totals: &Totals) {
     }
     let by_algorithm = totals.picks
         - (totals.picks_fallback + totals.picks_exploration + totals.picks_sticky).min(totals.picks);
-    let labelled: [(&str, &str, &[(&str, u64)]); 4] = [
+    /// Name, label, and the values by the label's words.
+    type Labelled<'a> = (&'a str, &'a str, &'a [(&'a str, u64)]);
+    let labelled: [Labelled<'_>; 4] = [
         (
             "picks_total",
             "reason",

@@ -3,17 +3,41 @@
 
 use std::{
     fmt::Write as _,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
 };
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, text},
+    metrics::{MetricType, counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::{Registry, Unit},
 };
 
 /// A gauge that holds a fraction.
 pub type Fraction = Gauge<f64, AtomicU64>;
+
+/// A gauge that is absent until it is known: 0 would be a value.
+#[derive(Clone, Debug, Default)]
+pub struct OnceKnown(Arc<Mutex<Option<f64>>>);
+
+impl OnceKnown {
+    /// From now on it is known.
+    pub fn set(&self, value: f64) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+    }
+}
+
+impl EncodeMetric for OnceKnown {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        match *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(value) => encoder.encode_gauge(&value),
+            None => Ok(()),
+        }
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Gauge
+    }
+}
 
 /// One label: why.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -94,8 +118,14 @@ pub struct Metrics {
     pub commands: Family<OutcomeLabel, Counter>,
     /// How long a command took.
     pub command_latency: Histogram,
-    /// Age of the newest snapshot.
-    pub snapshot_age: Fraction,
+    /// Age of the newest snapshot, once there is one.
+    pub snapshot_age: OnceKnown,
+    /// When it was taken, once there is one.
+    pub last_snapshot: OnceKnown,
+    /// 1 while no snapshot is fresh enough to decide by.
+    pub blind: Gauge,
+    /// 1 while nobody acts, as far as this coordinator can tell.
+    pub nobody_acts: Gauge,
     /// Snapshots that could not be taken.
     pub snapshot_failures: Counter,
     /// Time that judging one batch of inputs took.
@@ -133,7 +163,10 @@ impl Metrics {
             mttr: Histogram::new([1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0]),
             commands: Family::default(),
             command_latency: seconds(),
-            snapshot_age: Fraction::default(),
+            snapshot_age: OnceKnown::default(),
+            last_snapshot: OnceKnown::default(),
+            blind: Gauge::default(),
+            nobody_acts: Gauge::default(),
             snapshot_failures: Counter::default(),
             judge_latency: Histogram::new([
                 0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3,
@@ -182,6 +215,15 @@ impl Metrics {
             Unit::Seconds,
             self.snapshot_age.clone(),
         );
+        to.register_with_unit(
+            "last_snapshot_timestamp",
+            "When the newest snapshot was taken, since 1970",
+            Unit::Seconds,
+            self.last_snapshot.clone(),
+        );
+        to.register("blind", "1 while no snapshot is fresh enough to decide by", self.blind.clone());
+        let help = "1 while nobody acts, as far as this coordinator can tell";
+        to.register("nobody_acts", help, self.nobody_acts.clone());
         to.register("snapshot_failures", "Snapshots that could not be taken", self.snapshot_failures.clone());
         let help = "Time that judging one batch of inputs took";
         to.register_with_unit("judge_latency", help, Unit::Seconds, self.judge_latency.clone());
@@ -237,6 +279,10 @@ mod tests {
         metrics.ingest_refused.get_or_create(&ReasonLabel { reason: "token".into() }).inc();
         metrics.mttr.observe(4.2);
         let text = metrics.text();
+        assert!(!text.contains("snapshot_timestamp_seconds 0"), "none is not the first of 1970: {text}");
+        metrics.last_snapshot.set(1.7e9);
+        let text = metrics.text();
+        assert!(text.contains("swarmguard_coordinator_last_snapshot_timestamp_seconds 1700000000"), "{text}");
         assert!(text.contains("swarmguard_coordinator_ingest_refused_total{reason=\"token\"} 1"), "{text}");
         assert!(text.contains("swarmguard_coordinator_mttr_seconds_bucket{le=\"5.0\"} 1"), "{text}");
     }

@@ -28,7 +28,9 @@ pub fn of(snapshot: &Snapshot, brain: &Brain, now: Time) -> Routes {
         }
         service.replicas.push(replica(snapshot, brain, now, task));
     }
-    Routes { revision: 0, services }
+    let age_ms = u32::try_from(now.since(snapshot.taken).as_millis()).unwrap_or(u32::MAX);
+    // The caller says whether it acts.
+    Routes { revision: 0, age_ms, acting: false, services }
 }
 
 fn replica(snapshot: &Snapshot, brain: &Brain, now: Time, task: &Task) -> RoutedReplica {
@@ -49,7 +51,8 @@ pub fn differ(one: &Routes, other: &Routes) -> bool {
     let bare = |replica: &RoutedReplica| {
         (replica.task.clone(), replica.ready, replica.draining, replica.addresses.clone())
     };
-    one.services.len() != other.services.len()
+    one.acting != other.acting
+        || one.services.len() != other.services.len()
         || one.services.iter().zip(&other.services).any(|((id, a), (other_id, b))| {
             id != other_id
                 || a.labels != b.labels

@@ -10,11 +10,11 @@ use std::{
 
 use swarmguard_common::{
     api::Plan,
-    domain::{Condition, NodeId},
+    domain::{Condition, NodeId, ServiceId},
     journal::{Entry, Kind},
     time::Time,
     wire::{
-        agent::{ToAgent, ToCoordinator},
+        agent::{PULSE_INTERVAL_MS, ToAgent, ToCoordinator},
         connect::{ConnectRoutes, ROUTES_LEASE_MS},
         routes::Routes,
     },
@@ -87,6 +87,11 @@ impl Facts {
     /// How old the newest reading is; `None` before the first.
     pub fn snapshot_age(&self) -> Option<Duration> {
         self.snapshot.as_ref().map(|snapshot| self.now.since(snapshot.taken))
+    }
+
+    /// Whether there is no reading that is fresh enough to decide by.
+    pub fn is_blind(&self) -> bool {
+        self.snapshot_age().is_none_or(|age| age > OLDEST_READING)
     }
 
     /// Where the raft leader's node is reached, as far as known; never this node itself.
@@ -179,6 +184,7 @@ pub struct Parts<S> {
 /// An agent's connection.
 struct Link {
     node: NodeId,
+    as_manager: bool,
     outbox: watch::Sender<Outbox>,
     /// The routes that it was told.
     routes: ConnectRoutes,
@@ -198,6 +204,12 @@ pub struct Runner<S> {
     words: Words,
     gauges_at: Time,
     was_acting: bool,
+    /// The turn that the journal was told, by its word.
+    was_turn: &'static str,
+    /// Services that the reader of Swarm was told to watch.
+    watched: BTreeSet<ServiceId>,
+    /// Pulses given so far.
+    pulses: u64,
 }
 
 impl<S: SwarmApi> Runner<S> {
@@ -218,6 +230,9 @@ impl<S: SwarmApi> Runner<S> {
             words: Words::default(),
             gauges_at: Time::ZERO,
             was_acting: false,
+            was_turn: "not_read",
+            watched: BTreeSet::new(),
+            pulses: 0,
         };
         (runner, Handle { requests })
     }
@@ -231,6 +246,8 @@ impl<S: SwarmApi> Runner<S> {
         let mut stirs = self.parts.hub.stirs();
         let mut rhythm = tokio::time::interval(RHYTHM);
         rhythm.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut pulse = tokio::time::interval(Duration::from_millis(PULSE_INTERVAL_MS));
+        pulse.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let wait = self.parts.brain.poll_timeout().map_or(RHYTHM, |at| at.since(clock::now()));
             // Were the brain ever to ask for the past again and again, this would still be no busy loop.
@@ -239,6 +256,7 @@ impl<S: SwarmApi> Runner<S> {
                 // In order, because all chance in a simulation comes from its seed; `rest` then gives everybody a turn.
                 biased;
                 _ = stop.wait_for(|stop| *stop) => break,
+                _ = pulse.tick() => self.pulse(),
                 _ = rhythm.tick() => self.beat(),
                 () = tokio::time::sleep(wait) => self.input(Input::Tick),
                 // The hub lives as long as this loop.
@@ -304,6 +322,7 @@ impl<S: SwarmApi> Runner<S> {
                     self.parts.journal.notice("swarm_readable", "Swarm can be read again".into());
                 }
                 self.facts.snapshot = Some(Arc::clone(&snapshot));
+                self.check_agents(&snapshot);
                 self.input(Input::Snapshot(snapshot));
                 self.publish_routes(false);
                 self.tell_routes(false);
@@ -339,9 +358,9 @@ impl<S: SwarmApi> Runner<S> {
         let mut left = BATCH;
         while let Some(event) = next {
             match event {
-                Event::Up { input, outbox } => {
+                Event::Up { input, outbox, as_manager } => {
                     let (node, routes) = (input.node.clone(), ConnectRoutes::default());
-                    self.connections.insert(input.connection, Link { node, outbox, routes });
+                    self.connections.insert(input.connection, Link { node, as_manager, outbox, routes });
                     self.input(Input::Agent(input));
                 }
                 Event::Input(input) => {
@@ -349,6 +368,11 @@ impl<S: SwarmApi> Runner<S> {
                         self.connections.remove(&input.connection);
                     }
                     self.count_alert(&input);
+                    if let AgentEvent::Message(ToCoordinator::Container(event)) = &input.what
+                        && let Some(task) = &event.task
+                    {
+                        self.parts.swarm.task_changed(task);
+                    }
                     self.input(Input::Agent(input));
                 }
             }
@@ -381,7 +405,10 @@ impl<S: SwarmApi> Runner<S> {
                 }
                 // Ingest's own, and ours.
                 AgentOrder::Send(
-                    ToAgent::Welcome { .. } | ToAgent::Connect(_) | ToAgent::ConnectStill { .. },
+                    ToAgent::Welcome { .. }
+                    | ToAgent::Connect(_)
+                    | ToAgent::ConnectStill { .. }
+                    | ToAgent::Pulse { .. },
                 ) => {}
                 AgentOrder::Close { reason } => outbox.close = Some(reason),
             });
@@ -398,6 +425,19 @@ impl<S: SwarmApi> Runner<S> {
     fn settle(&mut self) {
         let wish = self.parts.brain.snapshot_wish();
         self.wish.send_if_modified(|now| std::mem::replace(now, wish) != wish);
+        let watched = self.parts.brain.services_in_question();
+        if watched != self.watched {
+            self.parts.swarm.watch_closely(watched.clone());
+            self.watched = watched;
+        }
+        let turn = self.parts.brain.turn();
+        let word = turn.word();
+        self.parts.metrics.nobody_acts.set(turn.is_nobodys().into());
+        // What is unsure is so for a moment only.
+        if word != self.was_turn && word != "unsure" {
+            self.was_turn = word;
+            self.parts.journal.notice(word, self.parts.brain.turn_text());
+        }
         let acting = self.parts.brain.is_acting();
         if acting != self.was_acting {
             self.was_acting = acting;
@@ -480,6 +520,35 @@ impl<S: SwarmApi> Runner<S> {
         });
     }
 
+    /// Ends the connections of agents that Swarm does not list, or with another role than their certificate names.
+    fn check_agents(&self, snapshot: &Snapshot) {
+        let roster = &self.parts.inputs.roster;
+        roster.update(snapshot);
+        for link in self.connections.values() {
+            if let Some(why) = roster.why_not(snapshot.taken, &link.node, link.as_manager) {
+                link.outbox.send_modify(|outbox| outbox.close = Some(why));
+            }
+        }
+    }
+
+    /// Tells the agents that this coordinator lives, so that they tell the others. One that is alone has nobody to tell.
+    fn pulse(&mut self) {
+        self.facts.now = clock::now();
+        let managers = self
+            .facts
+            .snapshot
+            .as_ref()
+            .map_or(0, |snapshot| snapshot.nodes.values().filter(|node| node.manager).count());
+        if managers < 2 {
+            return;
+        }
+        self.pulses += 1;
+        let pulse = (self.pulses, !self.facts.is_blind(), self.parts.brain.is_acting());
+        for link in self.connections.values() {
+            link.outbox.send_modify(|outbox| outbox.pulse = Some(pulse));
+        }
+    }
+
     /// Once a second: gauges, and fresh loads for the balancers.
     fn beat(&mut self) {
         self.facts.now = clock::now();
@@ -507,8 +576,11 @@ impl<S: SwarmApi> Runner<S> {
             .map(|one| one.action)
             .collect();
         metrics.actions_running.set(i64::try_from(running.len()).unwrap_or(i64::MAX));
+        metrics.blind.set(self.facts.is_blind().into());
         if let Some(age) = self.facts.snapshot_age() {
             metrics.snapshot_age.set(age.as_secs_f64());
+            #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit for a long time")]
+            metrics.last_snapshot.set(clock::wall_ms() as f64 / 1_000.0 - age.as_secs_f64());
         }
     }
 
@@ -539,6 +611,7 @@ impl<S: SwarmApi> Runner<S> {
     fn publish_routes(&mut self, always: bool) {
         let Some(snapshot) = &self.facts.snapshot else { return };
         let mut routes = routes::of(snapshot, &self.parts.brain, self.facts.now);
+        routes.acting = self.parts.brain.is_acting();
         if routes.services.is_empty() && self.routes.services.is_empty() {
             return;
         }

@@ -1,4 +1,4 @@
-//! When Swarm is read: every second, sooner while an action is under way or after a change, never two readings at once
+//! When Swarm is read: every second or two, sooner while an action is under way or after a change, never two readings at once
 //! and never faster than the engine can bear.
 
 use std::{sync::Arc, time::Duration};
@@ -9,8 +9,6 @@ use tokio::sync::{mpsc, watch};
 
 use crate::seam::SwarmApi;
 
-/// Time between the beginnings of two readings when nothing happens.
-const USUAL: Duration = Duration::from_secs(1);
 /// Shortest time between them when somebody changed something.
 const CHANGED: Duration = Duration::from_millis(100);
 /// Shortest time between them when an action's own step was answered: each step of an action waits for a reading, and
@@ -52,9 +50,10 @@ pub async fn run<S: SwarmApi>(
         }
         let mut moved = false;
         loop {
-            let mut wanted = pause(*wish.borrow_and_update(), took);
+            let usual = swarm.rhythm();
+            let mut wanted = pause(*wish.borrow_and_update(), usual, took);
             if moved {
-                wanted = wanted.min(pause(Wish::Within(CHANGED), took));
+                wanted = wanted.min(pause(Wish::Within(CHANGED), usual, took));
             }
             tokio::select! {
                 // In order, because all chance in a simulation comes from its seed.
@@ -72,10 +71,10 @@ pub async fn run<S: SwarmApi>(
 }
 
 /// Time from the beginning of a reading, which took so long, to the beginning of the next.
-fn pause(wish: Wish, took: Duration) -> Duration {
+fn pause(wish: Wish, usual: Duration, took: Duration) -> Duration {
     let (wanted, rest) = match wish {
-        Wish::Usual => (USUAL, REST),
-        Wish::Within(pause) => (pause.min(USUAL), REST * 2 / 3),
+        Wish::Usual => (usual, REST),
+        Wish::Within(pause) => (pause.min(usual), REST * 2 / 3),
         Wish::Now => (STEP, REST / 3),
     };
     wanted.max(STEP).max((took * rest).min(STALE))
@@ -88,12 +87,14 @@ mod tests {
     #[test]
     fn a_slow_engine_is_asked_less_often_but_often_enough_to_decide() {
         let ms = Duration::from_millis;
-        assert_eq!(pause(Wish::Usual, ms(20)), USUAL);
-        assert_eq!(pause(Wish::Usual, ms(200)), ms(1_800));
-        assert_eq!(pause(Wish::Usual, ms(5_000)), STALE);
-        assert_eq!(pause(Wish::Within(CHANGED), ms(100)), ms(600));
-        assert_eq!(pause(Wish::Now, ms(5)), STEP);
-        assert_eq!(pause(Wish::Now, ms(100)), ms(300));
-        assert_eq!(pause(Wish::Within(ms(200)), ms(5)), ms(200));
+        let pause = |wish, took| super::pause(wish, ms(1_000), ms(took));
+        assert_eq!(pause(Wish::Usual, 20), ms(1_000));
+        assert_eq!(pause(Wish::Usual, 200), ms(1_800));
+        assert_eq!(pause(Wish::Usual, 5_000), STALE);
+        assert_eq!(pause(Wish::Within(CHANGED), 100), ms(600));
+        assert_eq!(pause(Wish::Now, 5), STEP);
+        assert_eq!(pause(Wish::Now, 100), ms(300));
+        assert_eq!(pause(Wish::Within(ms(200)), 5), ms(200));
+        assert_eq!(super::pause(Wish::Usual, ms(2_000), ms(5)), ms(2_000));
     }
 }

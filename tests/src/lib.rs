@@ -8,6 +8,7 @@ pub mod figures;
 pub mod http;
 pub mod kernel;
 pub mod load;
+pub mod played_engine;
 pub mod simulation;
 pub mod swarm_model;
 pub mod tasks;

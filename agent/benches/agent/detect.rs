@@ -142,7 +142,9 @@ impl Coordinator {
     /// Waits for the agent and tells it when to alert.
     async fn greet(mut events: mpsc::Receiver<Event>) -> Result<Self> {
         let event = timeout(PATIENCE, events.recv()).await.context("no agent")?.context("ingest ended")?;
-        let Event::Up { input, outbox } = event else { bail!("the agent did not introduce itself first") };
+        let Event::Up { input, outbox, .. } = event else {
+            bail!("the agent did not introduce itself first")
+        };
         let AgentEvent::Connected(hello) = input.what else { bail!("no hello") };
         // One thread uses as much of a CPU as it gets, which on a busy machine is not much; the threshold is low enough.
         let default = Thresholds {

@@ -16,7 +16,11 @@ use std::{
 };
 
 use quinn::Endpoint;
-use swarmguard_common::domain::NodeId;
+use swarmguard_common::{
+    domain::NodeId,
+    time::Time,
+    wire::agent::{HeardCoordinator, MAX_HEARD, PULSE_VALID_MS},
+};
 use swarmguard_runtime::{
     clock,
     identity::{Identity, IdentityError, Source},
@@ -85,6 +89,10 @@ pub struct Link {
     pub failures: u64,
     /// Why the last connection ended or could not be made.
     pub last_error: Option<String>,
+    /// The node that its certificate names.
+    pub node: Option<NodeId>,
+    /// When its last pulse came, and whether it then could read Swarm and acted.
+    pub pulse: Option<(Time, bool, bool)>,
 }
 
 impl Shared {
@@ -111,6 +119,21 @@ impl Shared {
 
     fn news(&self) -> watch::Receiver<u64> {
         self.news.subscribe()
+    }
+
+    /// The coordinators that are heard now, by their addresses.
+    fn hears(&self, now: Time) -> Vec<HeardCoordinator> {
+        let patience = if self.lock().node.starved { 2 } else { 1 };
+        let valid = Duration::from_millis(PULSE_VALID_MS) * patience;
+        let mut heard: Vec<HeardCoordinator> = Vec::new();
+        for link in self.links().by_address.values().filter(|link| link.connected) {
+            let (Some(node), Some((at, able, acting))) = (&link.node, link.pulse) else { continue };
+            // One that has two addresses is named once.
+            if now.since(at) < valid && heard.len() < MAX_HEARD && heard.iter().all(|one| one.node != *node) {
+                heard.push(HeardCoordinator { node: node.clone(), able, acting });
+            }
+        }
+        heard
     }
 
     fn link(&self, address: SocketAddr, change: impl FnOnce(&mut Link)) {

@@ -12,7 +12,7 @@ use swarmguard_common::wire::{
 use swarmguard_runtime::{
     clock,
     frame::{self, FrameError},
-    identity::{COORDINATOR_NAME, Identity, IdentityError},
+    identity::{COORDINATOR_NAME, Identity, IdentityError, Peer},
     transport::{self, TransportError},
 };
 use tokio::time::MissedTickBehavior;
@@ -98,10 +98,14 @@ pub(super) async fn run(
     let (connection, send, receive, version) =
         tokio::time::timeout(patience, greet).await.map_err(|_| SessionError::Patience(patience))??;
     let mut acknowledged = 0;
+    // Our TLS has checked the certificate; one that names no node is nobody's to speak of.
+    let coordinator = Peer::of_connection(&connection).ok().flatten().and_then(|peer| peer.node());
     shared.link(address, |link| {
         link.connected = true;
         link.connections += 1;
         acknowledged = link.acknowledged;
+        link.node = coordinator;
+        link.pulse = None;
     });
     tracing::info!(coordinator = %address, version, "connected");
     shared.lock().tell_standing(clock::now());
@@ -136,6 +140,17 @@ async fn listen(
             Some(ToAgent::ConnectStill { revision }) => {
                 shared.lock().connect.renew(clock::now(), address, revision);
             }
+            Some(ToAgent::Pulse { able, acting }) => {
+                let mut news = false;
+                shared.link(address, |link| {
+                    let before = link.pulse.replace((clock::now(), able, acting));
+                    news = before
+                        .is_none_or(|(_, was_able, was_acting)| (was_able, was_acting) != (able, acting));
+                });
+                if news {
+                    shared.wake();
+                }
+            }
             Some(message) => shared.lock().learn(message),
         }
     }
@@ -148,9 +163,15 @@ async fn speak(
     told: &tokio::sync::Mutex<Told>,
 ) -> Result<Infallible, SessionError> {
     let mut news = shared.news();
+    let mut heard = Vec::new();
     loop {
         news.borrow_and_update();
         let mut bytes = Vec::new();
+        let hears = shared.hears(clock::now());
+        if hears != heard {
+            heard.clone_from(&hears);
+            bytes.extend_from_slice(&frame::to_bytes(&ToCoordinator::Hears(hears))?);
+        }
         {
             let mut told = told.lock().await;
             for message in shared.lock().messages(clock::now(), &mut told, BATCH) {

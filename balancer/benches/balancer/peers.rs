@@ -77,7 +77,7 @@ pub fn start_for(
         Peer::SwarmGuard(algorithm) => ours(&mut command, algorithm, port, replicas, metrics_port)?,
         Peer::Nginx => nginx(&mut command, directory.path(), port, replicas, connections)?,
         Peer::HaProxy(balance) => {
-            haproxy(&mut command, directory.path(), balance, port, replicas, connections)?
+            haproxy(&mut command, directory.path(), balance, port, replicas, connections)?;
         }
     }
     running(command, SocketAddr::from((Ipv4Addr::LOCALHOST, port)), directory)

@@ -155,11 +155,11 @@ pub fn claim(name: &str) -> Claim {
     let folds_to = |known: &[u8]| bytes.iter().zip(known).all(|(byte, known)| fold(*byte) == *known);
     let is = |known: &&str| known.len() == bytes.len() && folds_to(known.as_bytes());
     let begins = |known: &str| bytes.len() >= known.len() && folds_to(known.as_bytes());
-    let forwarded = begins("x-forward") || begins("x-original-") || FORWARDED.iter().any(|known| is(known));
+    let forwarded = begins("x-forward") || begins("x-original-") || FORWARDED.iter().any(&is);
     match (forwarded, twin) {
         (true, false) => Claim::Forwarded,
         (true, true) => Claim::Twin,
-        (false, true) if FRAMING.iter().any(|known| is(known)) => Claim::Twin,
+        (false, true) if FRAMING.iter().any(is) => Claim::Twin,
         (false, _) => Claim::None,
     }
 }

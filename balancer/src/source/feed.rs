@@ -1,7 +1,7 @@
 //! Routes, loads and drains from coordinators over QUIC.
 //!
-//! Every coordinator that can be reached is listened to: drains come from whichever leads. Routes are taken from the
-//! first of them, in the order of their addresses, that speaks.
+//! Every coordinator that can be reached is listened to: drains come from whichever acts. Whose routes are taken says
+//! [`super::best`].
 
 use std::{
     collections::BTreeMap,

@@ -4,6 +4,7 @@
 
 pub mod addresses;
 pub mod agents;
+pub mod best;
 pub mod dns;
 pub mod feed;
 pub mod fixed;

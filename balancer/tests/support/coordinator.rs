@@ -94,7 +94,7 @@ impl Coordinator {
         let service =
             RoutedService { name: "web".into(), labels: labels.clone(), replicas: replicas.collect() };
         let services = BTreeMap::from([("serviceid1".parse().unwrap(), service)]);
-        self.say(FromRouteSource::Routes(Routes { revision: 1, services }));
+        self.say(FromRouteSource::Routes(Routes { revision: 1, age_ms: 0, acting: true, services }));
     }
 
     /// The next "drained" of the balancer.

@@ -133,6 +133,8 @@ pub struct Policy {
     pub scale_step: ScaleStep,
     /// `swarmguard.warm-up`; learned where absent.
     pub warm_up_ms: Option<u64>,
+    /// `swarmguard.start-deadline`; by the healthcheck where absent.
+    pub start_deadline_ms: Option<u64>,
     /// `swarmguard.replace`.
     pub replace: Vec<Replace>,
     /// `swarmguard.scale.up.cooldown`.
@@ -172,6 +174,10 @@ pub struct RoutePolicy {
     pub health_path: String,
     /// `swarmguard.lb.rate`, in requests a second.
     pub rate: Option<u32>,
+    /// `swarmguard.lb.client-rate`, in requests a second of one client address.
+    pub client_rate: Option<u32>,
+    /// `swarmguard.lb.upgrade`.
+    pub upgrades: Vec<String>,
     /// `swarmguard.lb.max-in-flight`.
     pub max_in_flight: u32,
     /// `swarmguard.lb.timeout`.
@@ -205,6 +211,7 @@ impl From<&ServicePolicy> for Policy {
             scale_on: policy.scale_on.clone(),
             scale_step: policy.scale_step,
             warm_up_ms: policy.warm_up.map(ms),
+            start_deadline_ms: policy.start_deadline.map(ms),
             replace: policy.replace.clone(),
             scale_up_cooldown_ms: ms(policy.up_cooldown),
             scale_down_cooldown_ms: ms(policy.down_cooldown),
@@ -229,6 +236,8 @@ impl From<&RouteLabels> for RoutePolicy {
             sticky: labels.sticky,
             health_path: labels.health_path.clone(),
             rate: labels.rate,
+            client_rate: labels.client_rate,
+            upgrades: labels.upgrades.clone(),
             max_in_flight: labels.max_in_flight,
             timeout_ms: ms(labels.timeout),
             slow_start_ms: ms(labels.slow_start),

@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 pub enum StatusWord {
     /// It is.
     Ok,
-    /// Swarm cannot be read.
+    /// The last reading of Swarm failed, or nobody acts.
     Degraded,
+    /// There is no reading of Swarm, or it is too old to decide by.
+    Blind,
 }
 
 /// The coordinator itself.
@@ -21,10 +23,13 @@ pub struct Status {
     pub version: String,
     /// This coordinator is the one that acts.
     pub acting: bool,
+    /// Whose turn it is to act, in a sentence: where nobody acts, why.
+    #[serde(default)]
+    pub turn: String,
     /// Host name of the node with the raft leadership.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader: Option<String>,
-    /// Age of the newest reading of Swarm.
+    /// Age of the newest reading of Swarm; absent before the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot_age_ms: Option<u64>,
     /// Why Swarm cannot be read, if it cannot.

@@ -26,6 +26,27 @@ pub enum ToCoordinator {
     Alert(Alert),
     /// What the engine said of a container; saves the coordinator polling.
     Container(ContainerEvent),
+    /// The coordinators that the agent hears, at most [`MAX_HEARD`]; replaces what it said before. Sent when it changes,
+    /// so that coordinators know of each other who lives.
+    Hears(Vec<HeardCoordinator>),
+}
+
+/// Most coordinators named in [`ToCoordinator::Hears`].
+pub const MAX_HEARD: usize = 16;
+/// Time between two [`ToAgent::Pulse`]s, in milliseconds.
+pub const PULSE_INTERVAL_MS: u64 = 500;
+/// A coordinator without a pulse for this long is not heard, in milliseconds; twice that on a starved node.
+pub const PULSE_VALID_MS: u64 = 1_500;
+
+/// A coordinator that an agent hears.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeardCoordinator {
+    /// The node that its certificate names.
+    pub node: NodeId,
+    /// It says that it can read Swarm.
+    pub able: bool,
+    /// It says that it acts.
+    pub acting: bool,
 }
 
 /// An agent introduces itself.
@@ -216,6 +237,13 @@ pub enum ToAgent {
         /// Of the routes that are meant; others are not renewed.
         revision: u64,
     },
+    /// The coordinator lives: every [`PULSE_INTERVAL_MS`] where a swarm has several managers.
+    Pulse {
+        /// Its reading of Swarm is fresh.
+        able: bool,
+        /// It acts.
+        acting: bool,
+    },
 }
 
 #[cfg(test)]
@@ -273,6 +301,17 @@ mod tests {
         assert_eq!(encode(&message).expect("small"), golden);
         assert_eq!(decode::<ToAgent>(&golden).expect("golden"), message);
         assert_eq!(encode(&ToAgent::ConnectStill { revision: 7 }).expect("small"), [4, 7]);
+    }
+
+    #[test]
+    fn golden_bytes_of_what_tells_coordinators_of_each_other() {
+        let heard = HeardCoordinator { node: "m1".parse().expect("an ID"), able: true, acting: false };
+        let message = ToCoordinator::Hears(vec![heard]);
+        let golden = [5, 1, 2, b'm', b'1', 1, 0];
+        assert_eq!(encode(&message).expect("small"), golden);
+        assert_eq!(decode::<ToCoordinator>(&golden).expect("golden"), message);
+        let pulse = ToAgent::Pulse { able: true, acting: true };
+        assert_eq!(encode(&pulse).expect("small"), [5, 1, 1]);
     }
 
     #[test]

@@ -121,6 +121,10 @@ pub enum FromRouteSource {
 pub struct Routes {
     /// Counts up within one coordinator's life.
     pub revision: u64,
+    /// How old the reading of Swarm was when this was written, in milliseconds.
+    pub age_ms: u32,
+    /// The coordinator acts: what it says of replicas that go is first-hand.
+    pub acting: bool,
     /// Services that carry `swarmguard.lb.port`.
     pub services: BTreeMap<ServiceId, RoutedService>,
 }

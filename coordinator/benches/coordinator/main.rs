@@ -107,8 +107,8 @@ fn bytes_of_an_alert() -> anyhow::Result<Row> {
 }
 
 async fn load(dir: &Path, scale: Scale, program: &Path) -> anyhow::Result<Vec<Row>> {
-    let socket = engine::serve(dir, scale).await?;
-    let coordinator = Coordinator::spawn(program, dir, &socket).await?;
+    let engine = engine::serve(scale).await?;
+    let coordinator = Coordinator::spawn(program, dir, &engine.address()).await?;
     let crowd = agents::start(dir, scale, coordinator.quic).await?;
     coordinator
         .until(Duration::from_secs(120), |text| {
@@ -118,14 +118,21 @@ async fn load(dir: &Path, scale: Scale, program: &Path) -> anyhow::Result<Vec<Ro
         .context("not all agents hold a lease")?;
     tokio::time::sleep(scale.window / 2).await;
     let (mut cores, mut resident) = (Vec::new(), Vec::new());
+    let (mut bytes, mut requests) = (Vec::new(), Vec::new());
+    engine.take_traffic();
     for round in 0..scale.rounds {
         cores.push(coordinator.cores_over(scale.window).await?);
         resident.push(coordinator.resident_mib()?);
+        let (traffic, seconds) = (engine.take_traffic(), scale.window.as_secs_f64());
+        bytes.push(float(usize::try_from(traffic.bytes)?) / seconds);
+        requests.push(float(usize::try_from(traffic.requests)?) / seconds);
         eprintln!("round {}: {:.3} cores, {:.0} MiB", round + 1, cores[round], resident[round]);
     }
     let mut rows = vec![
         Row::of("coordinator.cores", "cores", "< 1", &cores),
         Row::of("coordinator.rss_mib", "MiB", "< 256", &resident),
+        Row::of("engine.bytes_per_s", "B/s", "", &bytes),
+        Row::of("engine.requests_per_s", "1/s", "", &requests),
         Row::of("coordinator.peak_rss_mib", "MiB", "", &[coordinator.peak_mib()?]),
     ];
     let before = coordinator.metrics().await?;

@@ -34,7 +34,7 @@ pub struct Coordinator {
 
 impl Coordinator {
     /// Starts the program and waits until it answers.
-    pub async fn spawn(program: &Path, dir: &Path, socket: &Path) -> anyhow::Result<Self> {
+    pub async fn spawn(program: &Path, dir: &Path, engine: &str) -> anyhow::Result<Self> {
         // Free a moment ago; whoever takes them in between makes the start fail, not the figures wrong.
         let quic = std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
         let api = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
@@ -42,7 +42,7 @@ impl Coordinator {
             .arg("--observe")
             .arg(format!("--quic-addr={quic}"))
             .arg(format!("--api-addr={api}"))
-            .arg(format!("--docker=unix://{}", socket.display()))
+            .arg(format!("--docker={engine}"))
             .arg(format!("--identity=files:{}", dir.join("0").display()))
             .arg(format!("--state-dir={}", dir.join("state").display()))
             .arg("--log=warn")
@@ -51,7 +51,11 @@ impl Coordinator {
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))?;
         let coordinator = Self { child, quic, api };
-        coordinator.until(Duration::from_secs(60), |text| text.contains("snapshot_age_seconds")).await?;
+        coordinator
+            .until(Duration::from_secs(60), |text| {
+                text.contains("\nswarmguard_coordinator_last_snapshot_timestamp_seconds ")
+            })
+            .await?;
         Ok(coordinator)
     }
 

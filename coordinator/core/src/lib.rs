@@ -4,6 +4,7 @@
 //! deadline come out ([`brain::Brain`]). The manifest has no async runtime and no client, so the compiler keeps it so,
 //! and a simulation can run it a million times.
 
+pub mod acting;
 pub mod action;
 pub mod agents;
 pub mod brain;

@@ -238,9 +238,16 @@ pub(super) async fn history(State(api): State<Api>, uri: Uri) -> Result<Json<Vec
 
 async fn own_status(api: &Api) -> Result<Status, Problem> {
     api.ask(|brain, facts| Status {
-        status: if facts.trouble.is_none() { StatusWord::Ok } else { StatusWord::Degraded },
+        status: if facts.is_blind() {
+            StatusWord::Blind
+        } else if facts.trouble.is_some() || brain.turn().is_nobodys() {
+            StatusWord::Degraded
+        } else {
+            StatusWord::Ok
+        },
         version: env!("CARGO_PKG_VERSION").into(),
         acting: brain.is_acting(),
+        turn: brain.turn_text(),
         leader: facts.leader_host(),
         snapshot_age_ms: facts.snapshot_age().map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
         trouble: facts.trouble.clone(),
@@ -254,7 +261,8 @@ pub(super) async fn status(State(api): State<Api>, uri: Uri) -> Result<Json<Stat
     Ok(Json(own_status(&api).await?))
 }
 
-/// 200 as long as the loop answers: an engine that cannot be read is no reason to restart the coordinator.
+/// 200 as long as the loop answers, whatever the status says: this is what Swarm restarts the coordinator by, and a
+/// restart makes no engine readable. Who wants to be told looks at the word, or at the metric `blind`.
 pub(super) async fn healthz(State(api): State<Api>) -> Result<Json<serde_json::Value>, Problem> {
     // Anybody may ask, so nothing more is told; the rest is in `status`.
     let status = own_status(&api).await?.status;

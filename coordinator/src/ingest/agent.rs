@@ -7,12 +7,15 @@ use swarmguard_common::{
     domain::{BasisPoints, Condition, NodeId},
     wire::{
         MAX_DATAGRAM_BYTES,
-        agent::{Alert, Hello, Report, ToAgent, ToCoordinator},
+        agent::{Alert, Hello, MAX_HEARD, Report, ToAgent, ToCoordinator},
         codec,
     },
 };
 use swarmguard_core::brain::{AgentEvent, AgentInput, ConnectionId};
-use swarmguard_runtime::{clock, frame, identity::Peer};
+use swarmguard_runtime::{
+    clock, frame,
+    identity::{Peer, Unit},
+};
 use tokio::sync::{mpsc::error::TrySendError, watch};
 
 use super::{Event, Ingest, Outbox, Streams, is_ordinary, rate::Bucket, reason_of, refusal::Reason};
@@ -24,6 +27,7 @@ const MAX_TEXT_BYTES: usize = 255;
 pub(super) struct Guest {
     streams: Streams,
     node: NodeId,
+    as_manager: bool,
     hello: Hello,
 }
 
@@ -50,20 +54,24 @@ impl Ingest {
             let why = format!("the certificate is of node {node}, the hello of {}", hello.node);
             return self.refuse(&connection, from, Reason::WrongNode, &why);
         }
+        let as_manager = peer.unit == Unit::Manager;
+        if let Some(why) = self.roster.why_not(clock::now(), &node, as_manager) {
+            return self.refuse(&connection, from, Reason::NotListed, &why);
+        }
         if hello.hostname.len() > MAX_TEXT_BYTES || hello.version.len() > MAX_TEXT_BYTES {
             return self.refuse(&connection, from, Reason::Malformed, "host name or version is too long");
         }
-        Some(Guest { streams, node, hello })
+        Some(Guest { streams, node, as_manager, hello })
     }
 
     pub(super) async fn agent(&self, guest: Guest) {
-        let Guest { streams: Streams { connection, from, send, receive }, node, hello } = guest;
+        let Guest { streams: Streams { connection, from, send, receive }, node, as_manager, hello } = guest;
         let id = self.supersede(&node, &connection);
         let epoch = hello.epoch;
         tracing::info!(%node, %from, host = hello.hostname, version = hello.version, "agent connected");
         let input = |what| AgentInput { node: node.clone(), connection: id, what };
         let (outbox, told) = watch::channel(Outbox::default());
-        let up = Event::Up { input: input(AgentEvent::Connected(hello)), outbox };
+        let up = Event::Up { input: input(AgentEvent::Connected(hello)), outbox, as_manager };
         if self.events.send(up).await.is_ok() {
             let handles = BTreeSet::new();
             let speaker = Speaker {
@@ -182,6 +190,11 @@ impl Ingest {
             } else if now.connect_still != sent.connect_still {
                 queue.push(Arc::new(ToAgent::ConnectStill { revision: now.connect_still.0 }));
             }
+            if let Some((_, able, acting)) = now.pulse
+                && now.pulse != sent.pulse
+            {
+                queue.push(Arc::new(ToAgent::Pulse { able, acting }));
+            }
             sent = now;
         }
     }
@@ -238,6 +251,10 @@ impl Speaker<'_> {
             }
             ToCoordinator::Alert(alert) => self.check_alert(alert),
             ToCoordinator::Container(_) => Verdict::Pass,
+            ToCoordinator::Hears(coordinators) if coordinators.len() > MAX_HEARD => {
+                Verdict::End(Reason::Malformed, "more coordinators than a swarm has managers")
+            }
+            ToCoordinator::Hears(_) => Verdict::Pass,
         }
     }
 

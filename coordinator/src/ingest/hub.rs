@@ -388,7 +388,12 @@ mod tests {
         let routes = |names: &[&str]| {
             let replicas = names.iter().map(|name| replica(name)).collect();
             let service = RoutedService { name: "web".into(), labels: labels.clone(), replicas };
-            Routes { revision: 1, services: [("s".parse().expect("valid"), service)].into() }
+            Routes {
+                revision: 1,
+                age_ms: 0,
+                acting: true,
+                services: [("s".parse().expect("valid"), service)].into(),
+            }
         };
         let hub = Hub::default();
         hub.drain(&[task("a")], LONG).await;

@@ -10,6 +10,7 @@ mod balancer;
 pub mod hub;
 mod rate;
 pub mod refusal;
+pub mod roster;
 #[cfg(test)]
 mod tests;
 pub mod token;
@@ -25,7 +26,6 @@ use std::{
 };
 
 use quinn::{Connection, ConnectionError, Endpoint, Incoming, RecvStream, SendStream, VarInt};
-use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
 use swarmguard_common::{
     domain::{NodeId, Role},
@@ -44,6 +44,7 @@ use crate::{
 };
 use hub::Hub;
 use refusal::{Reason, Refusals};
+use roster::Roster;
 use token::Token;
 
 /// Application close codes, seen by the peer together with a sentence.
@@ -104,6 +105,8 @@ pub enum Event {
         input: AgentInput,
         /// Where to put what it is to be told.
         outbox: watch::Sender<Outbox>,
+        /// Its certificate is a manager's.
+        as_manager: bool,
     },
     /// It said something, or went.
     Input(AgentInput),
@@ -120,6 +123,8 @@ pub struct Outbox {
     pub connect: Option<Arc<ToAgent>>,
     /// Revision of the routes that are still so, and how often that was said.
     pub connect_still: (u64, u64),
+    /// How many pulses were given, whether Swarm can be read, and whether this coordinator acts.
+    pub pulse: Option<(u64, bool, bool)>,
     /// The connection is to be closed, and why.
     pub close: Option<String>,
 }
@@ -136,6 +141,7 @@ pub struct Ingest {
     hub: Arc<Hub>,
     events: mpsc::Sender<Event>,
     reports: mpsc::Sender<AgentInput>,
+    roster: Arc<Roster>,
     current: Mutex<BTreeMap<NodeId, (ConnectionId, Connection)>>,
     next: AtomicU64,
     greeting: Arc<Semaphore>,
@@ -149,6 +155,8 @@ pub struct Inputs {
     pub events: mpsc::Receiver<Event>,
     /// Reports.
     pub reports: mpsc::Receiver<AgentInput>,
+    /// Who may speak: the loop says so with each reading of Swarm.
+    pub roster: Arc<Roster>,
 }
 
 /// Reliable messages that wait for the loop.
@@ -171,7 +179,9 @@ impl Ingest {
         let refusals = Refusals::new(Arc::clone(&metrics));
         let (current, next) = (Mutex::default(), AtomicU64::new(1));
         let guests = Crowd::new(limits.greeting_per_address);
+        let roster = Arc::<Roster>::default();
         let ingest = Self {
+            roster: Arc::clone(&roster),
             limits,
             cluster,
             token,
@@ -185,7 +195,7 @@ impl Ingest {
             greeting,
             guests,
         };
-        (Arc::new(ingest), Inputs { events: events_out, reports: reports_out })
+        (Arc::new(ingest), Inputs { events: events_out, reports: reports_out, roster })
     }
 
     /// What was refused so far.
@@ -267,9 +277,9 @@ impl Ingest {
                 return None;
             }
         };
-        let peer = match identity_of(&connection) {
+        let peer = match Peer::of_connection(&connection) {
             Ok(peer) => peer,
-            Err(reason) => return self.refuse(&connection, from, Reason::Certificate, &reason),
+            Err(error) => return self.refuse(&connection, from, Reason::Certificate, &error.to_string()),
         };
         if peer.is_none() && self.token.is_none() {
             let why = "balancers are not let in: no token is configured (--balancer-token-file)";
@@ -354,15 +364,6 @@ struct Streams {
     from: IpAddr,
     send: SendStream,
     receive: RecvStream,
-}
-
-/// What the peer's certificate says; `None` without one.
-fn identity_of(connection: &Connection) -> Result<Option<Peer>, String> {
-    let Some(any) = connection.peer_identity() else { return Ok(None) };
-    let chain =
-        any.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| "the certificate is of no known kind")?;
-    let leaf = chain.first().ok_or("the certificate chain is empty")?;
-    Peer::of(leaf).map(Some).map_err(|error| error.to_string())
 }
 
 /// Which refusal an unreadable frame is; `None` where the connection merely ended.

@@ -21,6 +21,8 @@ pub enum Reason {
     Certificate,
     /// An agent spoke for a node that its certificate does not name.
     WrongNode,
+    /// Swarm does not list the node, or lists it with another role than its certificate names.
+    NotListed,
     /// No control stream or no hello in time.
     HelloTimeout,
     /// A balancer came, but no token is configured.
@@ -67,6 +69,7 @@ impl Reason {
             Self::Handshake => "handshake",
             Self::Certificate => "certificate",
             Self::WrongNode => "wrong_node",
+            Self::NotListed => "not_listed",
             Self::HelloTimeout => "hello_timeout",
             Self::NoToken => "no_token",
             Self::WrongToken => "wrong_token",

@@ -208,7 +208,7 @@ async fn eventually(what: &str, condition: impl Fn() -> bool) {
 async fn an_agent_is_welcomed_and_heard() {
     let mut world = world(Limits::default(), None);
     let mut good = world.agent("good").await;
-    let Some(Event::Up { input, outbox }) = world.inputs.events.recv().await else { panic!("no hello") };
+    let Some(Event::Up { input, outbox, .. }) = world.inputs.events.recv().await else { panic!("no hello") };
     assert_eq!(input.node.as_str(), "good");
     assert!(matches!(input.what, AgentEvent::Connected(hello) if hello.hostname == "good-host"));
     world.still_hears(&mut good).await;

@@ -192,11 +192,21 @@ impl Store {
         Ok(())
     }
 
+    /// Drops this many entries: the oldest that come by themselves and in masses, and only where there are none of those
+    /// left the oldest of what people and actions did.
     fn prune(&mut self, oldest: u64) -> Result<(), StoreError> {
-        self.db.execute(
-            "DELETE FROM entry WHERE id <= (SELECT max(id) FROM (SELECT id FROM entry ORDER BY id LIMIT ?1))",
+        let passing = self.db.execute(
+            "DELETE FROM entry WHERE id IN
+             (SELECT id FROM entry WHERE kind IN ('alert', 'lease', 'refusal') ORDER BY id LIMIT ?1)",
             [signed(oldest)],
         )?;
+        let left = oldest.saturating_sub(passing as u64);
+        if left > 0 {
+            self.db.execute(
+                "DELETE FROM entry WHERE id <= (SELECT max(id) FROM (SELECT id FROM entry ORDER BY id LIMIT ?1))",
+                [signed(left)],
+            )?;
+        }
         self.db.execute(
             "DELETE FROM action WHERE token IN
              (SELECT token FROM action ORDER BY started_at_ms DESC LIMIT -1 OFFSET ?1)",

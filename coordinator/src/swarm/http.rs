@@ -19,11 +19,15 @@ use tokio::{
     time::timeout,
 };
 
-/// Longest answer that is taken, in bytes.
-const MAX_ANSWER_BYTES: usize = 128 << 20;
+use super::split::Objects;
+
+/// Longest answer that is taken whole, in bytes.
+const MAX_ANSWER_BYTES: usize = 16 << 20;
+/// Longest list that is taken object by object, in bytes: some 100,000 tasks with their past.
+const MAX_LIST_BYTES: usize = 2 << 30;
 /// For connecting.
 const CONNECT: Duration = Duration::from_secs(5);
-/// For one request, its answer included.
+/// For one request, its answer included; of a list for each piece of it.
 const REQUEST: Duration = Duration::from_secs(15);
 /// Connections kept for the next readings.
 const MAX_IDLE: usize = 6;
@@ -92,26 +96,91 @@ impl Engine {
         Ok(Self { address: parsed, shown: address.into(), version: Mutex::default(), idle: Mutex::default() })
     }
 
-    /// Reads a document at a path below the API version.
-    pub(super) async fn get(&self, path: &str) -> Result<Value, EngineError> {
-        let bytes = self.get_bytes(path).await?;
-        serde_json::from_slice(&bytes).map_err(|error| self.no_answer(&format!("GET {path}"), &error))
+    /// Reads one object at a path below the API version.
+    pub(super) async fn get(&self, path: &str) -> Result<Bytes, EngineError> {
+        let path = format!("{}{path}", self.version().await?);
+        let request = format!("GET {path}");
+        let (mut sender, body) = self.begin(&path).await?;
+        let bytes = timeout(REQUEST, whole(body)).await;
+        let bytes = bytes.map_err(|_| self.no_answer(&request, &"timed out"))?;
+        let bytes = bytes.map_err(|why| self.no_answer(&request, &why))?;
+        if timeout(CONNECT, sender.ready()).await.is_ok_and(|ready| ready.is_ok()) {
+            self.keep(sender).await;
+        }
+        Ok(bytes)
     }
 
-    /// Reads a document without looking into it.
-    pub(super) async fn get_bytes(&self, path: &str) -> Result<Bytes, EngineError> {
+    /// Reads a list; `take` gets the text of each object as it arrives.
+    pub(super) async fn list(
+        &self,
+        path: &str,
+        mut take: impl FnMut(&[u8]) + Send,
+    ) -> Result<(), EngineError> {
         let path = format!("{}{path}", self.version().await?);
-        // An idle connection may have died since: then once more on a new one. Reading twice does no harm.
-        if let Some(sender) = self.idle_sender().await
-            && let Ok(answer) = self.exchange(sender, Method::GET, &path, None).await
-        {
-            return answer;
-        }
         let request = format!("GET {path}");
-        let sender = self.connect(&request).await?;
-        self.exchange(sender, Method::GET, &path, None)
-            .await
-            .unwrap_or_else(|why| Err(self.no_answer(&request, &why)))
+        let (mut sender, mut body) = self.begin(&path).await?;
+        let (mut objects, mut bytes) = (Objects::new(), 0);
+        loop {
+            let frame = match timeout(REQUEST, body.frame()).await {
+                Ok(None) => break,
+                Ok(Some(Ok(frame))) => frame,
+                Ok(Some(Err(error))) => return Err(self.no_answer(&request, &error)),
+                Err(_) => return Err(self.no_answer(&request, &"its answer stopped in the middle")),
+            };
+            let Some(data) = frame.data_ref() else { continue };
+            bytes += data.len();
+            if bytes > MAX_LIST_BYTES {
+                let why = format!("its answer is longer than {MAX_LIST_BYTES} bytes");
+                return Err(self.no_answer(&request, &why));
+            }
+            objects.push(data, &mut take).map_err(|why| self.no_answer(&request, &why))?;
+        }
+        objects.end().map_err(|why| self.no_answer(&request, &why))?;
+        if timeout(CONNECT, sender.ready()).await.is_ok_and(|ready| ready.is_ok()) {
+            self.keep(sender).await;
+        }
+        Ok(())
+    }
+
+    /// Asks, and answers with the body of an answer that is one.
+    async fn begin(&self, path: &str) -> Result<(Sender, Incoming), EngineError> {
+        let request = format!("GET {path}");
+        // An idle connection may have died since: then once more on a new one. Reading twice does no harm.
+        let mut answered = None;
+        if let Some(mut sender) = self.idle_sender().await {
+            let sent = timeout(REQUEST, sender.send_request(self.request(&Method::GET, path, None))).await;
+            answered = match sent {
+                Ok(Ok(answer)) => Some((sender, answer)),
+                Ok(Err(_)) => None,
+                Err(_) => return Err(self.no_answer(&request, &"timed out")),
+            };
+        }
+        let (sender, answer) = match answered {
+            Some(answered) => answered,
+            None => {
+                let mut sender = self.connect(&request).await?;
+                let sent =
+                    timeout(REQUEST, sender.send_request(self.request(&Method::GET, path, None))).await;
+                let answer = sent
+                    .map_err(|_| self.no_answer(&request, &"timed out"))?
+                    .map_err(|error| self.no_answer(&request, &error))?;
+                (sender, answer)
+            }
+        };
+        let status = answer.status();
+        if status.is_success() {
+            return Ok((sender, answer.into_body()));
+        }
+        let said = timeout(REQUEST, whole(answer.into_body())).await;
+        let said = said.map_err(|_| self.no_answer(&request, &"timed out"))?;
+        Err(refusal(request, status, &said.unwrap_or_default()))
+    }
+
+    async fn keep(&self, sender: Sender) {
+        let mut idle = self.idle.lock().await;
+        if idle.len() < MAX_IDLE {
+            idle.push(sender);
+        }
     }
 
     /// Changes something, on a connection of its own: one that the engine was about to close would leave it open
@@ -128,24 +197,6 @@ impl Engine {
         self.exchange(sender, method, &path, body)
             .await
             .unwrap_or_else(|why| Err(self.no_answer(&request, &why)))
-    }
-
-    /// Opens an answer that does not end.
-    pub(super) async fn stream(&self, path: &str) -> Result<Incoming, EngineError> {
-        let path = format!("{}{path}", self.version().await?);
-        let request = format!("GET {path}");
-        let mut sender = self.connect(&request).await?;
-        let sent = timeout(REQUEST, sender.send_request(self.request(&Method::GET, &path, None))).await;
-        let answer = match sent {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => return Err(self.no_answer(&request, &error)),
-            Err(_) => return Err(self.no_answer(&request, &"timed out")),
-        };
-        if answer.status().is_success() {
-            return Ok(answer.into_body());
-        }
-        let status = answer.status();
-        Err(refusal(request, status, &Bytes::new()))
     }
 
     /// The path prefix of the engine's highest API version, asked for once.
@@ -167,6 +218,11 @@ impl Engine {
         let prefix = format!("/v{version}");
         *known = Some(prefix.clone());
         Ok(prefix)
+    }
+
+    /// The address, as it was given.
+    pub(super) fn shown(&self) -> &str {
+        &self.shown
     }
 
     /// Forgets what is known of the engine: it may be another version after its restart.
@@ -217,10 +273,6 @@ impl Engine {
             Ok::<_, String>((status, whole(answer.into_body()).await?))
         };
         let (status, bytes) = timeout(REQUEST, answered).await.map_err(|_| "timed out".to_string())??;
-        let mut idle = self.idle.lock().await;
-        if idle.len() < MAX_IDLE {
-            idle.push(sender);
-        }
         if status.is_success() {
             return Ok(Ok(bytes));
         }

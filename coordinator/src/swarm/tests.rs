@@ -1,16 +1,14 @@
 //! The client against an engine that says what Docker 20.10.24 said.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-};
+use std::collections::BTreeMap;
 
 use ::http::{Request, Response};
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use swarmguard_core::swarm::{Availability, Mode, TaskState, UpdateState};
+use swarmguard_tests::played_engine::{Fault, Objects, PlayedEngine, until};
 use tokio::net::UnixListener;
 
 use super::*;
@@ -90,7 +88,7 @@ async fn answer(
 fn swarm() -> FakeEngine {
     engine(&[
         ("/_ping", 200, "OK"),
-        ("/v1.41/info", 200, r#"{"Swarm":{"NodeID":"fijrjyhz7f3on0fewoy2drmr1"}}"#),
+        ("/info", 200, r#"{"Swarm":{"NodeID":"fijrjyhz7f3on0fewoy2drmr1"}}"#),
         ("/v1.41/nodes", 200, NODES),
         ("/v1.41/services", 200, SERVICES),
         ("/v1.41/tasks", 200, TASKS),
@@ -198,4 +196,154 @@ async fn an_engine_that_is_not_there_is_unavailable_and_named() {
     assert!(matches!(Client::execute(&client, &remove).await, Err(CommandError::Unavailable(_))));
     assert!(matches!(Client::new("docker.sock"), Err(EngineError::Address(_))));
     assert!(matches!(Client::new("https://host:2376"), Err(EngineError::Address(_))));
+}
+
+/// A client that listens to the events of a played engine, after its first reading.
+async fn listening(objects: Objects) -> (PlayedEngine, Arc<Client>) {
+    let engine = PlayedEngine::serve(objects, true).await.expect("served");
+    let client = Client::new(&engine.address()).expect("an address");
+    client.watch();
+    assert!(until(Duration::from_secs(5), || client.listening.load(Ordering::Relaxed)).await, "no events");
+    Client::snapshot(&client).await.expect("readable");
+    engine.take_traffic();
+    (engine, client)
+}
+
+fn filtered(path: &str, filters: &Value) -> String {
+    format!("/v1.41{path}{}", http::filters(filters))
+}
+
+#[tokio::test]
+async fn at_rest_one_node_is_read_and_a_change_costs_what_changed() {
+    let mut objects = Objects::new(3);
+    objects.add_service("web", &json!({"swarmguard.enable": "true"}), 3);
+    objects.add_service("db", &json!({}), 1);
+    let (engine, client) = listening(objects).await;
+    let before = Client::snapshot(&client).await.expect("readable");
+    assert_eq!(engine.take_traffic().paths, ["/v1.41/nodes/n0"]);
+    assert_eq!((before.tasks.len(), before.services.len(), before.nodes.len()), (4, 2, 3));
+
+    let mut changes = client.changes();
+    engine.change(|objects| {
+        objects.services.get_mut("web").expect("there")["Version"]["Index"] = json!(900);
+        objects.add_task("web4", "web", "n1", 4);
+        objects.event("service", "update", "web", json!({}));
+    });
+    tokio::time::timeout(Duration::from_secs(5), changes.changed()).await.expect("told").expect("open");
+    let after = Client::snapshot(&client).await.expect("readable");
+    let mut paths = engine.take_traffic().paths;
+    paths.sort();
+    let tasks = json!({"desired-state": WANTED, "service": ["web"]});
+    assert_eq!(paths, [filtered("/services", &json!({"id": ["web"]})), filtered("/tasks", &tasks)]);
+    let web: ServiceId = "web".parse().expect("an ID");
+    assert_eq!((after.services[&web].version, after.tasks_of(&web).count()), (900, 4));
+    assert_eq!(after.services[&web].spec["TaskTemplate"]["FromTomorrow"], json!({"x": [1, null]}));
+}
+
+#[tokio::test]
+async fn what_was_written_shows_in_the_next_snapshot_without_any_event() {
+    let mut objects = Objects::new(1);
+    objects.add_service("web", &json!({}), 1);
+    let (engine, client) = listening(objects).await;
+    let web: ServiceId = "web".parse().expect("an ID");
+    let before = Client::snapshot(&client).await.expect("readable");
+    let command = Command::WriteService {
+        service: web.clone(),
+        version: before.services[&web].version,
+        spec: before.services[&web].spec.clone(),
+    };
+    Client::execute(&client, &command).await.expect("written");
+    let create = Command::CreateRecord {
+        name: "swarmguard-act-web".into(),
+        labels: BTreeMap::new(),
+        data: b"before".to_vec(),
+    };
+    Client::execute(&client, &create).await.expect("created");
+    *client.marks() = Marks { services: [web.clone()].into(), records: true, ..Marks::default() };
+    let after = Client::snapshot(&client).await.expect("readable");
+    assert!(after.services[&web].version > before.services[&web].version);
+    assert_eq!(after.services[&web].spec, before.services[&web].spec, "to the last field");
+    assert_eq!(after.records["swarmguard-act-web"].data, b"before");
+    drop(engine);
+}
+
+#[tokio::test]
+async fn commands_mark_what_they_touch_before_they_are_answered() {
+    let mut objects = Objects::new(1);
+    objects.add_service("web", &json!({}), 1);
+    let engine = PlayedEngine::serve(objects, true).await.expect("served");
+    let client = Client::new(&engine.address()).expect("an address");
+    let web: ServiceId = "web".parse().expect("an ID");
+    engine.fault("POST /services", Fault::Lost, 1);
+    let lost = Command::WriteService { service: web.clone(), version: 101, spec: json!({"Name": "web"}) };
+    assert!(matches!(Client::execute(&client, &lost).await, Err(CommandError::Unavailable(_))));
+    assert_eq!(*client.marks(), Marks { services: [web].into(), ..Marks::default() });
+    let node = Command::WriteNode { node: "n0".parse().expect("an ID"), version: 1, spec: json!({}) };
+    assert!(matches!(Client::execute(&client, &node).await, Err(CommandError::Conflict(_))));
+    assert!(client.marks().nodes);
+}
+
+#[tokio::test]
+async fn a_broken_answer_is_an_error_and_the_next_reading_has_it_all() {
+    let mut objects = Objects::new(2);
+    objects.add_service("web", &json!({}), 2);
+    let (engine, client) = listening(objects).await;
+    for (number, fault) in [Fault::Half, Fault::Lost].into_iter().enumerate() {
+        let late = format!("late{number}");
+        engine.fault("GET /", fault, 20);
+        engine.change_silently(|objects| objects.add_task(&late, "web", "n1", 9));
+        let error = Client::snapshot(&client).await.expect_err("cut off");
+        assert!(matches!(error, EngineError::NoAnswer { .. }), "{error}");
+        engine.no_more_faults();
+        let snapshot = Client::snapshot(&client).await.expect("readable again");
+        assert!(snapshot.tasks.keys().any(|task| task.as_str() == late), "read in full");
+    }
+    // The second answer belongs to no request: that connection is not used again.
+    engine.fault("GET /", Fault::Twice, 3);
+    for _ in 0..3 {
+        Client::snapshot(&client).await.expect("readable");
+    }
+    engine.no_more_faults();
+    engine.fault("GET /", Fault::Hang, 1);
+    let hung = tokio::time::timeout(Duration::from_millis(200), Client::snapshot(&client)).await;
+    assert!(hung.is_err(), "given up by whoever waits");
+    engine.change_silently(|objects| objects.add_task("later", "web", "n1", 9));
+    let snapshot = Client::snapshot(&client).await.expect("readable again");
+    assert!(snapshot.tasks.keys().any(|task| task.as_str() == "later"), "what was given up is read in full");
+}
+
+#[tokio::test]
+async fn the_past_of_nine_thousand_tasks_costs_nothing() {
+    let mut objects = Objects::new(20);
+    objects.task_padding = 3_000;
+    for number in 0..90 {
+        objects.add_service(&format!("s{number}"), &json!({}), 100);
+    }
+    for (id, task) in objects.tasks.clone() {
+        for generation in 0..5 {
+            let mut old = task.clone();
+            (old.desired, old.state) = ("shutdown", "failed");
+            objects.tasks.insert(format!("old{generation}{id}"), old);
+        }
+    }
+    assert_eq!(objects.tasks.len(), 54_000);
+    let (engine, client) = listening(objects).await;
+    let snapshot = Client::snapshot(&client).await.expect("readable");
+    assert_eq!(snapshot.tasks.len(), 9_000);
+    let traffic = engine.take_traffic();
+    assert_eq!(traffic.paths, ["/v1.41/nodes/n0"]);
+    // One that stops is still shown, for it runs.
+    engine.change(|objects| {
+        objects.tasks.get_mut("s7t00003").expect("there").desired = "shutdown";
+        objects.event("service", "update", "s7", json!({}));
+    });
+    assert!(until(Duration::from_secs(5), || client.marks().services.len() == 1).await);
+    let snapshot = Client::snapshot(&client).await.expect("readable");
+    let stopping = &snapshot.tasks[&"s7t00003".parse::<TaskId>().expect("an ID")];
+    assert_eq!(
+        (snapshot.tasks.len(), stopping.desired, stopping.is_serving()),
+        (9_000, TaskState::Shutdown, false)
+    );
+    let traffic = engine.take_traffic();
+    assert!(traffic.bytes < 500_000 && traffic.requests == 3, "{} bytes: {:?}", traffic.bytes, traffic.paths);
 }

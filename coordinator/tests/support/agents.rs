@@ -132,7 +132,8 @@ fn load<'a>(seq: u64, hot: bool, handles: impl Iterator<Item = &'a u32>) -> Repo
         cpu,
         memory: low,
         network: low,
-        cpu_millis: if hot { 3_600 } else { 200 },
+        // Of the one CPU that the model's nodes have.
+        cpu_millis: if hot { 900 } else { 50 },
         memory_kib: 64 * 1_024,
         psi_cpu: low,
         psi_memory: low,

@@ -144,6 +144,17 @@ pub enum Unit {
 }
 
 impl Peer {
+    /// Who is at the other end of a connection; `None` where it showed no certificate.
+    ///
+    /// # Errors
+    /// When there is one that is not of the known shape.
+    pub fn of_connection(connection: &quinn::Connection) -> Result<Option<Self>, IdentityError> {
+        let Some(any) = connection.peer_identity() else { return Ok(None) };
+        let chain = any.downcast::<Vec<CertificateDer<'static>>>().unwrap_or_default();
+        let none = || IdentityError::Subject { what: "certificate", found: "an empty chain".into() };
+        Self::of(chain.first().ok_or_else(none)?).map(Some)
+    }
+
     /// Reads a certificate that was verified already.
     ///
     /// # Errors

@@ -26,6 +26,10 @@ use crate::{
 const ANSWER_WITHIN: Duration = Duration::from_secs(120);
 /// An order whose record does not appear is given up after this long.
 const DURABLE_WITHIN: Duration = Duration::from_secs(10);
+/// Orders that were given up are remembered this long: an engine may answer after minutes, and do then what was asked.
+const GIVEN_UP: Duration = Duration::from_secs(3_600);
+/// Most of them.
+const MAX_GIVEN_UP: usize = 256;
 /// After an order failed, the service is left alone this long.
 const HOLD_OFF: Duration = Duration::from_secs(2);
 
@@ -71,6 +75,8 @@ pub(super) struct Actions {
     notes: BTreeSet<(String, &'static str)>,
     tracks: BTreeMap<String, Track>,
     hold_off: BTreeMap<String, Time>,
+    /// Tokens of orders that were given up before their record appeared, and when.
+    given_up: BTreeMap<String, Time>,
     /// Tokens of actions that an operator cancelled, with the reason, until their records say so.
     cancels: BTreeMap<String, String>,
     failing: Failing,
@@ -91,6 +97,7 @@ impl Actions {
             notes: BTreeSet::new(),
             tracks: BTreeMap::new(),
             hold_off: BTreeMap::new(),
+            given_up: BTreeMap::new(),
             cancels: BTreeMap::new(),
             failing: Failing::default(),
         }
@@ -150,6 +157,18 @@ impl Actions {
     /// Leaves a service alone for a moment.
     pub fn hold_off(&mut self, service: &ServiceId, now: Time) {
         self.hold_off.insert(action_name(service), now + HOLD_OFF);
+    }
+
+    /// An order is not carried out, though its record may still appear.
+    fn give_up(&mut self, token: String, now: Time) {
+        self.given_up.retain(|_, at| now - *at < GIVEN_UP);
+        if self.given_up.len() >= MAX_GIVEN_UP
+            && let Some(oldest) =
+                self.given_up.iter().min_by_key(|(_, at)| **at).map(|(token, _)| token.clone())
+        {
+            self.given_up.remove(&oldest);
+        }
+        self.given_up.insert(token, now);
     }
 
     fn is_outstanding(&self, record: &str) -> bool {
@@ -289,8 +308,10 @@ impl Brain {
         self.actions.settle(now, snapshot.taken);
         self.actions.hold_off.retain(|_, until| now < *until);
         if !self.is_acting() {
-            // Another leads: what was not durable was never begun.
-            self.actions.pending.clear();
+            // It is another's turn: what was not durable was never begun.
+            for pending in std::mem::take(&mut self.actions.pending).into_values() {
+                self.actions.give_up(pending.order.token, now);
+            }
             self.actions.cancels.clear();
             return;
         }
@@ -298,6 +319,11 @@ impl Brain {
         self.write_cancels(now);
         for object in snapshot.records.values().filter(|object| is_record(&object.name)) {
             if !self.may_issue(&object.name, now) {
+                continue;
+            }
+            if self.is_given_up(object) {
+                self.journal_late(&object.name);
+                self.issue(now, &object.name, Command::RemoveRecord { id: object.id.clone() });
                 continue;
             }
             if let Some(step) = self.target_lost(now, object, &snapshot) {
@@ -322,6 +348,13 @@ impl Brain {
         self.follow_rollbacks(now);
         self.run_jobs(now);
         self.write_wishes(now);
+    }
+
+    /// Whether a record is of an order that was given up before the record was there: nothing was done for it.
+    fn is_given_up(&self, object: &RecordObject) -> bool {
+        Record::parse(object).is_ok_and(|record| {
+            record.holder == self.settings.holder && self.actions.given_up.contains_key(&record.token)
+        })
     }
 
     /// Has an action undone whose successor's node fell silent: whether it serves there nobody knows. The policy then
@@ -470,6 +503,7 @@ impl Brain {
                 }
                 Err(refusal) => {
                     self.actions.pending.remove(&name);
+                    self.actions.give_up(order.token.clone(), now);
                     self.actions.hold_off.insert(name, now + HOLD_OFF);
                     self.journal_refused(now, &order, &refusal);
                 }

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use swarmguard_common::{
-    domain::{Edge, NodeId, ServiceId, TaskId},
+    domain::{Condition, ContainerId, Edge, NodeId, ServiceId, TaskId},
     journal::{Entry, Kind},
     time::Time,
 };
@@ -24,9 +24,17 @@ use crate::{
 /// A refusal that stands is said again after this long.
 const AGAIN: Duration = Duration::from_secs(60);
 
-/// What was said lately of each service; bounded by the services that there are.
+/// Alert edges of one container and condition are written down this often at most: one that flutters, or an agent that
+/// makes them up, must not push out what people did.
+const EDGES_EVERY: Duration = Duration::from_secs(10);
+/// Most containers and conditions whose last edge is remembered; beyond that none is written down.
+const MAX_EDGES: usize = 16_384;
+
+/// What was said lately: of each service, bounded by the services that there are, and of each alert.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Said {
+    /// When a raise (`true`) or a clear was last written down.
+    edges: BTreeMap<(NodeId, Option<ContainerId>, Condition, bool), Time>,
     job_steps: BTreeMap<ServiceId, Time>,
     refusals: BTreeMap<ServiceId, BTreeMap<Rule, Time>>,
 }
@@ -51,6 +59,22 @@ impl Said {
             self.job_steps.insert(service.clone(), now);
         }
         due
+    }
+
+    /// Whether an alert edge is to be written down now; if so it counts as written.
+    fn is_edge_due(&mut self, node: &NodeId, edge: &NewEdge, now: Time) -> bool {
+        let key = (node.clone(), edge.container.clone(), edge.condition, edge.edge == Edge::Raise);
+        if self.edges.get(&key).is_some_and(|at| now - *at < EDGES_EVERY) {
+            return false;
+        }
+        if self.edges.len() >= MAX_EDGES {
+            self.edges.retain(|_, at| now - *at < EDGES_EVERY);
+        }
+        if self.edges.len() >= MAX_EDGES {
+            return false;
+        }
+        self.edges.insert(key, now);
+        true
     }
 
     /// After an action everything is news again.
@@ -94,14 +118,15 @@ impl Brain {
         known.or_else(said).unwrap_or_else(|| node.to_string())
     }
 
-    pub(super) fn journal_edge(&mut self, node: &NodeId, edge: &NewEdge) {
+    pub(super) fn journal_edge(&mut self, now: Time, node: &NodeId, edge: &NewEdge) {
         let (word, over) = match edge.edge {
             Edge::Raise => ("raise", ""),
             Edge::Clear => ("clear", " is over"),
             // It still stands: nothing new.
             Edge::Refresh => return,
         };
-        if !edge.news {
+        if !edge.news || !self.said.is_edge_due(node, edge, now) {
+            self.statistics.dropped_entries += 1;
             return;
         }
         let container = edge.container.as_ref().and_then(|id| self.view.agents.get(node)?.containers.get(id));
@@ -118,6 +143,13 @@ impl Brain {
         entry.figures.insert("value_percent".into(), edge.percent);
         entry.figures.insert("age_ms".into(), f64::from(edge.age_ms));
         self.write(entry);
+    }
+
+    pub(super) fn journal_late(&mut self, record: &str) {
+        let text = format!(
+            "the engine made {record} only after its order had been given up; it is removed, and nothing was changed"
+        );
+        self.write(Entry::new(Kind::Notice, "late_answer", text));
     }
 
     pub(super) fn journal_came(&mut self, node: &NodeId, again: bool) {

@@ -19,7 +19,7 @@ mod think;
 mod wishes;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
@@ -38,9 +38,11 @@ pub use swarmguard_common::api::{
 pub use crate::agents::{AgentEvent, AgentInput, AgentOrder, AgentOutput, ConnectionId};
 
 use crate::{
-    action::Record,
+    acting::{Acting, Turn},
+    action::{Intent, Kind, Record},
     command::{Command, CommandId, CommandResult},
     lease::LeaseState,
+    swarm::Snapshot,
     view::{Heard, View},
 };
 use act::Actions;
@@ -65,6 +67,8 @@ const EAGER: Duration = Duration::from_millis(50);
 /// How long that is: Swarm's dispatcher collects what nodes tell it for 100 ms, and its orchestrator and scheduler take
 /// their turns.
 const AFTERMATH: Duration = Duration::from_millis(500);
+/// Most services that are in question because of alerts; the tasks of the others are read by their events.
+const MAX_IN_QUESTION: usize = 32;
 /// A reading of Swarm older than this is not acted on.
 const SNAPSHOT_VALID: Duration = Duration::from_secs(5);
 
@@ -92,6 +96,9 @@ pub struct Brain {
     /// Whether what was done helps.
     outcomes: Outcomes,
     leases: BTreeMap<NodeId, LeaseState>,
+    acting: Acting,
+    /// Whose turn it is to act.
+    turn: Turn,
     next_round: Option<Time>,
     /// When something was last done or heard whose effect Swarm may show only a moment later.
     happened: Option<Time>,
@@ -115,6 +122,8 @@ impl Brain {
             budget: Budget::default(),
             outcomes: Outcomes::default(),
             leases: BTreeMap::new(),
+            acting: Acting::default(),
+            turn: Turn::Nobody(crate::acting::Cause::NotRead),
             next_round: None,
             happened: None,
         }
@@ -128,6 +137,7 @@ impl Brain {
                 let taken = snapshot.taken;
                 if self.view.read(now, snapshot) {
                     self.happened = self.happened.filter(|at| taken < *at + AFTERMATH);
+                    self.take_turn(now);
                     self.read_wishes(now);
                     self.forget(now);
                     let mut out = Vec::new();
@@ -142,6 +152,7 @@ impl Brain {
         }
         if self.next_round.is_none_or(|next| now >= next) {
             self.watch_leases(now);
+            self.take_turn(now);
             self.think(now);
             let pace = if self.view.any_alert() { ROUND } else { CALM_ROUND };
             self.next_round = Some(now + pace);
@@ -186,15 +197,62 @@ impl Brain {
         }
     }
 
-    /// Whether this coordinator is the one to act: it is beside the raft leader, by the newest snapshot, and was not
-    /// started to observe only.
+    /// Whether this coordinator is the one to act: it is its turn, and it was not started to observe only.
     pub fn is_acting(&self) -> bool {
         self.leads() && !self.settings.observe
     }
 
-    /// Whether this coordinator is beside the raft leader, by the newest snapshot.
+    /// Whether it is this coordinator's turn to act.
     pub fn leads(&self) -> bool {
-        self.view.snapshot.as_ref().is_some_and(|snapshot| snapshot.is_leader())
+        self.turn.is_own()
+    }
+
+    /// Whose turn it is to act, as far as this coordinator can tell.
+    pub fn turn(&self) -> &Turn {
+        &self.turn
+    }
+
+    /// The same for people, and what keeps this one from acting although it is its turn.
+    pub fn turn_text(&self) -> String {
+        if self.leads() && self.settings.observe {
+            return "this coordinator would act, but was started to change nothing (--observe)".into();
+        }
+        self.turn.text(|node| self.hostname(node))
+    }
+
+    fn take_turn(&mut self, now: Time) {
+        let live = self
+            .view
+            .agents
+            .values()
+            .filter(|agent| agent.connection.is_some() && agent.lease.state(now) != LeaseState::Lapsed);
+        let witnesses = live.map(|agent| agent.hears.as_deref());
+        self.turn = self.acting.judge(now, self.view.snapshot.as_deref(), witnesses, others_run);
+    }
+
+    /// Services whose tasks bear on what is done now: of actions, of orders that begin, and with a standing alert. At
+    /// most [`MAX_IN_QUESTION`].
+    pub fn services_in_question(&self) -> BTreeSet<ServiceId> {
+        let mut services: BTreeSet<ServiceId> = self
+            .actions_under_way()
+            .filter(|record| !matches!(record.kind, Kind::Node | Kind::Drain))
+            .filter_map(|record| record.service.clone())
+            .collect();
+        services
+            .extend(self.actions.pending().map(|order| &order.intent).filter_map(Intent::service).cloned());
+        services.extend(self.wishes.scales().into_iter().map(|(service, ..)| service));
+        let agents = self.view.agents.values();
+        let alerted = agents
+            .flat_map(|agent| agent.containers.values())
+            .filter(|container| !container.standing.is_empty())
+            .filter_map(|container| self.view.service_of(container));
+        for service in alerted {
+            if services.len() >= MAX_IN_QUESTION {
+                break;
+            }
+            services.insert(service.id.clone());
+        }
+        services
     }
 
     fn hear(&mut self, now: Time, input: AgentInput) {
@@ -212,7 +270,7 @@ impl Brain {
                     // The round that notices it is soon, also while all was calm.
                     self.next_round = self.next_round.map(|next| next.min(now + ROUND));
                 }
-                self.journal_edge(&node, &edge);
+                self.journal_edge(now, &node, &edge);
             }
             Heard::Container(task) => {
                 let service = task
@@ -263,6 +321,20 @@ impl Brain {
         let agents = &self.view.agents;
         self.leases.retain(|node, _| agents.contains_key(node));
     }
+}
+
+/// Whether Swarm shows agents on other nodes, and another coordinator beside the one that reads.
+fn others_run(snapshot: &Snapshot) -> bool {
+    let elsewhere = |role: &str| {
+        let of_role = snapshot.services.values().filter(|service| {
+            let label = service.spec.pointer("/Labels/swarmguard.role");
+            label.and_then(|label| label.as_str()) == Some(role)
+        });
+        of_role
+            .flat_map(|service| snapshot.tasks_of(&service.id))
+            .any(|task| task.is_serving() && task.node.is_some() && task.node != snapshot.own_node)
+    };
+    elsewhere("agent") && elsewhere("coordinator")
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ pub(super) fn not_taken(code: &str, text: impl Into<String>, otherwise: impl Int
 
 impl Brain {
     /// An operator's command, answered at once. `by` names the operator in the journal. Passes through the same leases
-    /// and refusals as everything else; only the coordinator beside the raft leader takes one (`not_leader`).
+    /// and refusals as everything else; only the coordinator whose turn it is takes one (`not_leader`).
     ///
     /// # Errors
     /// When the command is not taken; nothing was done then.
@@ -65,9 +65,12 @@ impl Brain {
             return Err(not_taken("not_ready", "Swarm was not read yet", "a moment later"));
         };
         if !self.leads() {
-            let leader = snapshot.leader().map_or_else(|| "unknown".into(), |node| self.hostname(node));
-            let text = format!("this coordinator is not beside the raft leader, which is {leader}");
-            return Err(not_taken("not_leader", text, "ask the coordinator there"));
+            let otherwise = match self.turn.other() {
+                Some(node) => format!("ask the coordinator of {}", self.hostname(node)),
+                None => "a coordinator that acts: status says why none does".into(),
+            };
+            let text = format!("this coordinator does not act: {}", self.turn_text());
+            return Err(not_taken("not_leader", text, otherwise));
         }
         if self.settings.observe {
             let otherwise = "a coordinator without --observe";

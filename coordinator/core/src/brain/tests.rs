@@ -30,6 +30,10 @@ struct Stage {
     n1_silent: bool,
     /// Swarm refuses every write.
     refuses: bool,
+    /// The engine takes every write and does not answer.
+    hangs: bool,
+    /// What it took.
+    late: Vec<Command>,
 }
 
 impl Stage {
@@ -48,6 +52,8 @@ impl Stage {
             entries,
             n1_silent: false,
             refuses: false,
+            hangs: false,
+            late: Vec::new(),
         };
         stage.connect();
         stage.snapshot();
@@ -98,6 +104,10 @@ impl Stage {
     fn carry_out(&mut self, command: &Command) -> CommandResult {
         if self.refuses {
             return Err(CommandError::Refused("a test".into()));
+        }
+        if self.hangs {
+            self.late.push(command.clone());
+            return Err(CommandError::Unavailable("a test".into()));
         }
         self.version += 1;
         let version = self.version;

@@ -11,6 +11,7 @@ use swarmguard_common::{
 
 use super::{constant, placement};
 use crate::{
+    lease::LeaseState,
     swarm::Service,
     view::{
         Replica, View,
@@ -59,6 +60,11 @@ pub struct Hot<'a> {
 }
 
 impl<'a> Hot<'a> {
+    /// Whether it counts for nothing: nobody stands by it, or not for a task on the reporter's node.
+    pub fn is_stale(&self) -> bool {
+        matches!(self.doubt, Some(Doubt::Stale(_)))
+    }
+
     /// Replica, its node's agent and fresh figures of both, where the alert counts.
     pub fn certain(&self) -> Option<Certain<'a>> {
         if self.doubt.is_some() {
@@ -205,6 +211,9 @@ fn examine<'a>(
     };
     let task = view.task_of(&container.intro.container, container.intro.task.as_ref());
     hot.doubt = match task {
+        _ if agent.lease.state(now) == LeaseState::Lapsed => {
+            Some(Doubt::Stale(format!("the agent of {}, which raised it, is silent", agent.hello.hostname)))
+        }
         None => Some(Doubt::Stale(format!("its task is gone from {}", agent.hello.hostname))),
         // On its way out already.
         Some(task) if !task.is_wanted() => return None,
@@ -228,7 +237,7 @@ fn examine<'a>(
             }
         }
     };
-    if stood < act_after {
+    if stood < act_after && !hot.is_stale() {
         hot.doubt = Some(Doubt::Holding(act_after - stood));
     }
     Some(hot)

@@ -59,7 +59,7 @@ impl Round<'_> {
     }
 
     /// There are alerts, but none counts: the one that is nearest to it says why.
-    fn doubtful(&self, service: &Service, hot: &[Hot<'_>]) -> Verdict {
+    pub(super) fn doubtful(&self, service: &Service, hot: &[Hot<'_>]) -> Verdict {
         let weight = |hot: &&Hot<'_>| match &hot.doubt {
             Some(Doubt::Holding(left)) => (1, Duration::MAX - *left),
             Some(Doubt::Stale(_)) => (0, hot.stood),

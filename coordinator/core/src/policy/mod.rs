@@ -347,7 +347,8 @@ impl Round<'_> {
             return verdict;
         }
         let hot = self.hot.of_service(&service.id);
-        if !hot.is_empty() {
+        // Alerts that count for nothing hold nothing up: they are explained where there is nothing else to say.
+        if hot.iter().any(|hot| !hot.is_stale()) {
             let verdict = self.judge_hot(service, policy, replicas, hot);
             if verdict.intent.is_some() {
                 return self.unless_it_passes(service, policy, verdict);
@@ -362,7 +363,10 @@ impl Round<'_> {
         }
         let spare = self.judge_spare(service, policy, replicas);
         match spare.judgement.conclusion {
-            Conclusion::Calm => self.rebalance(service, policy).unwrap_or(spare),
+            Conclusion::Calm => {
+                let rest = || if hot.is_empty() { spare } else { self.doubtful(service, hot) };
+                self.rebalance(service, policy).unwrap_or_else(rest)
+            }
             _ => spare,
         }
     }

@@ -7,7 +7,8 @@ use swarmguard_common::{
     domain::{Condition, ContainerId, Edge, TaskId},
     time::Time,
     wire::agent::{
-        Alert, ContainerChange, ContainerEvent, Hello, NodeLoad, Report, TaskIntro, TaskLoad, ToAgent,
+        Alert, ContainerChange, ContainerEvent, HeardCoordinator, Hello, NodeLoad, Report, TaskIntro,
+        TaskLoad, ToAgent,
     },
 };
 
@@ -21,6 +22,7 @@ use super::{
 use crate::{
     agents::ConnectionId,
     lease::{Lease, LeaseState},
+    swarm::Node,
 };
 
 /// Most containers kept for one node; more are counted as dropped.
@@ -119,6 +121,8 @@ pub struct Agent {
     pub memory: Smooth,
     /// Its containers.
     pub containers: BTreeMap<ContainerId, Container>,
+    /// The coordinators that it hears; `None` where it has not said over this connection.
+    pub hears: Option<Vec<HeardCoordinator>>,
     handles: BTreeMap<u32, ContainerId>,
     /// What stood when the last connection ended; taken over as containers are introduced again.
     stood: BTreeMap<ContainerId, StandingAlerts>,
@@ -144,6 +148,7 @@ impl Agent {
             cpu: Smooth::default(),
             memory: Smooth::default(),
             containers: BTreeMap::new(),
+            hears: None,
             handles: BTreeMap::new(),
             stood: BTreeMap::new(),
             report_seq: None,
@@ -181,9 +186,21 @@ impl Agent {
         }
         self.acknowledged = None;
         self.thresholds_sent = None;
+        self.hears = None;
         self.hello = hello;
         self.lease.renew(now, false);
         Ok(old)
+    }
+
+    /// How large the node is, by Swarm's own description: the agent's word is taken only where that says nothing.
+    pub fn take_capacity(&mut self, node: &Node) {
+        if let Some(cpu_millis) = u32::try_from(node.nano_cpus / 1_000_000).ok().filter(|millis| *millis > 0)
+        {
+            self.hello.cpu_millis = cpu_millis;
+        }
+        if let Some(bytes) = u64::try_from(node.memory_bytes).ok().filter(|bytes| *bytes > 0) {
+            self.hello.memory_bytes = bytes;
+        }
     }
 
     /// The connection ended. The lease runs on.

@@ -123,6 +123,11 @@ impl View {
         self.agents
             .retain(|node, agent| snapshot.nodes.contains_key(node) || agent.lease.age(now) < FORGET_AFTER);
         self.history.read(now, self.snapshot.as_deref(), &snapshot);
+        for (id, agent) in &mut self.agents {
+            if let Some(node) = snapshot.nodes.get(id) {
+                agent.take_capacity(node);
+            }
+        }
         let agents = &self.agents;
         let use_of = |task: &TaskId| {
             let task = snapshot.tasks.get(task)?;
@@ -251,14 +256,22 @@ impl View {
             close(connection, "there are too many agents");
             return Heard::Nothing;
         }
-        self.agents.insert(node, Agent::new(now, connection, hello));
+        let mut agent = Agent::new(now, connection, hello);
+        if let Some(described) = self.snapshot.as_ref().and_then(|snapshot| snapshot.nodes.get(&node)) {
+            agent.take_capacity(described);
+        }
+        self.agents.insert(node, agent);
         Heard::Came { again: false }
     }
 
     /// The task that a container is, by Swarm's word or else its agent's.
     pub fn task_of(&self, container: &ContainerId, intro: Option<&TaskId>) -> Option<&Task> {
-        let id = self.tasks_by_container.get(container).or(intro)?;
-        self.snapshot.as_ref()?.tasks.get(id)
+        let tasks = &self.snapshot.as_ref()?.tasks;
+        if let Some(known) = self.tasks_by_container.get(container) {
+            return tasks.get(known);
+        }
+        // An agent's own word counts only until Swarm shows which container the task is.
+        tasks.get(intro?).filter(|task| task.container.is_none())
     }
 
     /// The service of a container: Swarm's word through its task, or else its agent's.
@@ -372,6 +385,10 @@ fn hear_message(
         ToCoordinator::Container(event) => {
             agent.event(&event);
             Heard::Container(event.task)
+        }
+        ToCoordinator::Hears(coordinators) => {
+            agent.hears = Some(coordinators);
+            Heard::Nothing
         }
     }
 }

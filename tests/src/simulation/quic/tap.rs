@@ -27,7 +27,7 @@ pub(super) fn between(common: &Arc<Common>, coordinator: &NodeId, inputs: Inputs
     let (reports_in, reports) = mpsc::channel(QUEUE);
     tokio::spawn(pass_events(Arc::clone(common), coordinator.clone(), inputs.events, events_in));
     tokio::spawn(pass_reports(Arc::clone(common), coordinator.clone(), inputs.reports, reports_in));
-    Inputs { events, reports }
+    Inputs { events, reports, roster: inputs.roster }
 }
 
 async fn pass_events(

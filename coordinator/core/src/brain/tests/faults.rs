@@ -244,3 +244,38 @@ fn a_cancel_names_one_thing_and_comes_in_time() {
     stage.snapshot();
     assert_eq!(refused(&mut stage, cancel(Some("s1"), None, None)), "too_late");
 }
+
+#[test]
+fn a_record_that_appears_after_its_order_was_given_up_is_removed_and_not_stepped() {
+    let mut stage = Stage::new(replicated("s1", 2), settings());
+    stage.pass(1_000, 20);
+    // The engine takes the order and says nothing for a long time.
+    stage.hangs = true;
+    let by_hand = OperatorCommand::Scale { service: service_id("s1"), replicas: 3, node: None };
+    stage.brain.operator(at(stage.ms), "ops", by_hand).expect("taken");
+    stage.pass(15_000, 20);
+    assert!(stage.codes(Kind::Refusal).contains(&"lease_not_taken"), "{:?}", stage.entries);
+    assert!(stage.world.swarm.records.is_empty());
+    stage.hangs = false;
+    let late = stage.late.remove(0);
+    assert_eq!(stage.carry_out(&late), Ok(()), "45 s later the engine does it");
+    stage.commands.clear();
+    stage.pass(10_000, 20);
+    let removed = |command: &Command| matches!(command, Command::RemoveRecord { .. });
+    assert!(stage.commands.iter().all(removed) && stage.commands.len() == 1, "{:?}", stage.commands);
+    assert!(stage.world.swarm.records.is_empty());
+    assert!(stage.codes(Kind::Notice).contains(&"late_answer"), "{:?}", stage.entries);
+}
+
+#[test]
+fn an_alert_that_flutters_takes_at_most_two_rows_in_ten_seconds() {
+    let mut stage = Stage::new(replicated("s1", 2), settings());
+    stage.pass(1_000, 20);
+    for _ in 0..500 {
+        stage.alert(Edge::Raise);
+        stage.alert(Edge::Clear);
+    }
+    stage.drain();
+    let rows = stage.codes(Kind::Alert);
+    assert!((1..=2).contains(&rows.len()), "{rows:?}");
+}
