@@ -8,7 +8,6 @@ pub mod best;
 pub mod dns;
 pub mod feed;
 pub mod fixed;
-pub mod freshest;
 
 use std::net::SocketAddr;
 

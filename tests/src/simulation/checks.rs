@@ -372,7 +372,9 @@ impl Checks {
         // Undisturbed, what the load calls for must be done.
         let undisturbed = self.undisturbed && scenario.workload.failing_starts == 0;
         let called_for = match scenario.pattern {
-            Pattern::HotNode => true,
+            // The replica alone fills a node, and all nodes are alike: where it may not be helped by another replica, no
+            // move makes it better.
+            Pattern::HotNode => scenario.scale_max[0].is_some(),
             Pattern::Demand => scenario.replicas[0] == 1 && scenario.scale_max[0].is_some(),
             Pattern::Noise => false,
         };
