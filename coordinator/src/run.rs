@@ -1,6 +1,9 @@
 //! The loop around the brain: one task owns it, everything else talks to that task through bounded queues. It carries
 //! out what the brain asks for, writes down what it says, and never decides anything.
 
+mod handle;
+mod words;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -41,6 +44,9 @@ use crate::{
     seam::SwarmApi,
     snapshots::{self, Reading},
 };
+use handle::Request;
+pub use handle::{Busy, Facts, Handle};
+use words::{condition_word, kind_of, lease_word, outcome_of};
 
 /// Commands carried out at the same time.
 const COMMANDS_AT_ONCE: usize = 8;
@@ -56,110 +62,8 @@ const LONG_ROUND: Duration = Duration::from_millis(20);
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
 /// Rhythm of gauges and of loads for the balancers.
 const RHYTHM: Duration = Duration::from_secs(1);
-/// From a reading older than this no routes for `connect()` are told or renewed: agents let theirs lapse.
-const OLDEST_READING: Duration = Duration::from_millis(ROUTES_LEASE_MS);
-
-/// A question that the loop answers between two inputs; it must be quick.
-type Question = Box<dyn FnOnce(&Brain, &Facts) + Send>;
-
-/// What the API can ask of the loop.
-enum Request {
-    Ask(Question),
-    Command { by: String, command: OperatorCommand, answer: oneshot::Sender<Result<Accepted, NotTaken>> },
-    Plan { by: String, command: OperatorCommand, answer: oneshot::Sender<Result<Plan, NotTaken>> },
-}
-
 /// How a command ended.
 type Answer = (CommandId, CommandResult);
-
-/// What the loop knows besides the brain.
-#[derive(Clone, Debug)]
-pub struct Facts {
-    /// Now, on the clock that the brain goes by.
-    pub now: Time,
-    /// The newest reading of Swarm.
-    pub snapshot: Option<Arc<Snapshot>>,
-    /// Why the last reading failed, if it did.
-    pub trouble: Option<String>,
-}
-
-impl Facts {
-    /// How old the newest reading is; `None` before the first.
-    pub fn snapshot_age(&self) -> Option<Duration> {
-        self.snapshot.as_ref().map(|snapshot| self.now.since(snapshot.taken))
-    }
-
-    /// Whether there is no reading that is fresh enough to decide by.
-    pub fn is_blind(&self) -> bool {
-        self.snapshot_age().is_none_or(|age| age > OLDEST_READING)
-    }
-
-    /// Where the raft leader's node is reached, as far as known; never this node itself.
-    pub fn leader_address(&self) -> Option<IpAddr> {
-        let snapshot = self.snapshot.as_ref().filter(|snapshot| !snapshot.is_leader())?;
-        snapshot.nodes.get(snapshot.leader()?)?.address
-    }
-
-    /// Host name of the raft leader, as far as known.
-    pub fn leader_host(&self) -> Option<String> {
-        let snapshot = self.snapshot.as_ref()?;
-        Some(snapshot.nodes.get(snapshot.leader()?)?.hostname.clone())
-    }
-}
-
-/// The API's way to the loop; cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Handle {
-    requests: mpsc::Sender<Request>,
-}
-
-/// The loop did not answer: it is overwhelmed or has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the coordinator's loop does not answer, try again")]
-pub struct Busy;
-
-impl Handle {
-    /// Evaluates `question` in the loop.
-    ///
-    /// # Errors
-    /// When too many wait already, or the loop has ended.
-    pub async fn ask<T: Send + 'static>(
-        &self,
-        question: impl FnOnce(&Brain, &Facts) -> T + Send + 'static,
-    ) -> Result<T, Busy> {
-        let (answer, answered) = oneshot::channel();
-        let question: Question = Box::new(move |brain, facts| {
-            // Whoever asked may have gone.
-            let _ = answer.send(question(brain, facts));
-        });
-        self.requests.try_send(Request::Ask(question)).map_err(|_| Busy)?;
-        answered.await.map_err(|_| Busy)
-    }
-
-    /// Gives the brain an operator's command.
-    ///
-    /// # Errors
-    /// When the loop does not answer; inside, when the command was not taken.
-    pub async fn command(
-        &self,
-        by: String,
-        command: OperatorCommand,
-    ) -> Result<Result<Accepted, NotTaken>, Busy> {
-        let (answer, answered) = oneshot::channel();
-        self.requests.try_send(Request::Command { by, command, answer }).map_err(|_| Busy)?;
-        answered.await.map_err(|_| Busy)
-    }
-
-    /// Asks the brain what a command would do, without doing it.
-    ///
-    /// # Errors
-    /// As [`Self::command`].
-    pub async fn plan(&self, by: String, command: OperatorCommand) -> Result<Result<Plan, NotTaken>, Busy> {
-        let (answer, answered) = oneshot::channel();
-        self.requests.try_send(Request::Plan { by, command, answer }).map_err(|_| Busy)?;
-        answered.await.map_err(|_| Busy)
-    }
-}
 
 /// Everything that the loop is made of.
 pub struct Parts<S> {
@@ -675,46 +579,5 @@ async fn carried_out<S: SwarmApi>(swarm: &S, hub: &Hub, command: Command) -> Com
                 Err(CommandError::Unavailable(format!("no answer within {} s", COMMAND_DEADLINE.as_secs())))
             }
         },
-    }
-}
-
-fn kind_of(command: &Command) -> &'static str {
-    match command {
-        Command::CreateRecord { .. } => "create_record",
-        Command::UpdateRecord { .. } => "update_record",
-        Command::RemoveRecord { .. } => "remove_record",
-        Command::WriteService { .. } => "write_service",
-        Command::WriteNode { .. } => "write_node",
-        Command::DrainBalancers { .. } => "drain_balancers",
-        Command::ResumeBalancers { .. } => "resume_balancers",
-    }
-}
-
-fn outcome_of(result: &CommandResult) -> &'static str {
-    match result {
-        Ok(()) => "ok",
-        Err(CommandError::Conflict(_)) => "conflict",
-        Err(CommandError::Gone(_)) => "gone",
-        Err(CommandError::Refused(_)) => "refused",
-        Err(CommandError::Unavailable(_)) => "unavailable",
-    }
-}
-
-fn lease_word(state: LeaseState) -> &'static str {
-    match state {
-        LeaseState::Live => "live",
-        LeaseState::Suspect => "suspect",
-        LeaseState::Lapsed => "lapsed",
-    }
-}
-
-fn condition_word(condition: Condition) -> &'static str {
-    match condition {
-        Condition::CpuHigh => "cpu_high",
-        Condition::MemoryHigh => "memory_high",
-        Condition::NetworkHigh => "network_high",
-        Condition::Stalled => "stalled",
-        Condition::OomKill => "oom_kill",
-        Condition::AgentOverBudget => "agent_over_budget",
     }
 }

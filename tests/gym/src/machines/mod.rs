@@ -1,6 +1,7 @@
 //! The nodes and what runs on them: arrivals of requests, their spreading over replicas, CPUs and their limits, memory,
 //! back ends, checks. It reads which tasks Swarm runs where and tells Swarm which of them died. Pure and seeded.
 
+mod chance;
 mod replica;
 mod share;
 pub mod station;
@@ -25,6 +26,7 @@ use crate::{
     number::{count, micros, real, real_len},
     scenario::{Balance, Scenario, ServiceSpec},
 };
+use chance::{draw, poisson};
 pub use replica::{Counters, Replica};
 use station::{Allowance, Outcome};
 
@@ -573,35 +575,4 @@ fn note_counters(
 
 fn real_seed(number: usize) -> u64 {
     u64::try_from(number).unwrap_or(0).wrapping_add(1).wrapping_mul(0x2545_f491_4f6c_dd1d)
-}
-
-/// A number of events of which `mean` are expected.
-fn poisson(rng: &mut fastrand::Rng, mean: f64) -> u64 {
-    if mean <= 0.0 {
-        return 0;
-    }
-    if mean > 50.0 {
-        return count(mean + mean.sqrt() * normal(rng));
-    }
-    let (limit, mut product, mut events) = ((-mean).exp(), rng.f64(), 0);
-    while product > limit {
-        product *= rng.f64();
-        events += 1;
-    }
-    events
-}
-
-/// Standard normal.
-fn normal(rng: &mut fastrand::Rng) -> f64 {
-    (-2.0 * (1.0 - rng.f64()).ln()).sqrt() * (std::f64::consts::TAU * rng.f64()).cos()
-}
-
-/// CPU time of one request, nanoseconds: log-normal.
-fn draw(rng: &mut fastrand::Rng, spec: &ServiceSpec) -> u64 {
-    let mean = spec.cpu_time.as_secs_f64() * 1e9;
-    if spec.variation <= 0.0 {
-        return count(mean);
-    }
-    let variance = (1.0 + spec.variation * spec.variation).ln();
-    count((mean.ln() - variance / 2.0 + variance.sqrt() * normal(rng)).exp())
 }
