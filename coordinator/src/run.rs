@@ -6,33 +6,28 @@ mod words;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
 
 use swarmguard_common::{
-    api::Plan,
-    domain::{Condition, NodeId, ServiceId},
+    domain::{NodeId, ServiceId},
     journal::{Entry, Kind},
     time::Time,
     wire::{
         agent::{PULSE_INTERVAL_MS, ToAgent, ToCoordinator},
-        connect::{ConnectRoutes, ROUTES_LEASE_MS},
+        connect::ConnectRoutes,
         routes::Routes,
     },
 };
 use swarmguard_core::{
-    brain::{
-        Accepted, AgentEvent, AgentInput, AgentOrder, Beside, Brain, ConnectionId, Input, NotTaken,
-        OperatorCommand, Wish,
-    },
+    brain::{AgentEvent, AgentInput, AgentOrder, Beside, Brain, ConnectionId, Input, Wish},
     command::{Command, CommandError, CommandId, CommandResult},
     lease::LeaseState,
     swarm::Snapshot,
 };
 use swarmguard_runtime::clock;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::{
     balancers, connect,
@@ -44,8 +39,8 @@ use crate::{
     seam::SwarmApi,
     snapshots::{self, Reading},
 };
-use handle::Request;
 pub use handle::{Busy, Facts, Handle};
+use handle::{OLDEST_READING, Request};
 use words::{condition_word, kind_of, lease_word, outcome_of};
 
 /// Commands carried out at the same time.

@@ -10,7 +10,7 @@ use swarmguard_core::{
 use tokio::sync::{mpsc, oneshot};
 
 /// From a reading older than this no routes for `connect()` are told or renewed: agents let theirs lapse.
-const OLDEST_READING: Duration = Duration::from_millis(ROUTES_LEASE_MS);
+pub(super) const OLDEST_READING: Duration = Duration::from_millis(ROUTES_LEASE_MS);
 
 /// A question that the loop answers between two inputs; it must be quick.
 pub(super) type Question = Box<dyn FnOnce(&Brain, &Facts) + Send>;
