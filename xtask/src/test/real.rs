@@ -231,7 +231,7 @@ impl Tiers {
 const ALL: &str = "all";
 
 /// Scenarios of the newest engine: those that pass on a machine of two cores that is busy with other things as well.
-const NEWEST_ENGINE: &[&str] = &["migration", "several-replicas"];
+const NEWEST_ENGINE: &[&str] = &["migration", "several-replicas", "two-on-one-node"];
 
 /// Scenarios of the other engines: what leans on the engine and not on the judgement alone. A coordinator's death leans on
 /// it in every phase, because what the next one finds is what the engine has made of it.
