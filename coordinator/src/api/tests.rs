@@ -279,7 +279,7 @@ async fn reads_are_closed_unless_somebody_is_known_or_they_were_opened() {
     assert_eq!(code, "wrong_token");
     let health = world.call(via("10.0.0.1", false), get("/healthz")).await;
     let body = health.into_body().collect().await.expect("whole").to_bytes();
-    assert_eq!(&body[..], br#"{"status":"degraded"}"#, "who is not known is told no more");
+    assert_eq!(&body[..], br#"{"status":"blind"}"#, "who is not known is told no more");
 }
 
 #[tokio::test]

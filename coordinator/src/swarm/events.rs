@@ -10,7 +10,7 @@ use bollard::{
     query_parameters::EventsOptionsBuilder,
 };
 use futures_util::{Stream, StreamExt as _};
-use swarmguard_common::domain::{NodeId, ServiceId, TaskId};
+use swarmguard_common::domain::{ServiceId, TaskId};
 
 /// For connecting and for the beginning of an answer, in seconds.
 const PATIENCE_S: u64 = 15;
@@ -28,19 +28,13 @@ pub(super) enum Change {
     Task(TaskId, Option<ServiceId>),
 }
 
-/// The engine at `unix:///path` or `tcp://host:port`, for typed reads.
+/// The engine at `unix:///path` or `tcp://host:port`, for its events.
 pub(super) fn connect(address: &str) -> Result<Docker, bollard::errors::Error> {
     // bollard names no version in its requests, so each engine answers in its own.
     match address.strip_prefix("unix://") {
         Some(path) => Docker::connect_with_unix(path, PATIENCE_S, API_DEFAULT_VERSION),
         None => Docker::connect_with_http(address, PATIENCE_S, API_DEFAULT_VERSION),
     }
-}
-
-/// The node that the engine is; `None` where it is part of no swarm.
-pub(super) async fn own_node(docker: &Docker) -> Result<Option<NodeId>, bollard::errors::Error> {
-    let info = docker.info().await?;
-    Ok(info.swarm.and_then(|swarm| swarm.node_id).and_then(|id| id.parse().ok()))
 }
 
 /// What changes from now on, until the engine goes away. What is none of ours is left out.

@@ -1,7 +1,7 @@
 //! Swarm, read and written through the engine beside us: any manager's engine passes writes on to the leader.
 //!
-//! Two ways lead to the engine: bollard for what is only read and has types (events, the engine's own description), and
-//! a client of our own for specs, which must come and go as raw JSON, object by object.
+//! Two ways lead to the engine: bollard for events, which have types, and a client of our own for what must come and go as
+//! raw JSON, object by object.
 
 #[cfg(test)]
 mod docker29_tests;
@@ -300,10 +300,11 @@ impl Client {
         if let Some(node) = &inside.own_node {
             return Ok(node.clone());
         }
-        let failed = |error: bollard::errors::Error| self.engine.no_answer("GET /info", &error);
-        let docker = events::connect(self.engine.shown()).map_err(failed)?;
-        let node = events::own_node(&docker).await.map_err(failed)?;
-        let node = node.ok_or_else(|| EngineError::Answer {
+        let info = self.engine.get("/info").await?;
+        let info: Value =
+            serde_json::from_slice(&info).map_err(|error| self.engine.no_answer("GET /info", &error))?;
+        let node = info.pointer("/Swarm/NodeID").and_then(Value::as_str).and_then(|id| id.parse().ok());
+        let node: NodeId = node.ok_or_else(|| EngineError::Answer {
             request: "GET /info".into(),
             status: 200,
             words: "it is not part of a swarm".into(),

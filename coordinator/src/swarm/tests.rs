@@ -88,7 +88,7 @@ async fn answer(
 fn swarm() -> FakeEngine {
     engine(&[
         ("/_ping", 200, "OK"),
-        ("/info", 200, r#"{"Swarm":{"NodeID":"fijrjyhz7f3on0fewoy2drmr1"}}"#),
+        ("/v1.41/info", 200, r#"{"Swarm":{"NodeID":"fijrjyhz7f3on0fewoy2drmr1"}}"#),
         ("/v1.41/nodes", 200, NODES),
         ("/v1.41/services", 200, SERVICES),
         ("/v1.41/tasks", 200, TASKS),

@@ -362,6 +362,7 @@ fn each_condition_stands_for_itself() {
     // The target is not short of memory for it.
     let n1 = world.view.agents.get_mut(&"n1".parse().expect("an ID")).expect("there");
     n1.hello.memory_bytes *= 10;
+    world.swarm.nodes.get_mut(&"n1".parse().expect("an ID")).expect("there").memory_bytes *= 10;
     for ms in [6_250, 6_500] {
         world.report(ms, "n1", 10, &[]);
         world.report(ms, "n2", hot.node, &[("t1", hot.cpu, hot.memory, hot.network)]);
