@@ -578,7 +578,7 @@ fn glance(text: &str) -> Result<Duration, String> {
 }
 
 fn patience(text: &str) -> Result<Duration, String> {
-    bounded(text, Duration::from_secs(1), Duration::from_secs(30 * 86_400))
+    bounded(text, Duration::from_millis(10), Duration::from_secs(30 * 86_400))
 }
 
 fn bounded(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {

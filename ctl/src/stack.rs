@@ -349,7 +349,10 @@ mod tests {
             env.contains(&"SWARMGUARD_OPERATOR_TOKEN_FILE=/run/secrets/swarmguard-operator-token".into())
         );
         assert_eq!(coordinator["TaskTemplate"]["Networks"][0]["Target"], "id-host");
-        assert!(coordinator["EndpointSpec"]["Ports"].as_array().is_none_or(Vec::is_empty), "the host has them");
+        assert!(
+            coordinator["EndpointSpec"]["Ports"].as_array().is_none_or(Vec::is_empty),
+            "the host has them"
+        );
         assert_eq!(coordinator["Labels"]["swarmguard.role"], "coordinator");
         assert_eq!(balancer["Mode"], json!({"Replicated": {"Replicas": 2}}));
         assert_eq!(balancer["TaskTemplate"]["Placement"], json!({"MaxReplicas": 1}));

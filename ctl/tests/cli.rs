@@ -99,7 +99,7 @@ async fn everything_is_read_through_the_engine_and_a_move_is_watched_to_its_end(
     let scaled = world.run(&["scale", "shop_web=3", "-o", "json"]).await;
     assert!(scaled.code == 0 && json_of(&scaled)["outcome"] == "done", "{}{}", scaled.out, scaled.err);
     assert_eq!(world.swarm.with(|model| model.serving(&world.service).count()), 3);
-    let late = world.run(&["scale", "shop_web=2", "--timeout", "1s"]).await;
+    let late = world.run(&["scale", "shop_web=2", "--timeout", "50ms"]).await;
     assert!(
         late.code == 6 && late.err.contains("swarmguard cancel shop_web"),
         "{} {}{}",
