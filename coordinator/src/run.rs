@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -26,7 +25,7 @@ use swarmguard_core::{
     },
     command::{Command, CommandError, CommandId, CommandResult},
     lease::LeaseState,
-    swarm::Snapshot,
+    swarm::{Node, Snapshot},
 };
 use swarmguard_runtime::clock;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -94,10 +93,11 @@ impl Facts {
         self.snapshot_age().is_none_or(|age| age > OLDEST_READING)
     }
 
-    /// Where the raft leader's node is reached, as far as known; never this node itself.
-    pub fn leader_address(&self) -> Option<IpAddr> {
-        let snapshot = self.snapshot.as_ref().filter(|snapshot| !snapshot.is_leader())?;
-        snapshot.nodes.get(snapshot.leader()?)?.address
+    /// The node whose coordinator acts, never this one: as agents say, and without their word that of the raft leader.
+    pub fn acting_node(&self, brain: &Brain) -> Option<&Node> {
+        let snapshot = self.snapshot.as_ref()?;
+        let leader = || snapshot.leader().filter(|leader| snapshot.own_node.as_ref() != Some(*leader));
+        snapshot.nodes.get(brain.turn().other().or_else(leader)?)
     }
 
     /// Host name of the raft leader, as far as known.
