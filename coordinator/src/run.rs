@@ -607,14 +607,12 @@ impl<S: SwarmApi> Runner<S> {
         self.parts.glance.publish_balancers(balancers);
     }
 
-    /// Tells the balancers: always on the beat, for fresh loads, and else when more than load changed.
+    /// Tells the balancers: always on the beat, for fresh loads, and else when more than load changed. Also that there is
+    /// nothing to balance: a balancer that has not heard so much is not ready, and Swarm would start it again and again.
     fn publish_routes(&mut self, always: bool) {
         let Some(snapshot) = &self.facts.snapshot else { return };
         let mut routes = routes::of(snapshot, &self.parts.brain, self.facts.now);
         routes.acting = self.parts.brain.is_acting();
-        if routes.services.is_empty() && self.routes.services.is_empty() {
-            return;
-        }
         if !always && !routes::differ(&routes, &self.routes) {
             return;
         }

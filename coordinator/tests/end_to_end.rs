@@ -91,6 +91,11 @@ struct World {
 
 /// One manager and three workers; the service has two replicas, on different nodes, on a model that has settled.
 async fn world(own: u64) -> World {
+    world_with(own, &[("swarmguard.lb.port", "8080"), ("swarmguard.lb.connect", "true")]).await
+}
+
+/// The same with these labels instead of those that have it balanced.
+async fn world_with(own: u64, balanced: &[(&str, &str)]) -> World {
     let dir = tempfile::tempdir().expect("a directory");
     let authority = Authority::create("cluster1").expect("made");
     for number in 1..=4 {
@@ -100,13 +105,12 @@ async fn world(own: u64) -> World {
         authority.issue(SwarmModel::node_id(number).as_str(), unit, &at).expect("issued");
     }
     let mut model = SwarmModel::new(7, 1, 3);
-    let labels = [
+    let mut labels = vec![
         ("swarmguard.enable", "true"),
         ("swarmguard.act-after", "500ms"),
         ("swarmguard.network.mbps", "100"),
-        ("swarmguard.lb.port", "8080"),
-        ("swarmguard.lb.connect", "true"),
     ];
+    labels.extend_from_slice(balanced);
     let service = model.create_service("web", 2, &labels, Workload::default());
     model.advance(clock::now());
     assert_eq!(model.serving(&service).count(), 2, "the model has settled");
@@ -209,6 +213,29 @@ impl World {
         }
         panic!("{code} never stood in the journal: {:#}", self.get("/api/v1/journal?limit=1000").await);
     }
+}
+
+/// Balancers come before the first service that they are for: one that never hears that there is none yet is not ready,
+/// and Swarm would start it again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_balancer_hears_that_there_is_nothing_to_balance() {
+    let world = world_with(1, &[]).await;
+    let tls = anonymous_client_config(&world.dir.path().join("1/ca.pem")).expect("usable");
+    let (_connection, mut send, mut receive) = agents::connect(world.running.quic, tls).await;
+    let hello = ToRouteSource::Hello { token: TOKEN.into(), name: "lb".into() };
+    frame::write(&mut send, &hello).await.expect("written");
+    let read = async {
+        loop {
+            match frame::read::<FromRouteSource>(&mut receive).await.expect("read") {
+                // Revision 0 is what a coordinator says that has not read the swarm.
+                Some(FromRouteSource::Routes(routes)) if routes.revision > 0 => return routes,
+                Some(_) => {}
+                None => panic!("the coordinator hung up"),
+            }
+        }
+    };
+    let routes = tokio::time::timeout(Duration::from_secs(20), read).await.expect("in time");
+    assert!(routes.services.is_empty(), "{routes:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

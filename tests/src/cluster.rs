@@ -31,6 +31,9 @@ pub struct NodeState {
     /// Where its engine's log is, where the state file says so.
     #[serde(default)]
     pub directory: Option<PathBuf>,
+    /// The CPUs that it is held to, in thousandths, where it is a cgroup of this machine.
+    #[serde(default)]
+    pub cpu_millis: Option<u32>,
 }
 
 fn endpoint(socket: &str) -> Result<Endpoint> {
@@ -53,6 +56,8 @@ pub struct Node {
     pub manager: bool,
     /// Its engine's log, where it is known.
     pub log: Option<PathBuf>,
+    /// The CPUs that it is held to, in thousandths, where processes on it cannot see it.
+    pub cpu_millis: Option<u32>,
 }
 
 /// All nodes; the first is a manager.
@@ -82,7 +87,15 @@ impl Cluster {
             let id = id.with_context(|| format!("{} is not part of a swarm", node.name))?.to_owned();
             let manager = swarm["ControlAvailable"] == true;
             let log = node.directory.map(|own| own.join("dockerd.log")).filter(|log| log.exists());
-            nodes.push(Node { name: node.name, ip: node.ip, engine, id, manager, log });
+            nodes.push(Node {
+                name: node.name,
+                ip: node.ip,
+                engine,
+                id,
+                manager,
+                log,
+                cpu_millis: node.cpu_millis,
+            });
         }
         nodes.sort_by_key(|node| !node.manager); // stable: managers first, otherwise as before
         nodes.first().filter(|node| node.manager).with_context(|| format!("{shown} names no manager"))?;

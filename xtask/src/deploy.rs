@@ -182,8 +182,10 @@ fn settings(cluster: &Cluster) -> Vec<String> {
     let mut settings = vec!["SWARMGUARD_BUDGET=5".to_owned(), "SWARMGUARD_OPEN_READS=true".to_owned()];
     let cpu_millis = cluster.state().nodes.first().and_then(|node| node.cpu_millis);
     if let Some(millis) = cpu_millis {
+        let cpus = f64::from(millis) / 1_000.0;
         settings.push("SWARMGUARD_NODE_CGROUP=/".to_owned());
-        settings.push(format!("SWARMGUARD_NODE_CPUS={}", f64::from(millis) / 1_000.0));
+        settings.push(format!("SWARMGUARD_NODE_CPUS={cpus}"));
+        settings.push(format!("WEB_STRESS_CPUS={cpus}"));
     }
     settings
 }

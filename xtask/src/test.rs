@@ -36,7 +36,7 @@ pub struct Args {
     /// These scenarios of the Swarm tiers on each engine, or all, instead of the usual ones; may be given several times
     #[arg(long = "scenario", value_name = "NAME")]
     scenarios: Vec<String>,
-    /// Everything: also the tier model, and every scenario on every engine
+    /// Everything: also virtual machines, older engines and the tier model, and every scenario on every engine
     #[arg(long, conflicts_with = "quick")]
     all: bool,
     #[command(flatten)]
@@ -151,8 +151,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if !args.quick {
         let real = real::Tiers::new(args.install.allowed(), args.scenarios.clone(), args.all);
         for (name, what) in real::TIERS {
-            // By its name only: it tells of changes of the model and of engines, not of the programs.
-            let asked = name != "model" || args.all || !args.only.is_empty();
+            let asked = name == real::NEWEST || args.all || !args.only.is_empty();
             if asked && wanted(name) {
                 all += tier(name, what, |log| real.play(name, log));
             }

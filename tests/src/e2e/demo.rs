@@ -7,6 +7,7 @@ use anyhow::Result;
 use swarmguard_common::time::Time;
 use swarmguard_runtime::clock::now;
 
+use super::heat;
 use super::report::{self, Real, Report};
 use super::stage::{Front, Stage, until};
 use super::trial::{Move, Trial};
@@ -50,6 +51,8 @@ impl Demo<'_> {
         say(&format!("traffic: {} requests a second, each failure counted", self.rate_hz));
         let mut narrator = Narrator::default();
         narrator.listen(&trial, Duration::from_secs(4), || false).await;
+        say(&format!("a neighbour begins to use {source}"));
+        heat::crowd(stage, &victim.node).await?;
         say(&format!("heating the replica on {source}: {}", self.heat));
         let heated = trial.heat(&victim, self.heat).await?;
         let gone = || told_to_stop(&trial, &victim_id);
@@ -90,6 +93,9 @@ impl Demo<'_> {
             |spec: &serde_json::Value| spec["Mode"]["Replicated"]["Replicas"].as_u64().unwrap_or(0);
         let placement = |spec: &serde_json::Value| spec["TaskTemplate"]["Placement"].clone();
         let (before, journal) = (trial.spec.clone(), trial.journal.entries(0));
+        if let Some(node) = stage.cluster.node(&victim.node) {
+            heat::leave(node).await?;
+        }
         let stats = trial.load.finish().await;
         let report = Report {
             scenario: "migration".to_owned(),

@@ -33,8 +33,8 @@ impl Web {
         let labels = [
             ("swarmguard.enable", "true"),
             ("swarmguard.migrate", "surge"),
-            // On a node with one slow CPU the engine's own health checks take a quarter of it.
-            ("swarmguard.cpu.high", "60"),
+            // Less than a replica is told to use, more than the engine's health checks take on an emulated node.
+            ("swarmguard.cpu.high", "35"),
             ("swarmguard.network.mbps", "200"),
             ("swarmguard.cooldown", "60s"),
         ];

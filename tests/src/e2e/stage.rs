@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use swarmguard_runtime::clock::now;
 use tokio::task::JoinSet;
 
+use super::heat;
 use super::service::Web;
 use crate::api::Coordinator;
 use crate::cluster::Cluster;
@@ -121,8 +122,7 @@ impl Stage {
         let mut web = web.clone();
         let Front::Balancers { network, .. } = &self.front else { return web.spec() };
         web = web.label("swarmguard.lb.port", "8080");
-        // A node with half a CPU: what its engine takes for health checks is missing to the replica.
-        web = web.label("swarmguard.cpu.high", "50");
+        web.env.extend(heat::allowance(self.cluster.manager()));
         let host = web.name.clone();
         let mut spec = web.label("swarmguard.lb.host", &host).spec();
         spec["TaskTemplate"]["Networks"] = json!([{"Target": network}]);

@@ -122,6 +122,15 @@ impl<'a> Trial<'a> {
         Ok(now())
     }
 
+    /// The same on a node that others use as well, so that it runs short.
+    ///
+    /// # Errors
+    /// Where the replica is not reached; the engine's.
+    pub async fn heat_crowded(&self, victim: &Seen, path: &str) -> Result<Time> {
+        heat::crowd(self.stage, &victim.node).await?;
+        self.heat(victim, path).await
+    }
+
     /// Waits until `victim` was told to stop and as many replicas as before serve, none of them on its node that was
     /// not there before.
     ///

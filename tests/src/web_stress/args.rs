@@ -49,6 +49,20 @@ pub struct Serve {
     /// networking) or an address and port that takes UDP.
     #[arg(long, env = "WEB_STRESS_NETWORK_SINK", default_value = "body", value_parser = sink)]
     pub network_sink: Sink,
+    /// CPUs that 100 % of a CPU load stand for, where neither a limit nor the CPUs allowed show it, as on a node that is
+    /// a cgroup; 0: what they show.
+    #[arg(long, env = "WEB_STRESS_CPUS", default_value = "0", value_parser = cpus)]
+    pub cpus: f64,
+    /// Keep this many per cent of the CPUs busy from the start, as somebody who was there before does.
+    #[arg(long, env = "WEB_STRESS_BUSY", default_value = "0", value_parser = percent)]
+    pub busy: f64,
+}
+
+impl Serve {
+    /// CPUs that 100 % of a CPU load stand for.
+    pub fn allowance(&self) -> f64 {
+        if self.cpus > 0.0 { self.cpus } else { super::allowance::cpus() }
+    }
 }
 
 /// Where /stress/network sends its bytes.
@@ -60,6 +74,19 @@ pub enum Sink {
     Gateway,
     /// UDP to this address.
     Udp(SocketAddr),
+}
+
+fn cpus(text: &str) -> Result<f64, String> {
+    within(text, 1024.0, "a number of CPUs")
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    within(text, 100.0, "per cent")
+}
+
+fn within(text: &str, most: f64, what: &str) -> Result<f64, String> {
+    let number: Option<f64> = text.parse().ok().filter(|number| (0.0..=most).contains(number));
+    number.ok_or_else(|| format!("`{text}` is not {what} from 0 to {most}"))
 }
 
 fn delay(text: &str) -> Result<Duration, String> {
@@ -102,6 +129,9 @@ mod tests {
         let serve = cli.unwrap().serve;
         assert_eq!(serve.start_delay, Duration::from_secs(4));
         assert_eq!(serve.network_sink, Sink::Udp("127.0.0.1:9".parse().unwrap()));
+        let busy = Cli::try_parse_from(["web-stress", "--cpus", "0.5", "--busy", "40"]).unwrap().serve;
+        assert_eq!((busy.cpus, busy.busy), (0.5, 40.0));
+        assert!(Cli::try_parse_from(["web-stress", "--busy", "101"]).is_err());
         for bad in [["--start-delay", "soon"], ["--start-delay", "2h"], ["--network-sink", "example.org:9"]] {
             let error = Cli::try_parse_from(["web-stress", bad[0], bad[1]]).unwrap_err().to_string();
             assert!(error.contains(bad[1]) && error.contains(bad[0]), "{error}");

@@ -15,6 +15,8 @@ pub mod network;
 pub mod query;
 pub mod routes;
 
+use std::time::Duration;
+
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,6 +24,7 @@ use tokio::sync::watch;
 use tracing::info;
 
 use args::Serve;
+use cpu::{CpuLoad, CpuPlan};
 
 /// Serves until SIGTERM or SIGINT, then drains.
 ///
@@ -44,12 +47,15 @@ pub async fn serve(serve: Serve) -> anyhow::Result<()> {
         () = &mut told_to_stop => return Ok(()),
         () = tokio::time::sleep(serve.start_delay) => {}
     }
+    // Held until the end; nobody can ask for another one in its place.
+    let busy = (serve.busy > 0.0).then(|| CpuLoad::start(always(&serve))).transpose();
+    let busy = busy.context("cannot start the threads of --busy")?;
     let listener = TcpListener::bind(serve.addr)
         .await
         .with_context(|| format!("cannot listen on {} (--addr, WEB_STRESS_ADDR)", serve.addr))?;
     let (drain, draining) = watch::channel(false);
     let app = routes::router(routes::App::new(&serve, started, draining.clone()));
-    info!(addr = %serve.addr, allowance_cpus = allowance::cpus(), "web-stress serves");
+    info!(addr = %serve.addr, allowance_cpus = serve.allowance(), "web-stress serves");
     let limits = drain::Limits { linger: serve.linger, timeout: serve.drain_timeout };
     let stop = async move {
         told_to_stop.await;
@@ -57,6 +63,17 @@ pub async fn serve(serve: Serve) -> anyhow::Result<()> {
         let _ = drain.send(true);
     };
     let left = drain::serve(listener, app, draining, stop, limits).await;
+    drop(busy);
     info!(connections_cut = left, "web-stress ends");
     Ok(())
+}
+
+/// What `--busy` burns, for longer than any test takes.
+fn always(serve: &Serve) -> CpuPlan {
+    CpuPlan {
+        target_percent: serve.busy,
+        allowance_cpus: serve.allowance(),
+        duration: Duration::from_secs(7 * 24 * 3600),
+        ramp: Duration::ZERO,
+    }
 }

@@ -41,6 +41,8 @@ pub struct App {
     task: Option<String>,
     slot: Option<String>,
     sink: Sink,
+    /// CPUs that 100 % of a CPU load stand for.
+    cpus: f64,
     started: Instant,
     health_delay: Duration,
     requests: AtomicU64,
@@ -59,6 +61,7 @@ impl App {
             task: env("TASK_ID"),
             slot: env("TASK_SLOT"),
             sink: serve.network_sink,
+            cpus: serve.allowance(),
             started,
             health_delay: serve.start_delay + serve.health_delay,
             requests: AtomicU64::new(0),
@@ -107,7 +110,7 @@ async fn root(State(app): State<Arc<App>>) -> Response {
             "slot": app.slot,
             "uptime_s": app.started.elapsed().as_secs_f64(),
             "requests": app.requests.load(Ordering::Relaxed),
-            "allowance_cpus": super::allowance::cpus(),
+            "allowance_cpus": app.cpus,
         }),
     )
 }
@@ -211,7 +214,7 @@ fn read(app: &App, query: Option<String>, keys: &[Key]) -> Result<Values, Box<Re
 fn start_cpu(app: &App, values: &Values) -> std::io::Result<Value> {
     let plan = CpuPlan {
         target_percent: values.get("target"),
-        allowance_cpus: super::allowance::cpus(),
+        allowance_cpus: app.cpus,
         duration: seconds(values, "duration"),
         ramp: seconds(values, "ramp"),
     };

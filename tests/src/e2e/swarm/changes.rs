@@ -13,7 +13,7 @@ use crate::e2e::stage::{Stage, until};
 use crate::e2e::trial::Trial;
 
 /// CPU and network together: the load is the problem, not the node.
-const BUSY: &str = "/stress/combined?target=90&mbps=6&duration=600";
+const BUSY: &str = "/stress/combined?target=70&mbps=6&duration=600";
 /// What counts as 100 % network here, in Mbit/s; an emulated node has no more to give.
 const LINK_MBPS: &str = "6";
 

@@ -20,7 +20,7 @@ pub async fn at(stage: &Stage, port: u16, phase: &str) -> Result<()> {
     let web = Web::new(&format!("killed-{phase}"), &stage.image("web-stress")?.id, port);
     let trial = Trial::begin(stage, &web, RATE_HZ).await?;
     let (victim, hot) = stage.victim(&trial.watcher.serving())?;
-    trial.heat(&hot, HEAT).await?;
+    trial.heat_crowded(&hot, HEAT).await?;
     let seen = reaches(stage.cluster.swarm(), &trial.service, phase)
         .await
         .map_err(|error| error.context(trial.picture()))?;

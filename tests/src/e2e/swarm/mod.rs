@@ -15,11 +15,10 @@ use futures_util::future::LocalBoxFuture;
 use swarmguard_runtime::clock::now;
 
 use super::gossip::{self, LostByEngines};
+use super::heat::{self, HEAT};
 use super::stage::{InVain, Stage};
 use super::trial::{Trial, nothing_failed};
 
-/// Makes a replica hot enough that its node runs short.
-const HEAT: &str = "/stress/cpu?target=90&duration=600&ramp=1";
 /// Requests a second during a scenario: an emulated node can answer no more beside all else that it does.
 const RATE_HZ: f64 = 10.0;
 /// Longest wait for the journal to say something, once a replica is hot.
@@ -107,6 +106,9 @@ async fn clean(stage: &Stage, name: &str) -> Result<()> {
         && let Some(id) = service["ID"].as_str()
     {
         swarm.delete(&format!("/services/{id}")).await?;
+    }
+    for node in &stage.cluster.nodes {
+        heat::leave(node).await?;
     }
     refusals::set_observe(stage, false).await?;
     stage.ready(Duration::from_secs(120)).await

@@ -41,7 +41,7 @@ pub async fn two_on_one_node(stage: &Stage, port: u16) -> Result<()> {
     let crowded = crowded.ok_or_else(|| anyhow::anyhow!("no node has two replicas: {before:?}"))?;
     let tasks = trial.watcher.serving();
     let here: Vec<_> = tasks.iter().filter(|(_, task)| stage.cluster.name(&task.node) == crowded).collect();
-    trial.heat(here[0].1, HEAT).await?;
+    trial.heat_crowded(here[0].1, HEAT).await?;
     // Which of the two goes is Swarm's choice.
     let gone = || {
         let now = trial.watcher.tasks();
@@ -76,7 +76,7 @@ async fn leaves(stage: &Stage, web: &Web) -> Result<()> {
     let trial = Trial::begin(stage, web, RATE_HZ).await?;
     let before = trial.watcher.serving();
     let (victim, hot) = stage.victim(&before)?;
-    trial.heat(&hot, HEAT).await?;
+    trial.heat_crowded(&hot, HEAT).await?;
     let moved = trial.moved(&victim, MOVES).await?;
     ensure!(moved.overlap_ms >= 0, "{} ms without either replica\n{}", -moved.overlap_ms, trial.picture());
     trial.settled(SETTLES).await?;

@@ -21,7 +21,7 @@ pub async fn observe(stage: &Stage, port: u16) -> Result<()> {
     let trial = Trial::begin(stage, &web, RATE_HZ).await?;
     let (_, hot) = stage.victim(&trial.watcher.serving())?;
     let before = versions(stage, &trial).await?;
-    trial.heat(&hot, HEAT).await?;
+    trial.heat_crowded(&hot, HEAT).await?;
     let decided = |kind| matches!(kind, Kind::Decision | Kind::Refusal);
     trial.entry("what would be done", SAYS, |entry| decided(entry.kind) && entry.rule.is_some()).await?;
     unchanged(stage, &trial, &before).await?;
@@ -35,7 +35,7 @@ pub async fn no_healthcheck(stage: &Stage, port: u16) -> Result<()> {
     let trial = Trial::begin(stage, &web, RATE_HZ).await?;
     let (_, hot) = stage.victim(&trial.watcher.serving())?;
     let before = versions(stage, &trial).await?;
-    trial.heat(&hot, HEAT).await?;
+    trial.heat_crowded(&hot, HEAT).await?;
     let about_health = |entry: &swarmguard_common::journal::Entry| {
         entry.kind == Kind::Refusal
             && (entry.code.contains("healthcheck") || entry.text.contains("healthcheck"))
@@ -52,7 +52,7 @@ pub async fn stale_alert(stage: &Stage, port: u16) -> Result<()> {
         Web::new("stale-alert", &stage.image("web-stress")?.id, port).label("swarmguard.migrate", "off");
     let trial = Trial::begin(stage, &web, RATE_HZ).await?;
     let (victim, hot) = stage.victim(&trial.watcher.serving())?;
-    trial.heat(&hot, HEAT).await?;
+    trial.heat_crowded(&hot, HEAT).await?;
     trial.entry("refused, because it may not move", SAYS, |entry| entry.kind == Kind::Refusal).await?;
     let swarm = stage.cluster.swarm();
     swarm
