@@ -24,7 +24,7 @@ pub struct Args {
     /// Only what needs neither root nor virtual machines
     #[arg(long)]
     quick: bool,
-    /// Seeds of the simulation, each a whole cluster with faults; 2000, or 200 with --quick, unless said otherwise
+    /// Seeds of the simulation, each a whole cluster with faults; 2000, or 60 with --quick, unless said otherwise
     #[arg(long, value_name = "SEEDS")]
     simulate: Option<u32>,
     /// Seeds of the simulation over QUIC, which cost more; 20 unless said otherwise
@@ -117,7 +117,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
     }
     if wanted("simulation") {
-        let seeds = args.simulate.unwrap_or(if args.quick { 200 } else { 2_000 });
+        let seeds = args.simulate.unwrap_or(if args.quick { 60 } else { 2_000 });
         all += tier("simulation", "whole clusters in simulated time, by seed", |log| {
             simulate(cargo(), seeds, &[], &[], log)
         });

@@ -49,7 +49,12 @@ pub(super) async fn command(
             return answer;
         }
     }
-    let (fields, leader) = api.ask(move |_, facts| (with_ids(facts, fields), facts.leader_host())).await?;
+    let (fields, leader) = api
+        .ask(move |brain, facts| {
+            let acting = facts.acting_node(brain).map(|node| node.hostname.clone());
+            (with_ids(facts, fields), acting)
+        })
+        .await?;
     let command = parse(&name, fields?)?;
     if dry_run {
         let answer = tokio::time::timeout(PATIENCE, api.0.handle.plan(by, command)).await;

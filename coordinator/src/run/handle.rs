@@ -1,11 +1,11 @@
 //! The API's way into the loop: questions and commands wait in one bounded queue, and the loop answers them in turn.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use swarmguard_common::{api::Plan, time::Time, wire::connect::ROUTES_LEASE_MS};
 use swarmguard_core::{
     brain::{Accepted, Brain, NotTaken, OperatorCommand},
-    swarm::Snapshot,
+    swarm::{Node, Snapshot},
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -44,10 +44,11 @@ impl Facts {
         self.snapshot_age().is_none_or(|age| age > OLDEST_READING)
     }
 
-    /// Where the raft leader's node is reached, as far as known; never this node itself.
-    pub fn leader_address(&self) -> Option<IpAddr> {
-        let snapshot = self.snapshot.as_ref().filter(|snapshot| !snapshot.is_leader())?;
-        snapshot.nodes.get(snapshot.leader()?)?.address
+    /// The node whose coordinator acts, never this one: as agents say, and without their word that of the raft leader.
+    pub fn acting_node(&self, brain: &Brain) -> Option<&Node> {
+        let snapshot = self.snapshot.as_ref()?;
+        let leader = || snapshot.leader().filter(|leader| snapshot.own_node.as_ref() != Some(*leader));
+        snapshot.nodes.get(brain.turn().other().or_else(leader)?)
     }
 
     /// Host name of the raft leader, as far as known.
