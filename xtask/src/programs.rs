@@ -1,8 +1,8 @@
 //! The product's programs: how they are compiled, where they are then, and what they need to run elsewhere.
 //!
-//! Twice over: what is shipped is optimised and static; what tests and demos run is built as `cargo test` builds it, so
-//! that nothing is compiled twice, with this machine's C library laid beside it. On two cores that is the difference
-//! between eight minutes and next to none.
+//! Twice over: what is shipped is optimised and static; what tests and demos run is not, and has this machine's C library
+//! laid beside it. After the tests it is there already. On two cores that is the difference between eight minutes and
+//! next to none.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,8 +19,11 @@ pub enum Build {
     /// Optimised and static: what is shipped
     #[default]
     Release,
-    /// As the tests are built: soon compiled, several times slower
+    /// Not optimised: soon compiled, several times slower
     Dev,
+    /// As `Dev`, in one cargo run with all tests: after them nothing is left to compile
+    #[value(skip)]
+    Tested,
 }
 
 impl Build {
@@ -28,7 +31,7 @@ impl Build {
     pub fn images(self) -> &'static Path {
         Path::new(match self {
             Self::Release => "target/images",
-            Self::Dev => "target/images/dev",
+            Self::Dev | Self::Tested => "target/images/dev",
         })
     }
 
@@ -36,7 +39,7 @@ impl Build {
     pub fn name(self) -> &'static str {
         match self {
             Self::Release => "release",
-            Self::Dev => "development",
+            Self::Dev | Self::Tested => "development",
         }
     }
 }
@@ -57,7 +60,7 @@ pub fn program(name: &str, build: Build) -> PathBuf {
 fn directory(build: Build, target: &str) -> PathBuf {
     match build {
         Build::Release => root().join("target/static").join(target).join("release"),
-        Build::Dev => root().join("target/debug"),
+        Build::Dev | Build::Tested => root().join("target/debug"),
     }
 }
 
@@ -68,20 +71,26 @@ fn directory(build: Build, target: &str) -> PathBuf {
 pub fn compile(binaries: &[(&str, &str)], build: Build, target: &str) -> Result<PathBuf> {
     let mut command = match build {
         Build::Release => static_cargo_for("build", target),
-        Build::Dev => {
+        Build::Dev | Build::Tested => {
             ensure!(target == HOST, "--build dev is for this machine only, not for {target}");
             let mut command = cargo();
             command.args(["build", "--locked"]);
             command
         }
     };
-    let mut packages: Vec<&str> = binaries.iter().map(|(package, _)| *package).collect();
-    packages.dedup();
-    for package in packages {
-        command.args(["--package", package]);
-    }
-    for (_, binary) in binaries {
-        command.args(["--bin", binary]);
+    if build == Build::Tested {
+        // The features of a library are what all selected targets ask for: another selection, and `regex-syntax` with all
+        // that stands on it would be compiled a second time.
+        command.args(["--bins", "--tests"]);
+    } else {
+        let mut packages: Vec<&str> = binaries.iter().map(|(package, _)| *package).collect();
+        packages.dedup();
+        for package in packages {
+            command.args(["--package", package]);
+        }
+        for (_, binary) in binaries {
+            command.args(["--bin", binary]);
+        }
     }
     let names: Vec<&str> = binaries.iter().map(|(_, binary)| *binary).collect();
     eprintln!("programs: building {} ({})", names.join(", "), build.name());

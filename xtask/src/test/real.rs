@@ -34,7 +34,7 @@ pub const TIERS: [(&str, &str); 7] = [
 pub const NEWEST: &str = "swarm-28.5";
 
 /// How programs are built for these tiers: as they are for the tiers before, so that nothing is compiled twice.
-const BUILD: Build = Build::Dev;
+const BUILD: Build = Build::Tested;
 
 /// A program in a VM that says nothing for this long, emulated, is stuck.
 const VM_TIMEOUT: Duration = Duration::from_secs(900);
