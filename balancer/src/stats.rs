@@ -101,6 +101,8 @@ counters! {
     shed,
     /// HTTP/2 answers given up, because the client does not read.
     unread,
+    /// Requests ended because their client stood still and another one needed the place.
+    cut_for_room,
     /// Idle connections closed to make room for others.
     evicted,
     /// Client connections accepted.
@@ -291,7 +293,11 @@ fn worker_families(text: &mut String, totals: &Totals) {
                 ("timeout", totals.failed_timeout),
             ],
         ),
-        ("answers_cut_total", "reason", &[("memory", totals.shed), ("unread", totals.unread)]),
+        (
+            "answers_cut_total",
+            "reason",
+            &[("memory", totals.shed), ("unread", totals.unread), ("room", totals.cut_for_room)],
+        ),
     ];
     for (name, label, values) in labelled {
         family(text, name, "counter");
