@@ -289,11 +289,14 @@ impl<const N: usize> Counters<N> {
     }
 }
 
+/// Counts by bound, and the sum.
+type Counted = (Vec<u64>, f64);
+
 /// Times by the values of `N` labels; with none it is one histogram.
 #[derive(Debug)]
 pub struct Histograms<const N: usize> {
     bounds: &'static [f64],
-    all: Mutex<BTreeMap<[&'static str; N], (Vec<u64>, f64)>>,
+    all: Mutex<BTreeMap<[&'static str; N], Counted>>,
 }
 
 impl<const N: usize> Histograms<N> {

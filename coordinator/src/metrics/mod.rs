@@ -85,9 +85,25 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Nothing counted yet.
+    /// Nothing counted yet. What alerts watch begins at 0: Prometheus does not see the first of a counter that begins with it.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self {
+        let metrics = Self::unseen();
+        for kind in ["migrate", "scale_out", "scale_in", "drain"] {
+            for outcome in ["done", "undone"] {
+                metrics.actions.inc_by([kind, outcome], 0);
+            }
+        }
+        for reason in
+            ["certificate", "wrong_node", "not_listed", "wrong_token", "queue_full", "datagram_flood"]
+        {
+            metrics.ingest_refused.inc_by([reason], 0);
+        }
+        metrics.api_refused.inc_by(["wrong_token"], 0);
+        Arc::new(metrics)
+    }
+
+    fn unseen() -> Self {
+        Self {
             agents: Level::default(),
             balancers: Level::default(),
             ingest_refused: Counters::default(),
@@ -116,7 +132,7 @@ impl Metrics {
             drill_active: Gauge::default(),
             task_failures: Counters::default(),
             seen: Mutex::default(),
-        })
+        }
     }
 
     /// Takes in what the loop sees now.
