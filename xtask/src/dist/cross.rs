@@ -40,9 +40,6 @@ const COMPILER: &[Package] = &[
 ];
 
 impl Processor {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Amd64, Self::Arm64, Self::ArmV7];
-
     /// As file names have it.
     pub fn word(self) -> &'static str {
         match self {
