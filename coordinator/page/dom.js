@@ -88,6 +88,8 @@ export function ask(title, content, buttons) {
         h('button', { type: 'button', class: main ? null : 'quiet', onclick: () => close(typeof value === 'function' ? value() : value) }, text))));
     dialog.onkeydown = (event) => {
       if (event.key !== 'Enter' || event.target.tagName !== 'INPUT') return;
+      // Else the key would also press the button that gets the focus back.
+      event.preventDefault();
       const main = buttons.find(([, , isMain]) => isMain);
       if (main) close(typeof main[1] === 'function' ? main[1]() : main[1]);
     };

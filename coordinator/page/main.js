@@ -85,6 +85,8 @@ listen((what) => {
 });
 addEventListener('hashchange', () => { open(); content.focus({ preventScroll: true }); scrollTo(0, 0); });
 byId('sign').addEventListener('click', sign);
+// Not by the address: what stands behind its # is the view.
+document.querySelector('.skip').addEventListener('click', (event) => { event.preventDefault(); content.focus(); });
 setInterval(connection, 1000);
 
 // `swarmguard ui` opens the page with a one-time key, which becomes a cookie of this browser.

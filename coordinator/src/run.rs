@@ -94,10 +94,14 @@ impl Facts {
         self.snapshot_age().is_none_or(|age| age > OLDEST_READING)
     }
 
-    /// Where the raft leader's node is reached, as far as known; never this node itself.
-    pub fn leader_address(&self) -> Option<IpAddr> {
-        let snapshot = self.snapshot.as_ref().filter(|snapshot| !snapshot.is_leader())?;
-        snapshot.nodes.get(snapshot.leader()?)?.address
+    /// Where a node is reached, as far as known.
+    pub fn address(&self, node: &NodeId) -> Option<IpAddr> {
+        self.snapshot.as_ref()?.nodes.get(node)?.address
+    }
+
+    /// Host name of a node, as far as known.
+    pub fn host(&self, node: &NodeId) -> Option<String> {
+        Some(self.snapshot.as_ref()?.nodes.get(node)?.hostname.clone())
     }
 
     /// Host name of the raft leader, as far as known.

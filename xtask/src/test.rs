@@ -145,7 +145,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     if !args.quick && wanted("browser") {
         all += tier("browser", "the coordinator's page in a real browser", |log| {
-            crate::browser::check(args.install.allowed(), log)
+            crate::browser::check(args.install.allowed(), args.all, log)
         });
     }
     if !args.quick {

@@ -50,8 +50,9 @@ impl Api {
     /// The answer of the coordinator that acts; `None` where it is not known how to reach it.
     pub(super) async fn sent_on(&self, order: Order<'_>) -> Option<Result<Response, Problem>> {
         let forward = self.0.forward.as_ref()?;
-        let leader = self.ask(|_, facts| facts.leader_address()).await.ok()??;
-        let address = SocketAddr::new(leader, forward.port);
+        // The one whose turn it is, which need not be beside the raft leader.
+        let acts = self.ask(|brain, facts| facts.address(brain.turn().addressee()?)).await.ok()??;
+        let address = SocketAddr::new(acts, forward.port);
         let sent = tokio::time::timeout(DEADLINE, exchange(forward, address, order)).await;
         let why = match sent {
             Ok(Ok(answer)) => return Some(Ok(answer)),
