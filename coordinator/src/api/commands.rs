@@ -51,7 +51,7 @@ pub(super) async fn command(
     }
     let (fields, acting) = api
         .ask(move |brain, facts| {
-            let acting = brain.turn().other().and_then(|node| facts.host(node));
+            let acting = brain.turn().addressee().and_then(|node| facts.host(node));
             (with_ids(facts, fields), acting)
         })
         .await?;

@@ -238,8 +238,7 @@ impl SwarmModel {
                 "Resources": {"NanoCPUs": node.nano_cpus, "MemoryBytes": node.memory_bytes},
                 "Engine": {"EngineVersion": "20.10.24"},
             },
-            // Where it is reached: on loopback, so that tests can have something listen there.
-            "Status": {"State": state, "Addr": format!("127.0.0.{}", number_in(node.id.as_str()) % 254 + 1)},
+            "Status": {"State": state},
         });
         if node.manager {
             json["ManagerStatus"] = json!({"Leader": node.id == self.leader});
