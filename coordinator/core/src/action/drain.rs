@@ -30,7 +30,9 @@ pub(super) fn step(record: &Record, snapshot: &Snapshot, now: Time, context: &Co
         State::Leased => match lease::take(record, snapshot) {
             Hold::Held => {
                 let mut step = to(record, State::Moving, None);
-                step.notes.push(note(record, "source_paused", "the node takes no new tasks"));
+                if !lease::is_only_manager(snapshot, node) {
+                    step.notes.push(note(record, "source_paused", "the node takes no new tasks"));
+                }
                 step
             }
             Hold::Do(command) => Step { next: Next::Do(*command), notes: Vec::new() },
