@@ -280,7 +280,11 @@ mod tests {
         let stands_in = [hears(&[("m1", true), ("m3", false)])];
         let turn = judge(&mut last, at(9_100), &of("m3", 9_100), &stands_in);
         assert_eq!(turn, Turn::Another { node: id("m1"), acting: true });
-        assert_eq!(turn.addressee(), Some(&id("m1")), "orders go to the one that acts, not to the raft leader m2");
+        assert_eq!(
+            turn.addressee(),
+            Some(&id("m1")),
+            "orders go to the one that acts, not to the raft leader m2"
+        );
         // It is back: nobody stands in any more.
         let back = [hears(&[("m1", true), ("m2", false)])];
         assert!(!judge(&mut first, at(9_200), &of("m1", 9_200), &back).is_own());
