@@ -115,6 +115,19 @@ pub(super) fn after(since: Option<u64>) -> Result<Option<u64>, Problem> {
     }
 }
 
+/// Longest token of an action that is looked for; real ones have a few dozen characters.
+const MAX_TOKEN: usize = 256;
+
+/// The token of the action whose entries are wanted.
+fn token(action: Option<String>) -> Result<Option<String>, Problem> {
+    match action {
+        Some(action) if action.chars().count() > MAX_TOKEN => {
+            Err(Problem::bad_request("bad_query", format!("action: at most {MAX_TOKEN} characters are allowed")))
+        }
+        action => Ok(action),
+    }
+}
+
 impl Api {
     async fn list<T: Send + 'static>(
         &self,
@@ -224,7 +237,7 @@ pub(super) async fn journal(State(api): State<Api>, uri: Uri) -> Result<Entries,
     let Page { limit: wanted, since, kind, kinds, service, node, action } = query(&uri)?;
     let (service, node) = (api.filter(service).await?, api.node_filter(node).await?);
     let kinds = Kinds::with(kinds, kind);
-    let query = journal::Query { since: after(since)?, limit: limit(wanted)?, kinds, service, node, action };
+    let query = journal::Query { since: after(since)?, limit: limit(wanted)?, kinds, service, node, action: token(action)? };
     Ok(entries(&api, query).await)
 }
 
@@ -239,7 +252,7 @@ pub(super) async fn decisions(State(api): State<Api>, uri: Uri) -> Result<Entrie
         kinds = vec![Kind::Decision, Kind::Refusal];
     }
     let (service, node) = (api.filter(service).await?, api.node_filter(node).await?);
-    let query = journal::Query { since: after(since)?, limit: limit(wanted)?, kinds, service, node, action };
+    let query = journal::Query { since: after(since)?, limit: limit(wanted)?, kinds, service, node, action: token(action)? };
     Ok(entries(&api, query).await)
 }
 

@@ -166,6 +166,12 @@ async fn what_is_not_known_is_an_error_and_not_an_empty_answer() {
         let (answered, said, detail) = world.problem(via("10.0.0.1", false), get(path)).await;
         assert_eq!((answered, said.as_str()), (status, code), "{path}: {detail}");
     }
+    let long = "0".repeat(257);
+    for path in ["journal", "decisions"] {
+        let path = format!("/api/v1/{path}?action={long}");
+        let (answered, said, _) = world.problem(via("10.0.0.1", false), get(&path)).await;
+        assert_eq!((answered, said.as_str()), (400, "bad_query"), "{path}");
+    }
     let answer = world.call(via("10.0.0.1", false), get("/api/v1/nodes")).await;
     assert_eq!(answer.status(), StatusCode::OK);
 }
