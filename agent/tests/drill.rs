@@ -91,7 +91,14 @@ fn memory_processors_and_disk_are_held_and_freed() {
     let mut cpu = begun(&["cpu", "--threads", "1", "--for", "60s"]);
     let used = |child: &Child| {
         let text = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).expect("it lives");
-        text.rsplit(") ").next().expect("fields").split(' ').nth(11).expect("utime").parse::<u64>().expect("ticks")
+        text.rsplit(") ")
+            .next()
+            .expect("fields")
+            .split(' ')
+            .nth(11)
+            .expect("utime")
+            .parse::<u64>()
+            .expect("ticks")
     };
     let before = used(&cpu);
     thread::sleep(Duration::from_secs(1));

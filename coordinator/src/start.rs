@@ -139,7 +139,7 @@ impl<S: SwarmApi> Assembly<S> {
                 }
                 // The command line then needs the port; protection goes on without it.
                 Err(error) => {
-                    tracing::warn!(path = %path.display(), %error, "no socket for the command line")
+                    tracing::warn!(path = %path.display(), %error, "no socket for the command line");
                 }
             }
         }

@@ -45,8 +45,6 @@ use tokio::{
 };
 
 mod described;
-#[path = "support/standing_in.rs"]
-mod standing_in;
 
 const TOKEN: &str = "a-token-long-enough";
 const OPERATOR: &str = "another-token-long-enough";
@@ -117,7 +115,8 @@ async fn world_with(own: u64, balanced: &[(&str, &str)]) -> World {
     model.advance(clock::now());
     assert_eq!(model.serving(&service).count(), 2, "the model has settled");
     let own = SwarmModel::node_id(own);
-    let swarm = Arc::new(ModelSwarm { model: Arc::new(Mutex::new(model)), own, changes: watch::Sender::new(0) });
+    let swarm =
+        Arc::new(ModelSwarm { model: Arc::new(Mutex::new(model)), own, changes: watch::Sender::new(0) });
     let at = if swarm.own == SwarmModel::node_id(1) { "1" } else { "2" };
     let assembly = Assembly {
         identity: identity(&dir.path().join(at)),
@@ -146,8 +145,7 @@ fn identity(dir: &Path) -> Identity {
 /// The API's answer: status, and JSON where it is some.
 async fn call(api: SocketAddr, method: &str, path: &str, token: Option<&str>, body: &str) -> (u16, Value) {
     let mut stream = TcpStream::connect(api).await.expect("connected");
-    let authorization =
-        token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+    let authorization = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
     let request = format!(
         "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{authorization}\
          Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
@@ -396,6 +394,7 @@ async fn commands_are_taken_with_the_token_and_only_where_the_leader_is() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    let (status, refused) = tokio::time::timeout(Duration::from_secs(60), sent_on).await.expect("it reads Swarm");
+    let (status, refused) =
+        tokio::time::timeout(Duration::from_secs(60), sent_on).await.expect("it reads Swarm");
     assert_eq!((status, &refused["code"]), (502, &"leader_unreachable".into()), "{refused:#}");
 }

@@ -133,7 +133,11 @@ mod tests {
             (found.context.as_deref(), found.coordinator),
             (Some("prod"), vec!["https://a:7480".to_owned()])
         );
-        assert_eq!(global(&words("swarmguard --host"), &BTreeMap::new()).host, None, "its value is not typed yet");
+        assert_eq!(
+            global(&words("swarmguard --host"), &BTreeMap::new()).host,
+            None,
+            "its value is not typed yet"
+        );
     }
 
     #[test]

@@ -6,7 +6,8 @@ use clap_complete::CompleteEnv;
 
 fn main() -> ExitCode {
     // A shell that completes a line asks by a variable, and wants nothing else done.
-    let completing = CompleteEnv::with_factory(swarmguard_ctl::definition).bin("swarmguard").completer("swarmguard");
+    let completing =
+        CompleteEnv::with_factory(swarmguard_ctl::definition).bin("swarmguard").completer("swarmguard");
     match completing.try_complete(std::env::args_os(), std::env::current_dir().ok().as_deref()) {
         Ok(false) => {}
         Ok(true) => return ExitCode::SUCCESS,

@@ -47,13 +47,8 @@ const MODULES: &str = "/page/";
 /// What is passed on of a request.
 const ASKED: [HeaderName; 3] = [header::IF_NONE_MATCH, header::ACCEPT, header::CONTENT_TYPE];
 /// What belongs to a connection, not to an answer.
-const HOP: [HeaderName; 5] = [
-    header::CONNECTION,
-    header::TRANSFER_ENCODING,
-    header::CONTENT_LENGTH,
-    header::TE,
-    header::UPGRADE,
-];
+const HOP: [HeaderName; 5] =
+    [header::CONNECTION, header::TRANSFER_ENCODING, header::CONTENT_LENGTH, header::TE, header::UPGRADE];
 
 type Body = UnsyncBoxBody<Bytes, hyper::Error>;
 
@@ -64,11 +59,18 @@ pub async fn ui(session: &Session, port: u16) -> Outcome<Exit> {
     session.overview().await?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.map_err(|error| {
         let failure = Failure::failed(format!("cannot listen on 127.0.0.1:{port}: {error}"));
-        if error.kind() == io::ErrorKind::AddrInUse { failure.hint("give another --port, or none") } else { failure }
+        if error.kind() == io::ErrorKind::AddrInUse {
+            failure.hint("give another --port, or none")
+        } else {
+            failure
+        }
     })?;
     let address = listener.local_addr().map_err(|error| Failure::failed(error.to_string()))?;
     let gate = Arc::new(Gate::new(address, secret()?, secret()?));
-    let url = format!("http://{address}/#key={}", gate.key.lock().unwrap_or_else(PoisonError::into_inner).as_deref().unwrap_or_default());
+    let url = format!(
+        "http://{address}/#key={}",
+        gate.key.lock().unwrap_or_else(PoisonError::into_inner).as_deref().unwrap_or_default()
+    );
     let value = json!({"url": url, "port": address.port()});
     session.answer("Ui", value, &url, || format!("{url}\n"))?;
     session.note("the address works once, in one browser; Ctrl-C ends it");
@@ -134,7 +136,11 @@ impl Gate {
         let port = self.address.port();
         let names = [format!("127.0.0.1:{port}"), format!("localhost:{port}")];
         let Some(host) = text(&header::HOST).filter(|host| names.iter().any(|name| name == host)) else {
-            return Refuse(StatusCode::MISDIRECTED_REQUEST, "unknown_host", "this server has another address");
+            return Refuse(
+                StatusCode::MISDIRECTED_REQUEST,
+                "unknown_host",
+                "this server has another address",
+            );
         };
         // A browser names where a request comes from with everything that is no plain reading of its own page.
         let own = format!("http://{host}");
@@ -145,7 +151,11 @@ impl Gate {
         let linked = *method == Method::GET && OPEN.contains(&path);
         let changes = !matches!(*method, Method::GET | Method::HEAD);
         if foreign || elsewhere && !linked || changes && text(&header::ORIGIN).is_none() {
-            return Refuse(StatusCode::FORBIDDEN, "foreign_origin", "the request does not come from this page");
+            return Refuse(
+                StatusCode::FORBIDDEN,
+                "foreign_origin",
+                "the request does not come from this page",
+            );
         }
         if path == SESSION && *method == Method::POST {
             let mut key = self.key.lock().unwrap_or_else(PoisonError::into_inner);
@@ -196,12 +206,9 @@ async fn answer(gate: &Gate, coordinator: &Coordinator, request: Request<Incomin
     match gate.judge(&head.method, head.uri.path(), &head.headers) {
         Verdict::Refuse(status, code, detail) => problem(status, code, detail),
         Verdict::Welcome => {
-            let cookie = format!(
-                "{}={}; Path=/; HttpOnly; SameSite=Strict",
-                gate.cookie_name(),
-                gate.cookie
-            );
-            let answer = Response::builder().status(StatusCode::NO_CONTENT).header(header::SET_COOKIE, cookie);
+            let cookie = format!("{}={}; Path=/; HttpOnly; SameSite=Strict", gate.cookie_name(), gate.cookie);
+            let answer =
+                Response::builder().status(StatusCode::NO_CONTENT).header(header::SET_COOKIE, cookie);
             answer.body(empty()).unwrap_or_else(|_| Response::new(empty()))
         }
         Verdict::Pass { signed_in } => {
@@ -211,7 +218,9 @@ async fn answer(gate: &Gate, coordinator: &Coordinator, request: Request<Incomin
             };
             let mut asked: Vec<(&str, &str)> = Vec::new();
             for name in &ASKED {
-                asked.extend(head.headers.get(name).and_then(|value| Some((name.as_str(), value.to_str().ok()?))));
+                asked.extend(
+                    head.headers.get(name).and_then(|value| Some((name.as_str(), value.to_str().ok()?))),
+                );
             }
             let body = (!body.is_empty()).then_some(body);
             match coordinator.pass(head.method, &path, &asked, body).await {
@@ -276,8 +285,15 @@ mod tests {
         let post = |pairs: &[(&'static str, &str)]| code(gate.judge(&Method::POST, SESSION, &headers(pairs)));
         assert_eq!(post(&[HOST, ORIGIN]), "wrong_key");
         assert_eq!(post(&[HOST, ORIGIN, ("swarmguard-key", &wrong)]), "wrong_key");
-        assert_eq!(post(&[HOST, ("swarmguard-key", &key)]), "foreign_origin", "no browser's page leaves it out");
-        assert_eq!(post(&[HOST, ("origin", "http://evil.example"), ("swarmguard-key", &key)]), "foreign_origin");
+        assert_eq!(
+            post(&[HOST, ("swarmguard-key", &key)]),
+            "foreign_origin",
+            "no browser's page leaves it out"
+        );
+        assert_eq!(
+            post(&[HOST, ("origin", "http://evil.example"), ("swarmguard-key", &key)]),
+            "foreign_origin"
+        );
         assert_eq!(post(&[("host", "evil.example:4711"), ORIGIN, ("swarmguard-key", &key)]), "unknown_host");
         assert_eq!(post(&[ORIGIN, ("swarmguard-key", &key)]), "unknown_host", "none is named");
         assert_eq!(post(&[HOST, ORIGIN, ("swarmguard-key", &key)]), "welcome");
@@ -289,7 +305,9 @@ mod tests {
         let gate = gate();
         let cookie = format!("a=b; swarmguard-ui-4711={}", "c".repeat(64));
         let other = format!("swarmguard-ui-4712={}", "c".repeat(64));
-        let get = |path: &str, pairs: &[(&'static str, &str)]| code(gate.judge(&Method::GET, path, &headers(pairs)));
+        let get = |path: &str, pairs: &[(&'static str, &str)]| {
+            code(gate.judge(&Method::GET, path, &headers(pairs)))
+        };
         for path in ["/", "/page/main.js", "/page.css", "/favicon.svg"] {
             assert_eq!(get(path, &[HOST]), "page", "{path}");
         }
@@ -299,7 +317,11 @@ mod tests {
         assert_eq!(get("/api/v1/overview", &[HOST, ("cookie", &cookie)]), "commands");
         assert_eq!(get("/api/v1/overview", &[HOST, ("cookie", &other)]), "session_needed");
         let site = |site| [HOST, ("cookie", &*cookie), ("sec-fetch-site", site)];
-        assert_eq!(get("/api/v1/overview", &site("same-site")), "foreign_origin", "another port of this machine");
+        assert_eq!(
+            get("/api/v1/overview", &site("same-site")),
+            "foreign_origin",
+            "another port of this machine"
+        );
         assert_eq!(get("/api/v1/overview", &site("same-origin")), "commands");
         assert_eq!(get("/", &site("cross-site")), "commands", "a link to the page");
         let post = |pairs: &[(&'static str, &str)]| {

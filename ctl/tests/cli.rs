@@ -155,7 +155,7 @@ async fn what_is_wrong_is_named_with_what_to_do_and_its_exit_code() {
         old.err
     );
     world.engine.with(|engine| {
-        engine.broken = Some(("error: no coordinator serves /run/swarmguard/api.sock".into(), 1))
+        engine.broken = Some(("error: no coordinator serves /run/swarmguard/api.sock".into(), 1));
     });
     let starting = world.run(&["status"]).await;
     assert!(starting.code == 3 && starting.err.contains("no coordinator serves"), "{}", starting.err);
@@ -295,7 +295,12 @@ async fn a_shell_completes_with_the_names_of_the_moment() {
     let host = format!("unix://{}", world.engine.socket.display());
     let complete = async |words: &[&str], engine: &str| {
         let index = (words.len() - 1).to_string();
-        let env = [("DOCKER_HOST", engine), ("COMPLETE", "bash"), ("_CLAP_COMPLETE_INDEX", &*index), ("_CLAP_IFS", "\n")];
+        let env = [
+            ("DOCKER_HOST", engine),
+            ("COMPLETE", "bash"),
+            ("_CLAP_COMPLETE_INDEX", &*index),
+            ("_CLAP_IFS", "\n"),
+        ];
         let said = run(&[&["--"], words].concat(), &env).await;
         (said.code, said.out)
     };
@@ -306,7 +311,10 @@ async fn a_shell_completes_with_the_names_of_the_moment() {
     assert_eq!(nodes.lines().filter(|line| !line.starts_with('-')).count(), 4, "{nodes}");
     assert!(found(&["swarmguard", "rollb"]).await.contains("rollback"));
     let named = ["swarmguard", "-H", &*host, "explain", ""];
-    assert!(complete(&named, "unix:///nonexistent/docker.sock").await.1.contains("shop_web"), "the line names it");
+    assert!(
+        complete(&named, "unix:///nonexistent/docker.sock").await.1.contains("shop_web"),
+        "the line names it"
+    );
     let nobody = complete(&["swarmguard", "explain", "sh"], "unix:///nonexistent/docker.sock").await;
     assert_eq!((nobody.0, nobody.1.trim()), (0, ""), "no error in the middle of a line");
 }

@@ -18,7 +18,8 @@ const TABLE: &str = "swarmguard-drill";
 pub(super) fn begin(peers: &[IpAddr], percent: u8) -> Result<Owned, DrillError> {
     let mut batch = Batch::default();
     for family in [Family::V4, Family::V6] {
-        let here: Vec<&IpAddr> = peers.iter().filter(|peer| peer.is_ipv6() == (family == Family::V6)).collect();
+        let here: Vec<&IpAddr> =
+            peers.iter().filter(|peer| peer.is_ipv6() == (family == Family::V6)).collect();
         if here.is_empty() {
             continue;
         }

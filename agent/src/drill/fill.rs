@@ -26,7 +26,9 @@ pub(super) fn memory(wanted_mib: u64) -> Result<u64, DrillError> {
     let (total, free) = (kib(&text, "MemTotal:") / 1_024, kib(&text, "MemAvailable:") / 1_024);
     let most = spare(total, free);
     if most == 0 {
-        return Err(DrillError::NothingToSpare(format!("{free} of {total} MiB of memory are free, none to spare")));
+        return Err(DrillError::NothingToSpare(format!(
+            "{free} of {total} MiB of memory are free, none to spare"
+        )));
     }
     let mib = wanted_mib.min(most);
     for _ in 0..mib * MIB / PIECE as u64 {
@@ -53,11 +55,14 @@ fn kib(text: &str, name: &str) -> u64 {
 /// A file without a name of that size, and how large it came to be, in MiB. It is gone when it is closed.
 pub(super) fn disk(wanted_mib: u64, on: &Path) -> Result<(File, u64), DrillError> {
     let at = on.display();
-    let state = rustix::fs::statvfs(on).map_err(|error| DrillError::system(format!("look at {at}"))(error.into()))?;
+    let state =
+        rustix::fs::statvfs(on).map_err(|error| DrillError::system(format!("look at {at}"))(error.into()))?;
     let (total, free) = (state.f_blocks * state.f_frsize / MIB, state.f_bavail * state.f_frsize / MIB);
     let most = spare(total, free);
     if most == 0 {
-        return Err(DrillError::NothingToSpare(format!("{free} of {total} MiB on {at} are free, none to spare")));
+        return Err(DrillError::NothingToSpare(format!(
+            "{free} of {total} MiB on {at} are free, none to spare"
+        )));
     }
     let file = nameless(on).map_err(DrillError::system(format!("make a file without a name on {at}")))?;
     let mib = wanted_mib.min(most);

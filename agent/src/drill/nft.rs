@@ -85,7 +85,9 @@ impl Hook {
 
 /// Tables that exist as long as this does.
 #[derive(Debug)]
-pub struct Owned(#[expect(dead_code, reason = "held: the kernel removes the tables when it is closed")] OwnedFd);
+pub struct Owned(
+    #[expect(dead_code, reason = "held: the kernel removes the tables when it is closed")] OwnedFd,
+);
 
 /// Messages that take effect together or not at all.
 #[derive(Clone, Debug, Default)]
@@ -118,7 +120,15 @@ impl Batch {
     }
 
     /// Drops so many of a hundred packets from (`source`) or to an address.
-    pub fn drop_rule(&mut self, family: Family, table: &str, hook: Hook, peer: IpAddr, source: bool, percent: u8) {
+    pub fn drop_rule(
+        &mut self,
+        family: Family,
+        table: &str,
+        hook: Hook,
+        peer: IpAddr,
+        source: bool,
+        percent: u8,
+    ) {
         let (bytes, offset) = match (peer, source) {
             (IpAddr::V4(peer), true) => (peer.octets().to_vec(), 12),
             (IpAddr::V4(peer), false) => (peer.octets().to_vec(), 16),

@@ -15,7 +15,8 @@ pub(super) fn begin(threads: u16, span: Duration) -> io::Result<()> {
             let mut value = u64::from(number) + 1;
             while clock::now() < end {
                 for _ in 0..STEPS {
-                    value = std::hint::black_box(value.wrapping_mul(6_364_136_223_846_793_005).rotate_left(17));
+                    value =
+                        std::hint::black_box(value.wrapping_mul(6_364_136_223_846_793_005).rotate_left(17));
                 }
             }
         };

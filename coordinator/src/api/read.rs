@@ -121,9 +121,10 @@ const MAX_TOKEN: usize = 256;
 /// The token of the action whose entries are wanted.
 fn token(action: Option<String>) -> Result<Option<String>, Problem> {
     match action {
-        Some(action) if action.chars().count() > MAX_TOKEN => {
-            Err(Problem::bad_request("bad_query", format!("action: at most {MAX_TOKEN} characters are allowed")))
-        }
+        Some(action) if action.chars().count() > MAX_TOKEN => Err(Problem::bad_request(
+            "bad_query",
+            format!("action: at most {MAX_TOKEN} characters are allowed"),
+        )),
         action => Ok(action),
     }
 }
@@ -237,7 +238,14 @@ pub(super) async fn journal(State(api): State<Api>, uri: Uri) -> Result<Entries,
     let Page { limit: wanted, since, kind, kinds, service, node, action } = query(&uri)?;
     let (service, node) = (api.filter(service).await?, api.node_filter(node).await?);
     let kinds = Kinds::with(kinds, kind);
-    let query = journal::Query { since: after(since)?, limit: limit(wanted)?, kinds, service, node, action: token(action)? };
+    let query = journal::Query {
+        since: after(since)?,
+        limit: limit(wanted)?,
+        kinds,
+        service,
+        node,
+        action: token(action)?,
+    };
     Ok(entries(&api, query).await)
 }
 
@@ -252,7 +260,14 @@ pub(super) async fn decisions(State(api): State<Api>, uri: Uri) -> Result<Entrie
         kinds = vec![Kind::Decision, Kind::Refusal];
     }
     let (service, node) = (api.filter(service).await?, api.node_filter(node).await?);
-    let query = journal::Query { since: after(since)?, limit: limit(wanted)?, kinds, service, node, action: token(action)? };
+    let query = journal::Query {
+        since: after(since)?,
+        limit: limit(wanted)?,
+        kinds,
+        service,
+        node,
+        action: token(action)?,
+    };
     Ok(entries(&api, query).await)
 }
 

@@ -211,7 +211,7 @@ async fn create(
         {
             // Managers' addresses are known only now.
             let managers = manager_addresses(engine).await?;
-            env.retain(|one| !one.as_str().is_some_and(|one| one == "SWARMGUARD_COORDINATORS="));
+            env.retain(|one| one.as_str() != Some("SWARMGUARD_COORDINATORS="));
             env.push(format!("SWARMGUARD_COORDINATORS={}", managers.join(",")).into());
         }
         let answer = engine.call(Method::POST, "/services/create", Some(&spec)).await?;

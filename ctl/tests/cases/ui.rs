@@ -25,11 +25,18 @@ impl Ui {
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         let line = tokio::time::timeout(Duration::from_secs(30), lines.next_line()).await;
         let url = line.expect("it says where").expect("readable").expect("a line");
-        let (host, key) = url.strip_prefix("http://").and_then(|rest| rest.split_once("/#key=")).expect("an address");
+        let (host, key) =
+            url.strip_prefix("http://").and_then(|rest| rest.split_once("/#key=")).expect("an address");
         Self { _child: child, host: host.into(), key: key.into() }
     }
 
-    async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, String, String) {
+    async fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> (u16, String, String) {
         let mut stream = TcpStream::connect(&self.host).await.expect("connected");
         let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", self.host);
         for (name, value) in headers {
@@ -53,7 +60,10 @@ async fn the_page_comes_through_the_engine_and_one_browser_may_command() {
     assert!(ui.host.starts_with("127.0.0.1:") && ui.key.len() >= 32, "{} {}", ui.host, ui.key);
     let (status, head, page) = ui.ask("GET", "/", &[], "").await;
     assert_eq!(status, 200);
-    assert!(page.contains("SwarmGuard") && head.contains("content-security-policy: default-src 'none'"), "{head}");
+    assert!(
+        page.contains("SwarmGuard") && head.contains("content-security-policy: default-src 'none'"),
+        "{head}"
+    );
     assert_eq!(ui.ask("GET", "/page/main.js", &[], "").await.0, 200);
     let (status, _, answer) = ui.ask("GET", "/api/v1/overview", &[], "").await;
     assert!(status == 401 && answer.contains("session_needed"), "{status} {answer}");
@@ -83,7 +93,8 @@ async fn the_page_comes_through_the_engine_and_one_browser_may_command() {
 
     // Events go on, and come as they happen.
     let mut stream = TcpStream::connect(&ui.host).await.expect("connected");
-    let request = format!("GET /api/v1/events?since=0 HTTP/1.1\r\nHost: {}\r\nCookie: {cookie}\r\n\r\n", ui.host);
+    let request =
+        format!("GET /api/v1/events?since=0 HTTP/1.1\r\nHost: {}\r\nCookie: {cookie}\r\n\r\n", ui.host);
     stream.write_all(request.as_bytes()).await.expect("written");
     let mut seen = String::new();
     let found = async {

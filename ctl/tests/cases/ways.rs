@@ -17,7 +17,8 @@ fn certificates(authority: &Authority, dir: &Path) {
 
 /// The played engine over TLS, for those with a certificate of the same authority only.
 async fn tls_engine(world: &World, dir: &Path) -> SocketAddr {
-    let mut config = Identity::load(&Source::Files(dir.into())).expect("loads").server_config().expect("usable");
+    let mut config =
+        Identity::load(&Source::Files(dir.into())).expect("loads").server_config().expect("usable");
     config.alpn_protocols.clear();
     let acceptor = TlsAcceptor::from(Arc::new(config));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
@@ -128,7 +129,9 @@ impl Sshd {
         script(&dir.join("bin/ssh"), &format!("#!/bin/sh\nexec /usr/bin/ssh -F {at}/client \"$@\"\n"));
         let known = fs::read_to_string(dir.join("host.pub")).expect("a key");
         fs::write(dir.join("known"), format!("[127.0.0.1]:{port} {known}")).expect("written");
-        let client = format!("IdentityFile {at}/user\nUserKnownHostsFile {at}/known\nBatchMode yes\nIdentitiesOnly yes\n");
+        let client = format!(
+            "IdentityFile {at}/user\nUserKnownHostsFile {at}/known\nBatchMode yes\nIdentitiesOnly yes\n"
+        );
         fs::write(dir.join("client"), client).expect("written");
         let config = format!(
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {at}/host\nAuthorizedKeysFile {at}/user.pub\nPidFile none\n\
@@ -185,5 +188,10 @@ async fn ssh_leads_to_an_engine_with_one_login_for_a_whole_run() {
     assert_eq!(sshd.logins(), 2);
     sshd.child.kill().await.expect("ended");
     let gone = run(&["status"], &env).await;
-    assert!(gone.code == 3 && gone.err.contains(&host) && gone.err.contains("by hand"), "{} {}", gone.code, gone.err);
+    assert!(
+        gone.code == 3 && gone.err.contains(&host) && gone.err.contains("by hand"),
+        "{} {}",
+        gone.code,
+        gone.err
+    );
 }

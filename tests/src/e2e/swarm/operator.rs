@@ -168,7 +168,8 @@ pub async fn whole_life(stage: &Stage) -> Result<()> {
     upgraded(&hand).await?;
     given_away(&hand).await?;
     gone_in_the_middle(&hand, &watcher).await?;
-    let id = stage.cluster.swarm().service_by_name(SERVICE).await?["ID"].as_str().unwrap_or_default().to_owned();
+    let id =
+        stage.cluster.swarm().service_by_name(SERVICE).await?["ID"].as_str().unwrap_or_default().to_owned();
     stage.cluster.swarm().delete(&format!("/services/{id}")).await
 }
 
@@ -206,7 +207,8 @@ async fn deployed(hand: &Hand<'_>) -> Result<Watcher> {
     hand.run(&deploy).await?.ends(DONE)?;
     hand.run(&["enable", SERVICE]).await?.ends(DONE)?.says("swarmguard.enable=true")?;
     let service = hand.stage.cluster.swarm().service_by_name(SERVICE).await?;
-    let watcher = Watcher::start(hand.stage.cluster.swarm().clone(), service["ID"].as_str().context("an ID")?);
+    let watcher =
+        Watcher::start(hand.stage.cluster.swarm().clone(), service["ID"].as_str().context("an ID")?);
     until("two replicas serve", MOVES, || async { Ok(watcher.serving().len() == 2) }).await?;
     Ok(watcher)
 }
@@ -228,7 +230,8 @@ async fn read(hand: &Hand<'_>) -> Result<()> {
 async fn drained(hand: &Hand<'_>, watcher: &Watcher) -> Result<()> {
     let cluster = &hand.stage.cluster;
     let serving = watcher.serving();
-    let node = serving.values().map(|task| &task.node).find(|id| cluster.node(id).is_some_and(|node| !node.manager));
+    let node =
+        serving.values().map(|task| &task.node).find(|id| cluster.node(id).is_some_and(|node| !node.manager));
     let node = node.context("no replica is off the manager")?.clone();
     let name = cluster.name(&node).to_owned();
     hand.run(&["drain", &name]).await?.ends(DONE)?;
@@ -286,7 +289,13 @@ async fn upgraded(hand: &Hand<'_>) -> Result<()> {
     }
     let bad = ["upgrade", "--agent-image", "nowhere.invalid/agent:1", "--timeout", "60s", "--yes"];
     hand.run(&bad).await?.ends(UNDONE)?.says("everything is as before")?;
-    let good = ["upgrade", "--agent-image", "swarmguard/agent:next", "--coordinator-image", "swarmguard/coordinator:next"];
+    let good = [
+        "upgrade",
+        "--agent-image",
+        "swarmguard/agent:next",
+        "--coordinator-image",
+        "swarmguard/coordinator:next",
+    ];
     hand.run(&[&good[..], &["--yes"]].concat()).await?.ends(DONE)?;
     let service = hand.stage.cluster.swarm().service_by_name("swarmguard_agent").await?;
     let image = &service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"];
@@ -315,7 +324,9 @@ async fn gone_in_the_middle(hand: &Hand<'_>, watcher: &Watcher) -> Result<()> {
     until("two replicas serve", MOVES, || async { Ok(watcher.serving().len() == 2) }).await?;
     let before = swarm.service_by_name(SERVICE).await?["Spec"].clone();
     let from = watcher.serving().values().next().map(|task| task.node.clone()).context("no replica")?;
-    hand.run(&["migrate", SERVICE, "--from", hand.stage.cluster.name(&from), "--no-wait"]).await?.ends(DONE)?;
+    hand.run(&["migrate", SERVICE, "--from", hand.stage.cluster.name(&from), "--no-wait"])
+        .await?
+        .ends(DONE)?;
     hand.run(&["uninstall", "--yes"]).await?.ends(DONE)?.says("nothing of SwarmGuard is left")?;
     let mut left = Vec::new();
     for (path, what) in [("/services", "service"), ("/tasks", "task"), ("/networks", "network")] {
@@ -323,10 +334,15 @@ async fn gone_in_the_middle(hand: &Hand<'_>, watcher: &Watcher) -> Result<()> {
         let found = swarm.get(&format!("{path}?filters={filters}")).await?;
         let running = |one: &&Value| what != "task" || one["Status"]["State"] == "running";
         let found = found.as_array().into_iter().flatten().filter(running);
-        left.extend(found.map(|one| format!("{what} {}", one["ID"].as_str().or(one["Id"].as_str()).unwrap_or_default())));
+        left.extend(
+            found.map(|one| {
+                format!("{what} {}", one["ID"].as_str().or(one["Id"].as_str()).unwrap_or_default())
+            }),
+        );
     }
     for kind in ["configs", "secrets"] {
-        let found = swarm.get(&format!("/{kind}?filters={}", filter(&json!({"name": ["swarmguard-"]})))).await?;
+        let found =
+            swarm.get(&format!("/{kind}?filters={}", filter(&json!({"name": ["swarmguard-"]})))).await?;
         let names = found.as_array().into_iter().flatten().filter_map(|one| one["Spec"]["Name"].as_str());
         left.extend(names.map(|name| format!("{kind} {name}")));
     }
