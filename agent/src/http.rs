@@ -1,4 +1,4 @@
-//! The HTTP interface: `GET /metrics/containers` (JSON), `/metrics` (Prometheus), `/healthz`.
+//! The HTTP interface: `GET /metrics/containers` (JSON), `/metrics` and `/metrics/detail` (Prometheus), `/healthz`.
 
 use std::{
     net::SocketAddr,
@@ -16,7 +16,7 @@ use axum::{
 use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
 use swarmguard_common::time::Time;
-use swarmguard_runtime::{clock, http::serve_figures};
+use swarmguard_runtime::{clock, exposition::CONTENT_TYPE, http::serve_figures};
 
 use crate::{metrics, sampler::Vitals, uplink::Shared};
 
@@ -99,12 +99,14 @@ pub struct Health {
 
 /// All routes.
 pub fn router(served: Served) -> Router {
-    let text = get(prometheus).with_state((served.clone(), Arc::default()));
+    let text = |write: Write| get(prometheus).with_state((served.clone(), write, Arc::default()));
+    let (summary, detail) = (text(metrics::summary), text(metrics::containers));
     Router::new()
         .route("/metrics/containers", get(containers))
         .route("/healthz", get(healthz))
         .with_state(served)
-        .route("/metrics", text)
+        .route("/metrics", summary)
+        .route("/metrics/detail", detail)
 }
 
 /// Serves until the process ends.
@@ -145,34 +147,28 @@ pub fn figures(shared: &Shared) -> Containers {
     }
 }
 
-/// The newest text of `/metrics`, and until when it is given out.
+/// The newest text, and until when it is given out.
 type Text = Arc<Mutex<Option<(Time, String)>>>;
+/// Writes it.
+type Write = fn(&Served) -> String;
 
-async fn prometheus(State((served, newest)): State<(Served, Text)>) -> impl IntoResponse {
-    match fresh_text(&served, &newest) {
-        Ok(text) => {
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            (StatusCode::OK, [(header::CONTENT_TYPE, kind)], text)
-        }
-        Err(error) => {
-            (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], error.to_string())
-        }
-    }
+async fn prometheus(State((served, write, newest)): State<(Served, Write, Text)>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], fresh_text(&served, write, &newest))
 }
 
-fn fresh_text(served: &Served, newest: &Text) -> Result<String, std::fmt::Error> {
+fn fresh_text(served: &Served, write: Write, newest: &Text) -> String {
     // Held while it is written, so that many who ask at once cost one text.
     let mut newest = newest.lock().unwrap_or_else(PoisonError::into_inner);
     let began = clock::now();
     if let Some((until, text)) = newest.as_ref()
         && began < *until
     {
-        return Ok(text.clone());
+        return text.clone();
     }
-    let text = metrics::encode(served)?;
+    let text = write(served);
     let now = clock::now();
     *newest = Some((now + now.since(began) * REST, text.clone()));
-    Ok(text)
+    text
 }
 
 async fn healthz(State(served): State<Served>) -> (StatusCode, Json<Health>) {

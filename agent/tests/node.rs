@@ -187,14 +187,18 @@ async fn a_node_with_both_cgroup_drivers_is_sampled_and_shown() {
     assert!(head.starts_with("HTTP/1.0 200") && body.contains("\"ok\""), "{head} {body}");
     let (_, metrics) = get(node.served(), "/metrics").await;
     for wanted in [
-        "container_cpu_utilisation_ratio{",
-        "resident_memory_bytes",
-        "sampling_interval_seconds",
-        "dropped_total",
+        "service_containers{service=\"web\"} 1\n",
+        "service_memory_working_set_bytes{service=\"web\"} 67108864\n",
+        "service_cpu_seconds_total{service=\"web\"} ",
+        "process_resident_memory_bytes ",
+        "sampling_interval_seconds ",
+        "dropped_total{queue=\"alerts\"} 0\n",
     ] {
         assert!(metrics.contains(wanted), "{wanted} is missing in\n{metrics}");
     }
-    assert!(metrics.ends_with("# EOF\n"));
+    assert!(metrics.ends_with("# EOF\n") && !metrics.contains("container_cpu"), "{metrics}");
+    let (_, detail) = get(node.served(), "/metrics/detail").await;
+    assert!(detail.contains("swarmguard_agent_container_cpu_seconds_total{service=\"web\","), "{detail}");
 
     // Restarted: the same name and another cgroup.
     let before = node.shared.lock().handle_of(&id('b'));

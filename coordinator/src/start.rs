@@ -282,7 +282,8 @@ impl Freshness {
     async fn keep(mut self) {
         let mut stamp = Identity::stamp(&self.source);
         loop {
-            self.metrics.certificate_left.set(self.identity.valid_for().as_secs_f64());
+            #[expect(clippy::cast_precision_loss, reason = "seconds need no more than 53 bits")]
+            self.metrics.certificate_expiry.set(self.identity.own.expires_at as f64);
             self.warn();
             tokio::time::sleep(CERTIFICATE_RHYTHM).await;
             let now = Identity::stamp(&self.source);

@@ -16,6 +16,7 @@ use swarmguard_common::{
 use swarmguard_core::brain::{
     ActionStatus, AlertStatus, Brain, ContainerStatus, LeaseStatus, NodeStatus, ServiceStatus,
 };
+use swarmguard_runtime::exposition::CONTENT_TYPE;
 
 use super::{Api, problem::Problem};
 use crate::{
@@ -318,6 +319,5 @@ pub(super) async fn openapi() -> Response {
 }
 
 pub(super) async fn metrics(State(api): State<Api>) -> Response {
-    let kind = [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
-    (kind, api.0.metrics.text()).into_response()
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], api.0.metrics.text()).into_response()
 }

@@ -40,7 +40,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::{
     crowd::{Crowd, Place},
-    metrics::{Metrics, PeerLabel},
+    metrics::Metrics,
 };
 use hub::Hub;
 use refusal::{Reason, Refusals};
@@ -250,16 +250,14 @@ impl Ingest {
             Err(_) => self.refusals.note(from, Reason::HelloTimeout, "it did not introduce itself in time"),
             Ok(None) => {}
             Ok(Some(Guest::Agent(guest))) => {
-                let label = PeerLabel { peer: "agent".into() };
-                self.metrics.peers.get_or_create(&label).inc();
+                self.metrics.agents.inc();
                 self.agent(guest).await;
-                self.metrics.peers.get_or_create(&label).dec();
+                self.metrics.agents.dec();
             }
             Ok(Some(Guest::Balancer(guest))) => {
-                let label = PeerLabel { peer: "balancer".into() };
-                self.metrics.peers.get_or_create(&label).inc();
+                self.metrics.balancers.inc();
                 self.balancer(guest).await;
-                self.metrics.peers.get_or_create(&label).dec();
+                self.metrics.balancers.dec();
             }
         }
     }
