@@ -13,7 +13,7 @@ use swarmguard_runtime::{
     identity::Source,
 };
 
-use crate::uplink::addresses::Wanted;
+use crate::{drill::Drill, uplink::addresses::Wanted};
 
 /// Samples this node's containers and alerts SwarmGuard's coordinators
 #[derive(Clone, Debug, Parser)]
@@ -40,6 +40,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make a fault and hold it, for `swarmguard drill`; it ends with this process
+    Drill(Drill),
 }
 
 /// All settings.

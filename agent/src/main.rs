@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use swarmguard_agent::{
     config::{Cli, Command},
-    doctor,
+    doctor, drill,
     http::HEALTH_NAME,
     run,
 };
@@ -29,6 +29,10 @@ fn begin() -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::Doctor { json }) => runtime()?.block_on(doctor::run(&cli.settings, json)),
+        Some(Command::Drill(what)) => {
+            runtime()?.block_on(drill::run(what, cli.settings.docker.0.as_deref()))?;
+            Ok(ExitCode::SUCCESS)
+        }
         Some(Command::Run) | None => {
             privileges::forgo_new().context("cannot forgo new privileges")?;
             logging::to_stderr(&cli.settings.log, cli.settings.log_json)?;

@@ -136,11 +136,11 @@ impl Service<'_> {
                 "configs" => container["Configs"] = list(value, |config| self.config(config))?,
                 "networks" => template["Networks"] = list(value, |name| self.network(name))?,
                 "logging" => {
-                    template["LogDriver"] = json!({"Name": value["driver"], "Options": value["options"]})
+                    template["LogDriver"] = json!({"Name": value["driver"], "Options": value["options"]});
                 }
                 "ports" => {
                     spec["EndpointSpec"] =
-                        json!({"Mode": "vip", "Ports": list(value, |port| Ok(port_of(port)))?})
+                        json!({"Mode": "vip", "Ports": list(value, |port| Ok(port_of(port)))?});
                 }
                 "deploy" => deploy(value, &mut spec, &mut template)?,
                 other => return Err(format!("{other} is not known")),

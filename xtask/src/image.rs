@@ -193,6 +193,8 @@ fn build(which: &[Which], how: Build, target: &str, out: &Path, install: bool) -
         wanted.push((recipe.package, recipe.binary));
         if recipe.which == Which::WebStress {
             wanted.extend(PROGRAMS.map(|program| (recipe.package, program)));
+            // What scenarios are played with by hand.
+            wanted.push(("swarmguard-ctl", "swarmguard"));
         }
     }
     let binaries = programs::compile(&wanted, how, target)?;

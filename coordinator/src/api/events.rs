@@ -20,7 +20,7 @@ use super::{
     Api, MAX_STREAMS, MAX_STREAMS_PER_ADDRESS, Via,
     access::Reason,
     problem::Problem,
-    read::{Kinds, query},
+    read::{self, Kinds, query},
 };
 use crate::journal::{self, Journal, MAX_READ, kind_word};
 
@@ -57,6 +57,7 @@ pub(super) async fn stream(
     uri: Uri,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
     let Wanted { since, kind, kinds, service, node } = query(&uri)?;
+    let since = read::after(since)?;
     let via = via.as_ref().map(|Extension(via)| via);
     let too_many = |detail: String| {
         let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_streams", detail);
