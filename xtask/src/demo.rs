@@ -60,7 +60,7 @@ pub struct Args {
     #[arg(long, default_value = "demo")]
     name: String,
     /// What the replica is told once traffic flows, in the scenario heat
-    #[arg(long, default_value = "/stress/cpu?target=45&duration=600&ramp=1")]
+    #[arg(long, default_value = "/stress/cpu?target=60&duration=600&ramp=1")]
     heat: String,
     /// Only this part of the scenario balance: spread, move, scale, coordinators, outage; may be given several times
     #[arg(long = "part", value_name = "PART")]

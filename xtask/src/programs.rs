@@ -69,7 +69,7 @@ fn directory(build: Build, target: &str) -> PathBuf {
 /// # Errors
 /// Where cargo fails.
 pub fn compile(binaries: &[(&str, &str)], build: Build, target: &str) -> Result<PathBuf> {
-    let mut command = match build {
+    let command = match build {
         Build::Release => static_cargo_for("build", target),
         Build::Dev | Build::Tested => {
             ensure!(target == HOST, "--build dev is for this machine only, not for {target}");
@@ -78,9 +78,19 @@ pub fn compile(binaries: &[(&str, &str)], build: Build, target: &str) -> Result<
             command
         }
     };
-    if build == Build::Tested {
-        // The features of a library are what all selected targets ask for: another selection, and `regex-syntax` with all
-        // that stands on it would be compiled a second time.
+    eprintln!("programs: {} build", build.name());
+    run(command, binaries, build == Build::Tested)?;
+    Ok(directory(build, target))
+}
+
+/// Has `command`, a `cargo build`, build the binaries named, as (package, binary), in one go; `with_tests`, all binaries and
+/// tests that there are. The features of a library are what all selected targets ask for: after the tests another
+/// selection would compile `regex-syntax`, and all that stands on it, a second time.
+///
+/// # Errors
+/// Where cargo fails.
+pub fn run(mut command: Command, binaries: &[(&str, &str)], with_tests: bool) -> Result<()> {
+    if with_tests {
         command.args(["--bins", "--tests"]);
     } else {
         let mut packages: Vec<&str> = binaries.iter().map(|(package, _)| *package).collect();
@@ -93,10 +103,10 @@ pub fn compile(binaries: &[(&str, &str)], build: Build, target: &str) -> Result<
         }
     }
     let names: Vec<&str> = binaries.iter().map(|(_, binary)| *binary).collect();
-    eprintln!("programs: building {} ({})", names.join(", "), build.name());
+    eprintln!("programs: building {}", names.join(", "));
     let status = command.status().context("cannot start cargo")?;
     ensure!(status.success(), "cargo build of {} failed ({status})", names.join(", "));
-    Ok(directory(build, target))
+    Ok(())
 }
 
 /// A cargo command that makes static release programs for this machine.
@@ -104,7 +114,8 @@ pub fn static_cargo(verb: &str) -> Command {
     static_cargo_for(verb, HOST)
 }
 
-fn static_cargo_for(verb: &str, target: &str) -> Command {
+/// The same for another target.
+pub fn static_cargo_for(verb: &str, target: &str) -> Command {
     let root = root();
     let mut cargo = cargo();
     // A directory of its own: other flags in the usual one would rebuild everything at every turn.

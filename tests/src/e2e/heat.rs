@@ -11,9 +11,10 @@ use super::stage::Stage;
 use crate::cluster::Node;
 use crate::http::{Endpoint, text};
 
-/// Per cent of a node's CPU that a replica is told to use. Alone it leaves the node room: SwarmGuard moves a replica only
-/// from a node that is short, and only to one that is not short with it.
-pub const HEAT: &str = "/stress/cpu?target=45&duration=600&ramp=1";
+/// Per cent of a node's CPU that a replica is told to use: twice its threshold, so that it stays over that also where it
+/// has to share. Alone it leaves the node room: SwarmGuard moves a replica only from a node that is short, and only to one
+/// that is not short with it.
+pub const HEAT: &str = "/stress/cpu?target=60&duration=600&ramp=1";
 /// Per cent of a node's CPU that a neighbour uses, which is no service and whose node it is as much as the replica's.
 /// Together with the replica and the engine it makes the node short.
 const NEIGHBOUR: u32 = 45;

@@ -34,7 +34,9 @@ impl Web {
             ("swarmguard.enable", "true"),
             ("swarmguard.migrate", "surge"),
             // Less than a replica is told to use, more than the engine's health checks take on an emulated node.
-            ("swarmguard.cpu.high", "35"),
+            ("swarmguard.cpu.high", "30"),
+            // It can do all that it ever will once it answers.
+            ("swarmguard.warm-up", "2s"),
             ("swarmguard.network.mbps", "200"),
             ("swarmguard.cooldown", "60s"),
         ];
