@@ -157,7 +157,10 @@ impl<S: SwarmApi> Runner<S> {
                 _ = rhythm.tick() => self.beat(),
                 () = tokio::time::sleep(wait) => self.input(Input::Tick),
                 // The hub lives as long as this loop.
-                Ok(()) = stirs.changed() => self.tell_routes(false),
+                Ok(()) = stirs.changed() => {
+                    self.tell_routes(false);
+                    self.input(Input::Answering(self.parts.hub.answering(clock::now())));
+                }
                 Some((id, result)) = self.answers.1.recv() => self.answered(id, result),
                 Some(reading) = readings.recv() => self.read(reading),
                 Some(request) = self.requests.recv() => self.request(request),

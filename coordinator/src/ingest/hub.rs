@@ -24,6 +24,10 @@ use tokio::sync::{mpsc, watch};
 const MAX_BALANCERS: usize = 256;
 /// Drain and resume messages that wait for one balancer; one that reads no faster is disconnected.
 const URGENT_QUEUE: usize = 64;
+/// Answers of a replica, over all balancers, after which it is known to answer.
+const ANSWERS: u64 = 3;
+/// Figures of balancers count for this long; they come once a second.
+const FRESH: Duration = Duration::from_secs(5);
 
 /// The balancers.
 #[derive(Debug)]
@@ -229,6 +233,24 @@ impl Hub {
             let before = before.filter(|before| before.uptime_ms < newest.uptime_ms);
             balancer.figures = Some(Figures { at, newest, before });
         }
+        // An action may wait for the answers of a replica.
+        self.stir();
+    }
+
+    /// Replicas that answered at least [`ANSWERS`] requests of balancers, by figures that are fresh.
+    pub fn answering(&self, now: Time) -> BTreeSet<TaskId> {
+        let state = self.state();
+        let fresh = state.balancers.values().filter_map(|one| one.figures.as_ref());
+        let fresh = fresh.filter(|figures| now - figures.at < FRESH);
+        let mut answers = BTreeMap::<&TaskId, u64>::new();
+        for replica in
+            fresh.flat_map(|figures| &figures.newest.services).flat_map(|service| &service.replicas)
+        {
+            let open = u64::from(replica.in_flight);
+            let answered = replica.requests.saturating_sub(replica.failures).saturating_sub(open);
+            *answers.entry(&replica.task).or_default() += answered;
+        }
+        answers.into_iter().filter(|(_, answers)| *answers >= ANSWERS).map(|(task, _)| task.clone()).collect()
     }
 
     /// All balancers by name: whether connected, and their figures.
@@ -323,6 +345,27 @@ mod tests {
         assert!(!waiting.is_finished(), "another task was drained");
         hub.drained(two.id, &[task("a")]);
         assert!(waiting.await.expect("no panic").is_empty());
+    }
+
+    #[test]
+    fn a_replica_answers_once_fresh_figures_of_balancers_say_so_together() {
+        use swarmguard_common::wire::routes::{ReplicaState, ReplicaStats, ServiceStats};
+        let hub = Hub::default();
+        let (one, two) = (hub.join("one").expect("room"), hub.join("two").expect("room"));
+        let at = Time::from_millis(60_000);
+        let tell = |seat: &Seat, requests, failures, in_flight| {
+            let (task, state) = (task("a"), ReplicaState::Serving);
+            let (p50_us, p99_us) = (None, None);
+            let a = ReplicaStats { task, state, requests, failures, in_flight, p50_us, p99_us };
+            let services =
+                vec![ServiceStats { name: "web".into(), replicas: vec![a], ..ServiceStats::default() }];
+            hub.figures(seat.id, BalancerStats { uptime_ms: 1, ready: true, connections: 0, services }, at);
+            hub.answering(at).into_iter().collect::<Vec<_>>()
+        };
+        assert!(tell(&one, 9, 9, 0).is_empty(), "failures are no answers");
+        assert!(tell(&one, 9, 4, 3).is_empty(), "nor are open requests");
+        assert_eq!(tell(&two, 1, 0, 0), [task("a")]);
+        assert!(hub.answering(at + Duration::from_secs(6)).is_empty(), "balancers that fell silent");
     }
 
     #[tokio::test]

@@ -371,7 +371,7 @@ impl Brain {
         action::lose_target(object, &node, &reason)
     }
 
-    /// Whether all that an action added was seen answering requests since: its agent counts them.
+    /// Whether all that an action added was seen answering requests since: by its agent, or by balancers.
     fn answers(&self, record: &Record, snapshot: &Snapshot, now: Time) -> bool {
         let Some(service) = record.service.as_ref().filter(|_| record.state == State::Marking) else {
             return false;
@@ -382,7 +382,7 @@ impl Brain {
         added.peek().is_some()
             && added.all(|task| {
                 let load = self.replica_load(now, &task.id);
-                load.is_some_and(|load| load.latency_us.is_some())
+                self.answering.contains(&task.id) || load.is_some_and(|load| load.latency_us.is_some())
             })
     }
 

@@ -1,11 +1,11 @@
 //! What goes into the brain, and what comes out of it besides commands and journal entries.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 pub use swarmguard_common::api::Accepted;
 use swarmguard_common::{
-    domain::{NodeId, ServiceId},
+    domain::{NodeId, ServiceId, TaskId},
     labels::Thresholds,
 };
 
@@ -61,6 +61,8 @@ pub enum Input {
         /// How.
         result: CommandResult,
     },
+    /// Replicas that balancers got answers from, all that they know now: what was said before holds no longer.
+    Answering(BTreeSet<TaskId>),
     /// Time passed: the deadline from `poll_timeout` is here.
     Tick,
 }

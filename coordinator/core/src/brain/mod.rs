@@ -24,7 +24,7 @@ use std::{
 };
 
 use swarmguard_common::{
-    domain::{Edge, NodeId, ServiceId},
+    domain::{Edge, NodeId, ServiceId, TaskId},
     journal::Entry,
     time::Time,
 };
@@ -99,6 +99,8 @@ pub struct Brain {
     acting: Acting,
     /// Whose turn it is to act.
     turn: Turn,
+    /// Replicas that balancers got answers from, as last said.
+    answering: BTreeSet<TaskId>,
     next_round: Option<Time>,
     /// When something was last done or heard whose effect Swarm may show only a moment later.
     happened: Option<Time>,
@@ -124,6 +126,7 @@ impl Brain {
             leases: BTreeMap::new(),
             acting: Acting::default(),
             turn: Turn::Nobody(crate::acting::Cause::NotRead),
+            answering: BTreeSet::new(),
             next_round: None,
             happened: None,
         }
@@ -148,6 +151,7 @@ impl Brain {
             }
             Input::Agent(input) => self.hear(now, input),
             Input::Answer { id, result } => self.answered(now, id, result),
+            Input::Answering(tasks) => self.answering = tasks,
             Input::Tick => {}
         }
         if self.next_round.is_none_or(|next| now >= next) {

@@ -11,6 +11,7 @@ use crate::e2e::service::Web;
 use crate::e2e::stage::{Stage, until};
 use crate::e2e::trial::Trial;
 use crate::engine::Engine;
+use crate::tasks::Seen;
 
 /// Label of an action record that says how far the action is.
 const STATE: &str = "swarmguard.state";
@@ -20,13 +21,34 @@ pub async fn at(stage: &Stage, port: u16, phase: &str) -> Result<()> {
     let web = Web::new(&format!("killed-{phase}"), &stage.image("web-stress")?.id, port);
     let trial = Trial::begin(stage, &web, RATE_HZ).await?;
     let (victim, hot) = stage.victim(&trial.watcher.serving())?;
-    trial.heat_crowded(&hot, HEAT).await?;
+    kill_and_finish(trial, &victim, &hot, phase).await
+}
+
+/// The same where the replica leaves the node that the coordinator itself runs on, which a pause would keep from coming
+/// back.
+pub async fn on_its_own_node(stage: &Stage, port: u16, phase: &str) -> Result<()> {
+    let mut web = Web::new(&format!("killed-own-{phase}"), &stage.image("web-stress")?.id, port);
+    web.replicas = stage.cluster.nodes.len() as u64;
+    let trial = Trial::begin(stage, &web, RATE_HZ).await?;
+    let own = &stage.cluster.manager().id;
+    let (victim, hot) = trial
+        .watcher
+        .serving()
+        .into_iter()
+        .find(|(_, task)| task.node == *own)
+        .with_context(|| format!("no replica serves on the manager\n{}", trial.picture()))?;
+    kill_and_finish(trial, &victim, &hot, phase).await
+}
+
+async fn kill_and_finish(trial: Trial<'_>, victim: &str, hot: &Seen, phase: &str) -> Result<()> {
+    let stage = trial.stage;
+    trial.heat_crowded(hot, HEAT).await?;
     let seen = reaches(stage.cluster.swarm(), &trial.service, phase)
         .await
         .map_err(|error| error.context(trial.picture()))?;
     kill_coordinator(&stage.cluster.manager().engine).await?;
     // Finished or undone: in both cases the replica stays hot until it has moved in the end.
-    trial.moved(&victim, MOVES).await.with_context(|| format!("killed when the record said {seen}"))?;
+    trial.moved(victim, MOVES).await.with_context(|| format!("killed when the record said {seen}"))?;
     stage.ready(Duration::from_secs(120)).await?;
     trial.settled(SETTLES).await.with_context(|| format!("killed when the record said {seen}"))?;
     end(trial).await
@@ -62,7 +84,7 @@ async fn record_state(swarm: &Engine, name: &str) -> Result<Option<String>> {
 }
 
 /// SIGKILL, as a crash or an out-of-memory kill would.
-async fn kill_coordinator(engine: &Engine) -> Result<()> {
+pub(super) async fn kill_coordinator(engine: &Engine) -> Result<()> {
     let running = engine.running_of("swarmguard_coordinator").await?;
     let id = running.first().context("no coordinator runs here")?;
     engine.post(&format!("/containers/{id}/kill?signal=KILL"), &Value::Null).await?;

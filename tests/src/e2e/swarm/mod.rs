@@ -43,6 +43,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "observe", play: |stage, port| Box::pin(refusals::observe(stage, port)) },
     Scenario { name: "no-healthcheck", play: |stage, port| Box::pin(refusals::no_healthcheck(stage, port)) },
     Scenario { name: "stale-alert", play: |stage, port| Box::pin(refusals::stale_alert(stage, port)) },
+    Scenario { name: "paused", play: |stage, port| Box::pin(refusals::paused(stage, port)) },
     Scenario { name: "scale", play: |stage, port| Box::pin(changes::scales_both_ways(stage, port)) },
     Scenario { name: "drain", play: |stage, port| Box::pin(changes::drains_and_returns(stage, port)) },
     Scenario { name: "killed-leased", play: |stage, port| Box::pin(kill::at(stage, port, "leased")) },
@@ -50,6 +51,14 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "killed-marking", play: |stage, port| Box::pin(kill::at(stage, port, "marking")) },
     Scenario { name: "killed-draining", play: |stage, port| Box::pin(kill::at(stage, port, "draining")) },
     Scenario { name: "killed-over", play: |stage, port| Box::pin(kill::at(stage, port, "over")) },
+    Scenario {
+        name: "killed-own-surging",
+        play: |stage, port| Box::pin(kill::on_its_own_node(stage, port, "surging")),
+    },
+    Scenario {
+        name: "killed-own-draining",
+        play: |stage, port| Box::pin(kill::on_its_own_node(stage, port, "draining")),
+    },
 ];
 
 /// The one that ends with SwarmGuard removed, and so is played after all others.

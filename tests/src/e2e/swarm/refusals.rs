@@ -5,8 +5,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use swarmguard_common::journal::Kind;
+use swarmguard_runtime::clock::now;
 
-use super::{HEAT, RATE_HZ, SAYS, end};
+use super::{HEAT, MOVES, RATE_HZ, SAYS, SETTLES, end, kill};
 use crate::e2e::service::Web;
 use crate::e2e::stage::{Stage, until};
 use crate::e2e::trial::Trial;
@@ -75,6 +76,34 @@ pub async fn stale_alert(stage: &Stage, port: u16) -> Result<()> {
         entry.kind == Kind::Decision && entry.task.as_ref().is_some_and(|task| task.as_str() == victim)
     });
     ensure!(decided.is_none(), "decided about a replica that was to go: {decided:?}\n{}", trial.picture());
+    end(trial).await
+}
+
+/// How long an operator's pause is looked at: three times as long as the one that lifted itself once.
+const PAUSED: Duration = Duration::from_secs(90);
+
+/// A service that an operator paused stays where it is, also when its coordinator dies, until the operator resumes it.
+pub async fn paused(stage: &Stage, port: u16) -> Result<()> {
+    let token = stage.token.as_deref().context("a pause needs the operator's token: add --token-file")?;
+    let web = Web::new("paused", &stage.image("web-stress")?.id, port);
+    let trial = Trial::begin(stage, &web, RATE_HZ).await?;
+    let (victim, hot) = stage.victim(&trial.watcher.serving())?;
+    stage.coordinator.command(token, "pause", &json!({"service": "paused"})).await?;
+    let since = now();
+    let before = versions(stage, &trial).await?;
+    trial.heat_crowded(&hot, HEAT).await?;
+    let paused = |entry: &swarmguard_common::journal::Entry| {
+        entry.kind == Kind::Refusal && entry.rule.as_deref() == Some("paused")
+    };
+    trial.entry("refused, because it is paused", SAYS, paused).await?;
+    kill::kill_coordinator(&stage.cluster.manager().engine).await?;
+    stage.ready(Duration::from_secs(120)).await?;
+    tokio::time::sleep(PAUSED.saturating_sub(now() - since)).await;
+    let after = versions(stage, &trial).await?;
+    ensure!(after == before, "a paused service was touched:\n{before}\n{after}\n{}", trial.picture());
+    stage.coordinator.command(token, "resume", &json!({"service": "paused"})).await?;
+    trial.moved(&victim, MOVES).await.context("after it was resumed")?;
+    trial.settled(SETTLES).await?;
     end(trial).await
 }
 
