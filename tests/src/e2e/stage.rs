@@ -130,6 +130,8 @@ impl Stage {
         // Four seconds are for emulated nodes, where a check is expensive.
         if check.get("Interval").is_some() {
             check["Interval"] = json!(1_000_000_000_u64);
+            // Else engines from 25 on wait five seconds for the first check; earlier ones do not know it.
+            check["StartInterval"] = json!(1_000_000_000_u64);
         }
         // Virtual addresses need IPVS as well; balancers take the replicas' own.
         spec["EndpointSpec"] = json!({"Mode": "dnsrr"});

@@ -43,6 +43,9 @@ pub struct Args {
     /// Docker Engine's version
     #[arg(long, value_enum, default_value_t = Engine::default())]
     engine: Engine,
+    /// How the programs are built; only release ones are the product
+    #[arg(long, value_enum, default_value_t = Build::Release)]
+    build: Build,
     /// Take the images and programs that an earlier run has built
     #[arg(long)]
     no_build: bool,
@@ -63,9 +66,9 @@ pub struct Args {
 pub fn run(args: &Args, root: &Path) -> Result<ExitCode> {
     let progress = Progress::start("migrate");
     let images = if args.no_build {
-        image::built(Build::Release)?
+        image::built(args.build)?
     } else {
-        image::build_default(&[], Build::Release, args.install.allowed())?
+        image::build_default(&[], args.build, args.install.allowed())?
     };
     let options = cluster::Options {
         name: args.name.clone(),
@@ -95,7 +98,7 @@ fn measure(
     let operator = deploy::balanced(cluster, images, &progress)?;
     drop(progress);
     let json = root.join("target/bench/migrate.json");
-    let mut e2e = deploy::e2e(cluster, Build::Release)?;
+    let mut e2e = deploy::e2e(cluster, args.build)?;
     e2e.arg("--token-file").arg(operator).arg("migrate");
     e2e.arg("--on-network").arg(deploy::NETWORK).arg("--rate").arg(args.rate.to_string());
     for (name, value) in
