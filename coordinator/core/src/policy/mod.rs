@@ -162,7 +162,7 @@ mod constant {
     /// So much more than the replicas are to carry is no reason to add one.
     pub const TOLERANCE: f64 = 1.1;
     /// So much more is clearly more, and no chance.
-    pub const CLEARLY: f64 = 1.25;
+    pub const CLEARLY: f64 = 1.15;
     /// A replica that uses this much of what it may have is at its limit.
     pub const SATURATED: f64 = 0.95;
     /// Tasks at their limit that wait for this share of the time have far too little.

@@ -89,7 +89,7 @@ impl<'a> Round<'a> {
             "{} is short: {:.0} % of its {what} is in use; of all that may leave it this brings most, {:.0} points",
             node.hostname,
             of * 100.0,
-            gained * 100.0
+            gained.min(1.0) * 100.0
         );
         let mut verdict = self.go(service, policy, Rule::Relief, &certain, text, &target);
         verdict.observed = self.situation.observe || policy.observe;
