@@ -11,7 +11,7 @@ use std::{
 
 use swarmguard_agent::{
     discovery::scan,
-    http::{self, Served},
+    http::{self, Access, Served},
     model::Capacity,
     sampler::{Sampler, Vitals},
     sources::network::Networks,
@@ -118,9 +118,9 @@ fn id(digit: char) -> ContainerId {
 async fn get(served: Served, path: &str) -> (String, String) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound");
-    let server = tokio::spawn(http::serve(listener, served));
+    let server = tokio::spawn(http::serve(listener, served, Access::default()));
     let mut stream = tokio::net::TcpStream::connect(address).await.expect("connected");
-    let request = format!("GET {path} HTTP/1.0\r\nHost: x\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("sent");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.expect("an answer");
@@ -187,14 +187,18 @@ async fn a_node_with_both_cgroup_drivers_is_sampled_and_shown() {
     assert!(head.starts_with("HTTP/1.0 200") && body.contains("\"ok\""), "{head} {body}");
     let (_, metrics) = get(node.served(), "/metrics").await;
     for wanted in [
-        "container_cpu_utilisation_ratio{",
-        "resident_memory_bytes",
-        "sampling_interval_seconds",
-        "dropped_total",
+        "service_containers{service=\"web\"} 1\n",
+        "service_memory_working_set_bytes{service=\"web\"} 67108864\n",
+        "service_cpu_seconds_total{service=\"web\"} ",
+        "process_resident_memory_bytes ",
+        "sampling_interval_seconds ",
+        "dropped_total{queue=\"alerts\"} 0\n",
     ] {
         assert!(metrics.contains(wanted), "{wanted} is missing in\n{metrics}");
     }
-    assert!(metrics.ends_with("# EOF\n"));
+    assert!(metrics.ends_with("# EOF\n") && !metrics.contains("container_cpu"), "{metrics}");
+    let (_, detail) = get(node.served(), "/metrics/detail").await;
+    assert!(detail.contains("swarmguard_agent_container_cpu_seconds_total{service=\"web\","), "{detail}");
 
     // Restarted: the same name and another cgroup.
     let before = node.shared.lock().handle_of(&id('b'));

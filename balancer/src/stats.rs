@@ -1,19 +1,16 @@
-//! What is counted, and how it is shown: the proposal's JSON and Prometheus text.
+//! What is counted, and the proposal's JSON of it; for Prometheus it is written in `scrape`.
 //!
 //! Each worker has counters of its own, on cache lines of its own; they are added up when somebody asks.
 
-use std::{
-    fmt::Write as _,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 use serde_json::json;
 use swarmguard_common::time::Time;
 
-use crate::{histogram::BOUNDS_US, process, proxy::Global, routing::Table};
+use crate::routing::Table;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
@@ -101,6 +98,8 @@ counters! {
     shed,
     /// HTTP/2 answers given up, because the client does not read.
     unread,
+    /// Requests ended because their client stood still and another one needed the place.
+    cut_for_room,
     /// Idle connections closed to make room for others.
     evicted,
     /// Client connections accepted.
@@ -199,193 +198,6 @@ impl Stats {
         });
         document.to_string()
     }
-
-    /// Prometheus text, version 0.0.4.
-    pub fn prometheus(&self, global: &Global, now: Time) -> String {
-        let totals = self.totals();
-        let table = global.table.load();
-        let mut text = String::with_capacity(16_384);
-        worker_families(&mut text, &totals);
-        gauge(&mut text, "connections_open", totals.connections.saturating_sub(totals.connections_closed));
-        gauge(&mut text, "upgrades_open", totals.upgrades.saturating_sub(totals.upgrades_closed));
-        gauge(&mut text, "client_memory_bytes", global.memory.used());
-        gauge(&mut text, "client_memory_limit_bytes", global.memory.most());
-        gauge(&mut text, "ready", global.ready().into());
-        service_families(&mut text, &table);
-        histogram(&mut text, &table);
-        replica_families(&mut text, &table, now);
-        family(&mut text, "build_info", "gauge");
-        let _ =
-            writeln!(text, "swarmguard_balancer_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
-        process::write(&mut text);
-        text
-    }
-}
-
-fn family(text: &mut String, name: &str, kind: &str) {
-    let _ = writeln!(text, "# TYPE swarmguard_balancer_{name} {kind}");
-}
-
-fn gauge(text: &mut String, name: &str, value: u64) {
-    family(text, name, "gauge");
-    let _ = writeln!(text, "swarmguard_balancer_{name} {value}");
-}
-
-fn worker_families(text: &mut String, totals: &Totals) {
-    for (name, value) in [
-        ("requests", totals.requests),
-        ("requests_fast", totals.requests_fast),
-        ("retries", totals.retries),
-        ("stale_connections", totals.stale_connections),
-        ("connects", totals.connects),
-        ("replica_errors", totals.upstream_failures),
-        ("ejections", totals.ejections),
-        ("leases_expired", totals.leases_expired),
-        ("connections", totals.connections),
-        ("connections_evicted", totals.evicted),
-        ("tls_failures", totals.tls_failures),
-        ("upgrades", totals.upgrades),
-        ("picks_fresh", totals.picks_fresh),
-    ] {
-        family(text, &format!("{name}_total"), "counter");
-        let _ = writeln!(text, "swarmguard_balancer_{name}_total {value}");
-    }
-    let by_algorithm = totals.picks
-        - (totals.picks_fallback + totals.picks_exploration + totals.picks_sticky).min(totals.picks);
-    /// Name, label, and the values by the label's words.
-    type Labelled<'a> = (&'a str, &'a str, &'a [(&'a str, u64)]);
-    let labelled: [Labelled<'_>; 4] = [
-        (
-            "picks_total",
-            "reason",
-            &[
-                ("algorithm", by_algorithm),
-                ("fallback", totals.picks_fallback),
-                ("exploration", totals.picks_exploration),
-                ("sticky", totals.picks_sticky),
-            ],
-        ),
-        (
-            "refused_total",
-            "reason",
-            &[
-                ("no_route", totals.refused_no_route),
-                ("no_replica", totals.refused_no_replica),
-                ("full", totals.refused_full),
-                ("rate", totals.refused_rate),
-                ("client_rate", totals.refused_client_rate),
-                ("malformed", totals.refused_malformed),
-                ("client_timeout", totals.refused_client_timeout),
-                ("memory", totals.refused_memory),
-                ("address", totals.refused_address),
-            ],
-        ),
-        (
-            "failures_total",
-            "reason",
-            &[
-                ("unreachable", totals.failed_unreachable),
-                ("broken", totals.failed_broken),
-                ("unreadable", totals.failed_unreadable),
-                ("head_too_large", totals.failed_too_large),
-                ("timeout", totals.failed_timeout),
-            ],
-        ),
-        ("answers_cut_total", "reason", &[("memory", totals.shed), ("unread", totals.unread)]),
-    ];
-    for (name, label, values) in labelled {
-        family(text, name, "counter");
-        for (word, value) in values {
-            let _ = writeln!(text, "swarmguard_balancer_{name}{{{label}=\"{word}\"}} {value}");
-        }
-    }
-    // One pick in sixteen is timed.
-    family(text, "pick_duration_seconds", "summary");
-    let _ = writeln!(
-        text,
-        "swarmguard_balancer_pick_duration_seconds_sum {}",
-        seconds(totals.picks_timed_ns / 1_000)
-    );
-    let _ = writeln!(text, "swarmguard_balancer_pick_duration_seconds_count {}", totals.picks_timed);
-}
-
-fn histogram(text: &mut String, table: &Table) {
-    const NAME: &str = "swarmguard_balancer_first_byte_seconds";
-    family(text, "first_byte_seconds", "histogram");
-    for service in &table.services {
-        let name = escaped(&service.name);
-        let (counts, sum_us) = service.shared.first_byte.read();
-        let mut below = 0;
-        for (bound, count) in BOUNDS_US.iter().zip(counts) {
-            below += count;
-            let bound = seconds(*bound);
-            let _ = writeln!(text, "{NAME}_bucket{{service=\"{name}\",le=\"{bound}\"}} {below}");
-        }
-        below += counts[BOUNDS_US.len()];
-        let _ = writeln!(text, "{NAME}_bucket{{service=\"{name}\",le=\"+Inf\"}} {below}");
-        let _ = writeln!(text, "{NAME}_sum{{service=\"{name}\"}} {}", seconds(sum_us));
-        let _ = writeln!(text, "{NAME}_count{{service=\"{name}\"}} {below}");
-    }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "exact for three hundred years")]
-fn seconds(us: u64) -> f64 {
-    us as f64 / 1e6
-}
-
-fn replica_families(text: &mut String, table: &Table, now: Time) {
-    type Value = fn(&crate::replica::Replica, Time) -> u64;
-    let families: [(&str, &str, Value); 9] = [
-        ("replica_requests_total", "counter", |it, _| it.requests.load(Relaxed)),
-        ("replica_failures_total", "counter", |it, _| it.failures.load(Relaxed)),
-        ("replica_picks_total", "counter", |it, _| it.picks.load(Relaxed)),
-        ("replica_in_flight", "gauge", |it, _| it.in_flight().into()),
-        ("replica_in_flight_of_others", "gauge", |it, now| it.others(now).into()),
-        ("replica_ready", "gauge", |it, _| it.ready().into()),
-        ("replica_draining", "gauge", |it, _| it.draining().into()),
-        ("replica_sick", "gauge", |it, _| it.sick().into()),
-        ("replica_ejected", "gauge", |it, now| (it.gate(now) != crate::breaker::Gate::Closed).into()),
-    ];
-    for (name, kind, read) in families {
-        family(text, name, kind);
-        for service in &table.services {
-            let name_of = escaped(&service.name);
-            for replica in &service.replicas {
-                let (node, task, value) = (escaped(&replica.node), &replica.task, read(replica, now));
-                let labels = format!("service=\"{name_of}\",node=\"{node}\",task=\"{task}\"");
-                let _ = writeln!(text, "swarmguard_balancer_{name}{{{labels}}} {value}");
-            }
-        }
-    }
-}
-
-fn service_families(text: &mut String, table: &Table) {
-    type Value = fn(&crate::service::Shared) -> u64;
-    let families: [(&str, &str, Value); 4] = [
-        ("service_requests_total", "counter", |it| it.requests.load(Relaxed)),
-        ("service_refused_total", "counter", |it| it.refused.load(Relaxed)),
-        ("service_retries_total", "counter", |it| it.retries.load(Relaxed)),
-        ("service_waiting", "gauge", |it| it.waiting().into()),
-    ];
-    for (name, kind, read) in families {
-        family(text, name, kind);
-        for service in &table.services {
-            let (name_of, value) = (escaped(&service.name), read(&service.shared));
-            let _ = writeln!(text, "swarmguard_balancer_{name}{{service=\"{name_of}\"}} {value}");
-        }
-    }
-    family(text, "service_responses_total", "counter");
-    for service in &table.services {
-        let name = escaped(&service.name);
-        for (class, value) in (1..).zip(service.shared.responses()) {
-            let labels = format!("service=\"{name}\",class=\"{class}xx\"");
-            let _ = writeln!(text, "swarmguard_balancer_service_responses_total{{{labels}}} {value}");
-        }
-    }
-}
-
-fn escaped(label: &str) -> String {
-    label.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 #[expect(clippy::cast_precision_loss, reason = "shown to a few digits")]

@@ -169,7 +169,7 @@ fn create(model: &mut SwarmModel, number: usize) -> ServiceId {
     let mut labels = vec![("swarmguard.act-after", "1s"), ("swarmguard.network.mbps", "100")];
     if number % 4 != 3 {
         labels.push(("swarmguard.enable", "true"));
-        if number % 4 == 0 {
+        if number.is_multiple_of(4) {
             labels.extend([
                 ("swarmguard.lb.port", "8080"),
                 ("swarmguard.scale.min", "2"),

@@ -63,10 +63,12 @@ impl Glance {
         &self.swarm
     }
 
-    /// Takes in what the loop sees now.
-    pub fn publish(&self, overview: Overview) {
+    /// Takes in what the loop sees now, and answers it to be shared.
+    pub fn publish(&self, overview: Overview) -> Arc<Overview> {
         self.keep(&overview);
-        self.newest.send_replace(Some(Arc::new(overview)));
+        let overview = Arc::new(overview);
+        self.newest.send_replace(Some(Arc::clone(&overview)));
+        overview
     }
 
     /// Takes in what the balancers say.

@@ -6,7 +6,7 @@ mod words;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
@@ -34,14 +34,14 @@ use crate::{
     glance::Glance,
     ingest::{Event, Inputs, Outbox, hub::Hub},
     journal::{Journal, Notices},
-    metrics::{AlertLabel, Metrics, OutcomeLabel, ReasonLabel, RuleLabel, StateLabel, Words},
+    metrics::Metrics,
     routes,
     seam::SwarmApi,
     snapshots::{self, Reading},
 };
 pub use handle::{Busy, Facts, Handle};
 use handle::{OLDEST_READING, Request};
-use words::{condition_word, kind_of, lease_word, outcome_of};
+use words::{condition_word, edge_word, kind_of, lease_word, outcome_of};
 
 /// Commands carried out at the same time.
 const COMMANDS_AT_ONCE: usize = 8;
@@ -100,7 +100,6 @@ pub struct Runner<S> {
     left_out: u64,
     wish: watch::Sender<Wish>,
     slots: Arc<Semaphore>,
-    words: Words,
     gauges_at: Time,
     was_acting: bool,
     /// The turn that the journal was told, by its word.
@@ -126,7 +125,6 @@ impl<S: SwarmApi> Runner<S> {
             left_out: 0,
             wish: watch::Sender::new(Wish::Usual),
             slots: Arc::new(Semaphore::new(COMMANDS_AT_ONCE)),
-            words: Words::default(),
             gauges_at: Time::ZERO,
             was_acting: false,
             was_turn: "not_read",
@@ -222,6 +220,7 @@ impl<S: SwarmApi> Runner<S> {
                 }
                 self.facts.snapshot = Some(Arc::clone(&snapshot));
                 self.check_agents(&snapshot);
+                self.parts.metrics.snapshot(&snapshot);
                 self.input(Input::Snapshot(snapshot));
                 self.publish_routes(false);
                 self.tell_routes(false);
@@ -278,7 +277,7 @@ impl<S: SwarmApi> Runner<S> {
             left -= 1;
             next = if left > 0 { self.parts.inputs.events.try_recv().ok() } else { None };
         }
-        self.parts.metrics.judge_latency.observe(clock::now().since(began).as_secs_f64());
+        self.parts.metrics.judge_duration.observe([], clock::now().since(began).as_secs_f64());
     }
 
     fn reports(&mut self, first: AgentInput) {
@@ -331,7 +330,7 @@ impl<S: SwarmApi> Runner<S> {
         }
         let turn = self.parts.brain.turn();
         let word = turn.word();
-        self.parts.metrics.nobody_acts.set(turn.is_nobodys().into());
+        self.parts.metrics.nobody_acts.set(u8::from(turn.is_nobodys()).into());
         // What is unsure is so for a moment only.
         if word != self.was_turn && word != "unsure" {
             self.was_turn = word;
@@ -345,7 +344,7 @@ impl<S: SwarmApi> Runner<S> {
                 "this coordinator {} the one to act",
                 if acting { "is" } else { "is not" }
             );
-            self.parts.metrics.leader.set(acting.into());
+            self.parts.metrics.acting.set(u8::from(acting).into());
             if !acting {
                 // Whoever acts now says what drains; our marks would stay in the routes for ever.
                 self.parts.hub.forget_drains();
@@ -358,19 +357,16 @@ impl<S: SwarmApi> Runner<S> {
         let metrics = &self.parts.metrics;
         match entry.kind {
             Kind::Decision => {
-                let rule = self.words.admit(entry.rule.as_deref().unwrap_or(&entry.code));
-                metrics.decisions.get_or_create(&RuleLabel { rule }).inc();
+                metrics.decisions.inc([entry.rule.as_deref().unwrap_or(&entry.code)]);
             }
             Kind::Refusal => {
-                let reason = self.words.admit(entry.rule.as_deref().unwrap_or(&entry.code));
-                metrics.refusals.get_or_create(&ReasonLabel { reason }).inc();
+                metrics.refusals.inc([entry.rule.as_deref().unwrap_or(&entry.code)]);
             }
             Kind::Action if matches!(entry.code.as_str(), "done" | "undone") => {
                 let what = entry.action.as_ref().and_then(|action| self.parts.journal.what_of(action));
-                let kind = self.words.admit(what.as_deref().unwrap_or("unknown"));
-                metrics.actions.get_or_create(&OutcomeLabel { kind, outcome: entry.code.clone() }).inc();
+                metrics.actions.inc([what.as_deref().unwrap_or("unknown"), &entry.code]);
                 if let Some(mttr_ms) = entry.figures.get("mttr_ms").filter(|_| entry.code == "done") {
-                    metrics.mttr.observe(mttr_ms / 1_000.0);
+                    metrics.mttr.observe([], mttr_ms / 1_000.0);
                 }
             }
             Kind::Action | Kind::Alert | Kind::Lease | Kind::Operator | Kind::Notice => {}
@@ -392,9 +388,7 @@ impl<S: SwarmApi> Runner<S> {
     fn count_alert(&self, input: &AgentInput) {
         let AgentEvent::Message(ToCoordinator::Alert(alert)) = &input.what else { return };
         let Some((condition, edge)) = alert.parts() else { return };
-        let condition = condition_word(condition).to_owned();
-        let edge = format!("{edge:?}").to_ascii_lowercase();
-        self.parts.metrics.alerts.get_or_create(&AlertLabel { condition, edge }).inc();
+        self.parts.metrics.alert_edges.inc([condition_word(condition), edge_word(edge)]);
     }
 
     /// Starts one command. Its answer comes back through a queue, whatever happens to the call.
@@ -407,9 +401,8 @@ impl<S: SwarmApi> Runner<S> {
             let _slot = slots.acquire().await;
             let (kind, began) = (kind_of(&command), clock::now());
             let result = carried_out(&*swarm, &hub, command).await;
-            metrics.command_latency.observe(clock::now().since(began).as_secs_f64());
-            let outcome = outcome_of(&result).to_owned();
-            metrics.commands.get_or_create(&OutcomeLabel { kind: kind.into(), outcome }).inc();
+            metrics.command_duration.observe([kind], clock::now().since(began).as_secs_f64());
+            metrics.commands.inc([kind, outcome_of(&result)]);
             match &result {
                 Ok(()) => tracing::debug!(command = kind, id = id.0, "carried out"),
                 Err(error) => tracing::warn!(command = kind, id = id.0, "not carried out: {error}"),
@@ -464,20 +457,17 @@ impl<S: SwarmApi> Runner<S> {
         for lease in brain.leases(now) {
             *by_state.entry(lease_word(lease.state)).or_default() += 1;
         }
-        for (state, count) in by_state {
-            metrics.leases.get_or_create(&StateLabel { state: state.into() }).set(count);
-        }
-        metrics.alerts_standing.set(i64::try_from(brain.alerts(now).len()).unwrap_or(i64::MAX));
+        *metrics.leases.lock().unwrap_or_else(PoisonError::into_inner) = by_state;
+        metrics.alerts_standing.set(figure(brain.alerts(now).len()));
         let running: BTreeSet<String> = brain
             .actions(now)
             .into_iter()
             .filter(|action| action.state != "over")
             .map(|one| one.action)
             .collect();
-        metrics.actions_running.set(i64::try_from(running.len()).unwrap_or(i64::MAX));
-        metrics.blind.set(self.facts.is_blind().into());
+        metrics.actions_running.set(figure(running.len()));
+        metrics.blind.set(u8::from(self.facts.is_blind()).into());
         if let Some(age) = self.facts.snapshot_age() {
-            metrics.snapshot_age.set(age.as_secs_f64());
             #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit for a long time")]
             metrics.last_snapshot.set(clock::wall_ms() as f64 / 1_000.0 - age.as_secs_f64());
         }
@@ -502,7 +492,7 @@ impl<S: SwarmApi> Runner<S> {
                 began_ms,
             },
         );
-        self.parts.glance.publish(overview);
+        self.parts.metrics.overview(&self.parts.glance.publish(overview));
         self.parts.glance.publish_balancers(balancers);
     }
 
@@ -551,6 +541,11 @@ impl<S> Runner<S> {
             connect::tell(&mut link.routes, routes, renew, &link.outbox);
         }
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a figure of a scrape")]
+fn figure(count: usize) -> f64 {
+    count as f64
 }
 
 async fn carried_out<S: SwarmApi>(swarm: &S, hub: &Hub, command: Command) -> CommandResult {

@@ -139,7 +139,7 @@ impl<S: SwarmApi> Assembly<S> {
                 }
                 // The command line then needs the port; protection goes on without it.
                 Err(error) => {
-                    tracing::warn!(path = %path.display(), %error, "no socket for the command line")
+                    tracing::warn!(path = %path.display(), %error, "no socket for the command line");
                 }
             }
         }
@@ -282,7 +282,8 @@ impl Freshness {
     async fn keep(mut self) {
         let mut stamp = Identity::stamp(&self.source);
         loop {
-            self.metrics.certificate_left.set(self.identity.valid_for().as_secs_f64());
+            #[expect(clippy::cast_precision_loss, reason = "seconds need no more than 53 bits")]
+            self.metrics.certificate_expiry.set(self.identity.own.expires_at as f64);
             self.warn();
             tokio::time::sleep(CERTIFICATE_RHYTHM).await;
             let now = Identity::stamp(&self.source);

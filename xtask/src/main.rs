@@ -16,6 +16,7 @@ mod cluster;
 mod cpio;
 mod demo;
 mod deploy;
+mod dist;
 mod ebpf;
 mod fuzz;
 mod guest;
@@ -28,6 +29,7 @@ mod process;
 mod programs;
 mod progress;
 mod rootfs;
+mod sbom;
 mod test;
 mod vm;
 mod workspace;
@@ -48,6 +50,8 @@ enum Command {
     BuildEbpf(ebpf::Args),
     /// Build the container images from static binaries, without a base image
     Image(image::Args),
+    /// Everything that a release consists of, for all processors
+    Dist(dist::Args),
     /// A real Swarm of several nodes on this machine
     Cluster(cluster::Args),
     /// A program on a real kernel of its own
@@ -72,6 +76,7 @@ fn main() -> ExitCode {
         Command::Setup(args) => host::run(&args),
         Command::BuildEbpf(args) => ebpf::run(&args),
         Command::Image(args) => image::run(&args),
+        Command::Dist(args) => dist::run(&args),
         Command::Cluster(args) => cluster::run(&args),
         Command::Vm(args) => vm::run(&args),
         Command::Bench(args) => bench::run(&args),

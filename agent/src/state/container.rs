@@ -10,6 +10,7 @@ use swarmguard_common::{
     wire::agent::{TaskIntro, TaskLoad},
 };
 
+use super::totals::{Counted, Totals};
 use crate::{
     conditions::{Conditions, Values},
     model::{
@@ -68,6 +69,8 @@ pub struct Container {
     smooth_rx: Ewma,
     smooth_tx: Ewma,
     pub(super) learnt: Option<(TaskId, ServiceId)>,
+    /// What its counters said when they were first read.
+    pub(super) first: Totals,
 }
 
 /// A container's newest figures, smoothed over [`REPORT_SMOOTHING`].
@@ -121,7 +124,33 @@ impl Container {
             smooth_rx: Ewma::new(REPORT_SMOOTHING),
             smooth_tx: Ewma::new(REPORT_SMOOTHING),
             learnt,
+            first: Totals::default(),
         }
+    }
+
+    /// Its counters as they were read last.
+    pub(super) fn counters(&self) -> Totals {
+        let mut counters = Totals::default();
+        let cpu = self.fast.and_then(|(_, fast)| fast.cpu);
+        counters.set(Counted::Cpu, cpu.map(|cpu| cpu.usage_usec));
+        counters.set(Counted::Periods, cpu.and_then(|cpu| cpu.periods).map(|(periods, _)| periods));
+        counters.set(Counted::Throttled, cpu.and_then(|cpu| cpu.periods).map(|(_, throttled)| throttled));
+        let traffic = self.network.map(|(_, network)| network.traffic);
+        counters.set(Counted::Received, traffic.map(|traffic| traffic.rx_bytes));
+        counters.set(Counted::Sent, traffic.map(|traffic| traffic.tx_bytes));
+        let slow = self.slow.map(|(_, slow)| slow).unwrap_or_default();
+        counters.set(Counted::StalledCpu, slow.psi_cpu.map(|psi| psi.some_usec));
+        counters.set(Counted::StalledMemory, slow.psi_memory.map(|psi| psi.some_usec));
+        counters.set(Counted::StalledIo, slow.psi_io.map(|psi| psi.some_usec));
+        counters.set(Counted::OomKills, slow.oom_kills);
+        counters.set(Counted::RunQueue, slow.run_queue.map(|waits| waits.total_ns));
+        counters
+    }
+
+    /// The task that it runs, by its label, else as a coordinator said.
+    pub fn task(&self) -> Option<&TaskId> {
+        let named = self.description.as_ref().and_then(|description| description.task.as_ref());
+        named.or(self.learnt.as_ref().map(|(task, _)| task))
     }
 
     /// The service that it belongs to, by its label, else as a coordinator said.
@@ -176,11 +205,15 @@ impl Container {
             throttled: rates.throttled,
             ..self.figures
         };
+        if before.is_none() {
+            self.first.fill(&self.counters());
+        }
         values
     }
 
     pub(super) fn take_slow(&mut self, now: Time, reading: SlowReading) {
         let before = self.slow.replace((now, reading));
+        self.first.fill(&self.counters());
         let Some((at, before)) = before else { return };
         self.figures.slow = slow_rates(&before, &reading, now.since(at));
         self.take_requests();

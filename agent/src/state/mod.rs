@@ -3,6 +3,7 @@
 
 mod container;
 mod telling;
+mod totals;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -32,6 +33,7 @@ use crate::{
 use container::intro;
 pub use container::{Container, Description, Figures, REPORT_SMOOTHING};
 pub use telling::{NAME_PATIENCE, Told};
+pub use totals::{Counted, ServiceSums, Totals};
 
 /// Smoothing of the node's pressure figures, which are told as of the last second.
 const PRESSURE_SMOOTHING: Duration = Duration::from_secs(1);
@@ -82,6 +84,7 @@ pub struct Agent {
     /// Routes for balancing at `connect()`.
     pub connect: Heard,
     containers: BTreeMap<u32, Container>,
+    ended: totals::Ended,
     graves: BTreeMap<u32, TaskIntro>,
     next_handle: u32,
     max_containers: usize,
@@ -109,6 +112,7 @@ impl Agent {
             counts: Counts::default(),
             connect: Heard::default(),
             containers: BTreeMap::new(),
+            ended: totals::Ended::default(),
             graves: BTreeMap::new(),
             next_handle: 1,
             max_containers,
@@ -165,9 +169,13 @@ impl Agent {
 
     /// A container ended.
     pub fn died(&mut self, handle: u32) {
-        if let Some(container) = self.containers.remove(&handle) {
-            self.bury(handle, &container);
+        let Some(container) = self.containers.remove(&handle) else { return };
+        if let Some(service) = self.service_of(&container) {
+            let others = self.containers.values().any(|other| self.service_of(other) == Some(service));
+            let service = service.to_owned();
+            self.ended.add(&service, &container.totals(), others);
         }
+        self.bury(handle, &container);
     }
 
     /// Remembers a container for as long as alerts of its are on their way.
@@ -326,6 +334,11 @@ impl Agent {
     /// The service a container belongs to, by its label or as a coordinator said, and the service's name.
     pub fn service_of<'a>(&self, container: &'a Container) -> Option<&'a str> {
         container.description.as_ref().and_then(|description| description.service_name.as_deref())
+    }
+
+    /// The node's files as they were read last.
+    pub fn node_reading(&self) -> NodeReading {
+        self.node_reading.map(|(_, reading)| reading).unwrap_or_default()
     }
 
     /// Alerts on their way.

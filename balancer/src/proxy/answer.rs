@@ -29,8 +29,8 @@ pub fn own<B>(
     let (status, kind, text) = match path {
         "/metrics" if wants_prometheus(headers) => (
             StatusCode::OK,
-            "text/plain; version=0.0.4; charset=utf-8",
-            global.stats.prometheus(global, clock::now()),
+            swarmguard_runtime::exposition::CONTENT_TYPE,
+            crate::scrape::text(global, clock::now()),
         ),
         "/metrics" => (StatusCode::OK, "application/json", global.stats.json(&global.table.load())),
         "/healthz" if *global.closing.borrow() => {

@@ -14,7 +14,7 @@ use axum::{
 use swarmguard_runtime::clock;
 
 use super::{Api, Plain, Via, problem::Problem};
-use crate::{ingest::token::Token, metrics::ReasonLabel};
+use crate::ingest::token::Token;
 
 /// A wrong token is answered this much later, so that guessing is slow.
 const GUESS_DELAY: Duration = Duration::from_millis(300);
@@ -216,7 +216,7 @@ impl Api {
     /// Counted always, logged with the peer but not more often than is useful.
     pub(super) fn refused(&self, via: Option<&Via>, reason: Reason, problem: Problem) -> Problem {
         let word = reason.word();
-        self.0.metrics.api_refused.get_or_create(&ReasonLabel { reason: word.into() }).inc();
+        self.0.metrics.api_refused.inc([word]);
         let peer = via.map_or(IpAddr::from([0, 0, 0, 0]), |via| via.peer.ip());
         if let Some(suppressed) = self.0.quiet.speak(peer, reason, clock::now()) {
             tracing::warn!(%peer, reason = word, code = problem.code(), suppressed, "a request to the API was refused");

@@ -16,6 +16,7 @@ use swarmguard_common::{
 use swarmguard_core::brain::{
     ActionStatus, AlertStatus, Brain, ContainerStatus, LeaseStatus, NodeStatus, ServiceStatus,
 };
+use swarmguard_runtime::exposition::CONTENT_TYPE;
 
 use super::{Api, problem::Problem};
 use crate::{
@@ -99,6 +100,33 @@ fn limit(wanted: Option<usize>) -> Result<usize, Problem> {
         Some(wanted) => {
             Err(Problem::bad_request("bad_query", format!("limit={wanted}: 1 to {MAX_READ} are allowed")))
         }
+    }
+}
+
+/// Largest number of an entry that may be named: beyond it JSON's readers lose digits.
+const MAX_ENTRY: u64 = (1 << 53) - 1;
+
+/// The number of the entry after which to begin.
+pub(super) fn after(since: Option<u64>) -> Result<Option<u64>, Problem> {
+    match since {
+        Some(since) if since > MAX_ENTRY => {
+            Err(Problem::bad_request("bad_query", format!("since={since}: 0 to {MAX_ENTRY} are allowed")))
+        }
+        since => Ok(since),
+    }
+}
+
+/// Longest token of an action that is looked for; real ones have a few dozen characters.
+const MAX_TOKEN: usize = 256;
+
+/// The token of the action whose entries are wanted.
+fn token(action: Option<String>) -> Result<Option<String>, Problem> {
+    match action {
+        Some(action) if action.chars().count() > MAX_TOKEN => Err(Problem::bad_request(
+            "bad_query",
+            format!("action: at most {MAX_TOKEN} characters are allowed"),
+        )),
+        action => Ok(action),
     }
 }
 
@@ -211,7 +239,14 @@ pub(super) async fn journal(State(api): State<Api>, uri: Uri) -> Result<Entries,
     let Page { limit: wanted, since, kind, kinds, service, node, action } = query(&uri)?;
     let (service, node) = (api.filter(service).await?, api.node_filter(node).await?);
     let kinds = Kinds::with(kinds, kind);
-    let query = journal::Query { since, limit: limit(wanted)?, kinds, service, node, action };
+    let query = journal::Query {
+        since: after(since)?,
+        limit: limit(wanted)?,
+        kinds,
+        service,
+        node,
+        action: token(action)?,
+    };
     Ok(entries(&api, query).await)
 }
 
@@ -226,7 +261,14 @@ pub(super) async fn decisions(State(api): State<Api>, uri: Uri) -> Result<Entrie
         kinds = vec![Kind::Decision, Kind::Refusal];
     }
     let (service, node) = (api.filter(service).await?, api.node_filter(node).await?);
-    let query = journal::Query { since, limit: limit(wanted)?, kinds, service, node, action };
+    let query = journal::Query {
+        since: after(since)?,
+        limit: limit(wanted)?,
+        kinds,
+        service,
+        node,
+        action: token(action)?,
+    };
     Ok(entries(&api, query).await)
 }
 
@@ -277,6 +319,5 @@ pub(super) async fn openapi() -> Response {
 }
 
 pub(super) async fn metrics(State(api): State<Api>) -> Response {
-    let kind = [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
-    (kind, api.0.metrics.text()).into_response()
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], api.0.metrics.text()).into_response()
 }

@@ -13,7 +13,6 @@ pub mod refusal;
 pub mod roster;
 #[cfg(test)]
 mod tests;
-pub mod token;
 
 use std::{
     collections::BTreeMap,
@@ -32,16 +31,15 @@ use swarmguard_common::{
     wire::agent::ToAgent,
 };
 use swarmguard_core::brain::{AgentInput, ConnectionId};
+pub use swarmguard_runtime::token;
 use swarmguard_runtime::{
+    crowd::{Crowd, Place},
     frame::{self, FrameError},
     identity::Peer,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use crate::{
-    crowd::{Crowd, Place},
-    metrics::{Metrics, PeerLabel},
-};
+use crate::metrics::Metrics;
 use hub::Hub;
 use refusal::{Reason, Refusals};
 use roster::Roster;
@@ -250,16 +248,14 @@ impl Ingest {
             Err(_) => self.refusals.note(from, Reason::HelloTimeout, "it did not introduce itself in time"),
             Ok(None) => {}
             Ok(Some(Guest::Agent(guest))) => {
-                let label = PeerLabel { peer: "agent".into() };
-                self.metrics.peers.get_or_create(&label).inc();
+                self.metrics.agents.inc();
                 self.agent(guest).await;
-                self.metrics.peers.get_or_create(&label).dec();
+                self.metrics.agents.dec();
             }
             Ok(Some(Guest::Balancer(guest))) => {
-                let label = PeerLabel { peer: "balancer".into() };
-                self.metrics.peers.get_or_create(&label).inc();
+                self.metrics.balancers.inc();
                 self.balancer(guest).await;
-                self.metrics.peers.get_or_create(&label).dec();
+                self.metrics.balancers.dec();
             }
         }
     }

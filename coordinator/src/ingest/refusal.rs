@@ -5,10 +5,7 @@ use std::{fmt::Display, net::IpAddr};
 
 use swarmguard_runtime::clock;
 
-use crate::{
-    metrics::{Metrics, ReasonLabel},
-    quiet::Quiet,
-};
+use crate::{metrics::Metrics, quiet::Quiet};
 
 /// Why something was refused. The words are stable: they are the values of a metric's label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -107,7 +104,7 @@ impl Refusals {
 
     /// Something of `peer` was refused.
     pub fn note(&self, peer: IpAddr, reason: Reason, detail: impl Display) {
-        self.metrics.ingest_refused.get_or_create(&ReasonLabel { reason: reason.word().into() }).inc();
+        self.metrics.ingest_refused.inc([reason.word()]);
         if let Some(suppressed) = self.quiet.speak(peer, reason, clock::now()) {
             tracing::warn!(%peer, reason = reason.word(), suppressed, "refused: {detail}");
         }
@@ -115,6 +112,6 @@ impl Refusals {
 
     /// How often `reason` was counted so far.
     pub fn count(&self, reason: Reason) -> u64 {
-        self.metrics.ingest_refused.get_or_create(&ReasonLabel { reason: reason.word().into() }).get()
+        self.metrics.ingest_refused.get([reason.word()])
     }
 }

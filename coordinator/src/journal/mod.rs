@@ -24,7 +24,7 @@ use swarmguard_common::{
 use swarmguard_runtime::clock;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use crate::metrics::{Metrics, StateLabel};
+use crate::metrics::Metrics;
 use history::{ActionRow, History};
 use writer::Job;
 
@@ -150,8 +150,7 @@ impl Journal {
             shared.metrics.journal_lost.inc();
         }
         drop(memory);
-        let label = StateLabel { state: kind_word(entry.kind).into() };
-        shared.metrics.journal.get_or_create(&label).inc();
+        shared.metrics.journal.inc([kind_word(entry.kind)]);
         entry
     }
 

@@ -1,6 +1,6 @@
 //! The words of metrics' labels: one for each kind, outcome, state and condition.
 
-use swarmguard_common::domain::Condition;
+use swarmguard_common::domain::{Condition, Edge};
 use swarmguard_core::{
     command::{Command, CommandError, CommandResult},
     lease::LeaseState,
@@ -44,5 +44,13 @@ pub(super) fn condition_word(condition: Condition) -> &'static str {
         Condition::Stalled => "stalled",
         Condition::OomKill => "oom_kill",
         Condition::AgentOverBudget => "agent_over_budget",
+    }
+}
+
+pub(super) fn edge_word(edge: Edge) -> &'static str {
+    match edge {
+        Edge::Raise => "raise",
+        Edge::Refresh => "refresh",
+        Edge::Clear => "clear",
     }
 }

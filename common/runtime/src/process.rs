@@ -1,17 +1,23 @@
 //! What the kernel says about this process, for `/metrics`.
 
-use std::{fmt::Write as _, fs};
+use std::fs;
+
+use crate::exposition::Scrape;
 
 /// Ticks of the kernel's CPU accounting a second, the same on every Linux that runs containers.
 const TICKS: f64 = 100.0;
 
-/// Appends the usual `process_*` families; what cannot be read is left out.
-pub fn write(text: &mut String) {
-    let mut family = |name: &str, kind: &str, value: Option<f64>| {
-        if let Some(value) = value {
-            let _ = writeln!(text, "# TYPE process_{name} {kind}\nprocess_{name} {value}");
-        }
-    };
+crate::families! {
+    CPU = Counter "process_cpu_seconds_total" [] "CPU time that the process used";
+    START = Gauge "process_start_time_seconds" [] "when the process began, seconds since the Unix epoch";
+    VIRTUAL = Gauge "process_virtual_memory_bytes" [] "virtual memory of the process";
+    RESIDENT = Gauge "process_resident_memory_bytes" [] "resident memory of the process";
+    OPEN = Gauge "process_open_fds" [] "open file descriptors";
+    MOST = Gauge "process_max_fds" [] "file descriptors that may be open";
+}
+
+/// Writes the usual `process_*` families; what cannot be read is left out.
+pub fn write(scrape: &mut Scrape) {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     // Behind the name, which may hold spaces; the first field there is number 3 (proc(5)).
     let fields: Vec<f64> =
@@ -22,18 +28,22 @@ pub fn write(text: &mut String) {
         let line = all.lines().find_map(|line| line.strip_prefix("btime "))?;
         Some(number(line))
     });
-    family("cpu_seconds_total", "counter", cpu);
-    family("start_time_seconds", "gauge", field(22).zip(boot).map(|(ticks, boot)| boot + ticks / TICKS));
-    family("virtual_memory_bytes", "gauge", field(23));
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let resident = resident.map(|line| number(line.trim_end_matches("kB").trim()) * 1_024.0);
-    family("resident_memory_bytes", "gauge", resident);
     let open = fs::read_dir("/proc/self/fd").ok().and_then(|all| u32::try_from(all.count()).ok());
-    family("open_fds", "gauge", open.map(f64::from));
     let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let most = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
-    family("max_fds", "gauge", most.and_then(|line| line.split_whitespace().next()).map(number));
+    scrape.known(CPU, cpu);
+    scrape.known(START, field(22).zip(boot).map(|(ticks, boot)| boot + ticks / TICKS));
+    scrape.known(VIRTUAL, field(23));
+    scrape.known(RESIDENT, resident);
+    scrape.known(OPEN, open.map(f64::from));
+    // "unlimited" is no number: then there is none to tell.
+    scrape.known(
+        MOST,
+        most.and_then(|line| line.split_whitespace().next()).map(number).filter(|most| most.is_finite()),
+    );
 }
 
 fn number(text: &str) -> f64 {
@@ -42,10 +52,13 @@ fn number(text: &str) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use crate::exposition::Scrape;
+
     #[test]
     fn the_usual_families_are_there_with_sensible_values() {
-        let mut text = String::new();
-        super::write(&mut text);
+        let mut scrape = Scrape::new();
+        super::write(&mut scrape);
+        let text = scrape.end();
         let value = |name: &str| -> f64 {
             let line = text.lines().find_map(|line| line.strip_prefix(&format!("process_{name} ")));
             line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{name}: {text}"))
