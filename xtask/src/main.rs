@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod browser;
+mod cli;
 mod cache;
 mod clock;
 mod cluster;
@@ -48,6 +49,8 @@ enum Command {
     BuildEbpf(ebpf::Args),
     /// Build the container images from static binaries, without a base image
     Image(image::Args),
+    /// Build the command line as one static program, with completions and manual pages
+    Cli(cli::Args),
     /// A real Swarm of several nodes on this machine
     Cluster(cluster::Args),
     /// A program on a real kernel of its own
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Command::Setup(args) => host::run(&args),
         Command::BuildEbpf(args) => ebpf::run(&args),
         Command::Image(args) => image::run(&args),
+        Command::Cli(args) => cli::run(&args),
         Command::Cluster(args) => cluster::run(&args),
         Command::Vm(args) => vm::run(&args),
         Command::Bench(args) => bench::run(&args),
