@@ -22,7 +22,8 @@ fn the_reference_is_the_definition() {
 }
 
 /// Documents whose commands are tried.
-const DOCUMENTS: [&str; 5] = ["README.md", "docs/guide.md", "docs/cli.md", "docs/drills.md", "docs/security.md"];
+const DOCUMENTS: [&str; 5] =
+    ["README.md", "docs/guide.md", "docs/cli.md", "docs/drills.md", "docs/security.md"];
 
 /// Every command of ours that a document shows, as words: in blocks after the prompt, and in text between backticks.
 fn commands(document: &str) -> Vec<(String, Vec<String>)> {
@@ -42,7 +43,9 @@ fn commands(document: &str) -> Vec<(String, Vec<String>)> {
         let words: Vec<String> = command.split_whitespace().map(ToOwned::to_owned).collect();
         let at = words.iter().position(|word| word == "swarmguard")?;
         // What stands in front is docker's, or the environment.
-        let plain = words[..at].iter().all(|word| word.contains('=') || word == "docker" || word.starts_with("--") || word == "prod");
+        let plain = words[..at]
+            .iter()
+            .all(|word| word.contains('=') || word == "docker" || word.starts_with("--") || word == "prod");
         let named = !command.contains(['…', '<', '|', '(']);
         (plain && named).then(|| (command.clone(), words[at..].to_vec()))
     };
@@ -56,11 +59,15 @@ fn every_command_in_the_documents_is_one() {
     for document in DOCUMENTS {
         for (command, words) in commands(document) {
             // A word alone names the command and does not show how it is typed.
-            let bare = words.len() == 2 || words[1..].iter().all(|word| !word.starts_with('-')) && words.len() == 2;
+            let bare =
+                words.len() == 2 || words[1..].iter().all(|word| !word.starts_with('-')) && words.len() == 2;
             match swarmguard_ctl::cli::Cli::try_parse_from(&words) {
                 Ok(_) => {}
                 Err(error) if bare && error.kind() == clap::error::ErrorKind::MissingRequiredArgument => {}
-                Err(error) if bare && error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {}
+                Err(error)
+                    if bare
+                        && error.kind()
+                            == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {}
                 Err(error) => panic!("{document}: {command}: {error}"),
             }
             tried += 1;

@@ -32,7 +32,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let out = root().join(&args.out);
     let program = programs::strip_into(&directory.join("swarmguard"), &out)?;
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    fs::set_permissions(&program, mode).with_context(|| format!("cannot set the mode of {}", program.display()))?;
+    fs::set_permissions(&program, mode)
+        .with_context(|| format!("cannot set the mode of {}", program.display()))?;
     if args.build == Build::Release {
         let libraries = programs::Libraries::of(&program);
         ensure!(libraries.is_err(), "{} is not static: {libraries:?}", program.display());

@@ -10,13 +10,14 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod browser;
-mod cli;
 mod cache;
+mod cli;
 mod clock;
 mod cluster;
 mod cpio;
 mod demo;
 mod deploy;
+mod dist;
 mod ebpf;
 mod fuzz;
 mod guest;
@@ -29,6 +30,7 @@ mod process;
 mod programs;
 mod progress;
 mod rootfs;
+mod sbom;
 mod test;
 mod vm;
 mod workspace;
@@ -51,6 +53,8 @@ enum Command {
     Image(image::Args),
     /// Build the command line as one static program, with completions and manual pages
     Cli(cli::Args),
+    /// Everything that a release consists of, for all processors
+    Dist(dist::Args),
     /// A real Swarm of several nodes on this machine
     Cluster(cluster::Args),
     /// A program on a real kernel of its own
@@ -76,6 +80,7 @@ fn main() -> ExitCode {
         Command::BuildEbpf(args) => ebpf::run(&args),
         Command::Image(args) => image::run(&args),
         Command::Cli(args) => cli::run(&args),
+        Command::Dist(args) => dist::run(&args),
         Command::Cluster(args) => cluster::run(&args),
         Command::Vm(args) => vm::run(&args),
         Command::Bench(args) => bench::run(&args),

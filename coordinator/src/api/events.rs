@@ -13,6 +13,7 @@ use futures_util::{Stream, stream};
 use serde::Deserialize;
 use serde_json::json;
 use swarmguard_common::journal::{Entry, Kind};
+use swarmguard_runtime::crowd::Place;
 use tokio::sync::{OwnedSemaphorePermit, broadcast};
 
 use super::{
@@ -21,10 +22,7 @@ use super::{
     problem::Problem,
     read::{self, Kinds, query},
 };
-use crate::{
-    crowd::Place,
-    journal::{self, Journal, MAX_READ, kind_word},
-};
+use crate::journal::{self, Journal, MAX_READ, kind_word};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -102,7 +102,8 @@ impl Facts {
         facts.services.sort_by(|one, other| one.name.cmp(&other.name));
         let agent = facts.services.iter().find(|service| service.part.as_deref() == Some("agent"));
         let agent = agent.ok_or_else(|| {
-            Failure::usage("no agent is installed, from whose image drills are made").hint("swarmguard install")
+            Failure::usage("no agent is installed, from whose image drills are made")
+                .hint("swarmguard install")
         })?;
         facts.agent_image = text(&agent.spec["TaskTemplate"]["ContainerSpec"]["Image"]);
         let host = engine.get("/networks/host?scope=swarm").await?;
@@ -186,7 +187,9 @@ fn service(service: &Value) -> Service {
         own: labels[crate::stack::NAMESPACE] == crate::commands::install::STACK,
         job: mode.get("ReplicatedJob").is_some() || mode.get("GlobalJob").is_some(),
         wanted: mode.get("Replicated").map(|mode| mode["Replicas"].as_u64().unwrap_or(1)),
-        update: update.filter(|state| !matches!(*state, "completed" | "rollback_completed")).map(ToOwned::to_owned),
+        update: update
+            .filter(|state| !matches!(*state, "completed" | "rollback_completed"))
+            .map(ToOwned::to_owned),
         spec: spec.clone(),
     }
 }

@@ -165,7 +165,9 @@ impl Fault {
             }
             Self::Cpu { threads, .. } => words(&[AGENT, "drill", "cpu", "--threads", &threads.to_string()]),
             Self::Memory { mib, .. } => words(&[AGENT, "drill", "memory", "--mib", &mib.to_string()]),
-            Self::Disk { mib, .. } => words(&[AGENT, "drill", "disk", "--on", DOCKER_DATA, "--mib", &mib.to_string()]),
+            Self::Disk { mib, .. } => {
+                words(&[AGENT, "drill", "disk", "--on", DOCKER_DATA, "--mib", &mib.to_string()])
+            }
             Self::KillNode { .. } | Self::Cut { .. } => {
                 let peers: Vec<&str> = self.peers(facts).iter().map(|node| node.address.as_str()).collect();
                 words(&[AGENT, "drill", "cut", "--peer", &peers.join(",")])

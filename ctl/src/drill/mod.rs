@@ -150,7 +150,8 @@ async fn list(session: &Session) -> Outcome<Exit> {
         let mut text = String::new();
         if let Some(lock) = &lock {
             let left = until(lock).saturating_sub(clock::wall_ms()) / 1_000;
-            text += &format!("running  {}, over in {left}s at the latest\n", String::from_utf8_lossy(&lock.data));
+            text +=
+                &format!("running  {}, over in {left}s at the latest\n", String::from_utf8_lossy(&lock.data));
         }
         for report in &reports {
             let word = if report.passed { "passed" } else { "failed" };
@@ -179,7 +180,11 @@ async fn stop(session: &Session) -> Outcome<Exit> {
         remove(engine, &format!("/configs/{}", lock.id)).await?;
     }
     session.answer("Result", json!({"ended": ended, "unlocked": lock.is_some()}), "stopped", || {
-        if ended == 0 && lock.is_none() { "no drill is under way\n".into() } else { "the drill is ended\n".into() }
+        if ended == 0 && lock.is_none() {
+            "no drill is under way\n".into()
+        } else {
+            "the drill is ended\n".into()
+        }
     })?;
     Ok(Exit::Done)
 }
@@ -191,7 +196,8 @@ async fn show(session: &Session, id: Option<&str>, form: Form) -> Outcome<Exit> 
         None => all.last(),
     };
     let report = found.ok_or_else(|| {
-        let text = id.map_or_else(|| "no drill was played yet".into(), |id| format!("there is no report {id:?}"));
+        let text =
+            id.map_or_else(|| "no drill was played yet".into(), |id| format!("there is no report {id:?}"));
         Failure::usage(text).hint("swarmguard drill ls")
     })?;
     tell(session, report, form)?;

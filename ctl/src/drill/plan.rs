@@ -53,7 +53,8 @@ pub struct Step {
 impl Step {
     /// The words that would be typed.
     pub fn words(&self) -> Vec<String> {
-        let mut words = vec!["swarmguard".to_owned(), "drill".to_owned(), self.fault.clone(), self.target.clone()];
+        let mut words =
+            vec!["swarmguard".to_owned(), "drill".to_owned(), self.fault.clone(), self.target.clone()];
         let mut option = |name: &str, value: Option<String>| {
             if let Some(value) = value {
                 words.push(format!("--{name}={value}"));
@@ -89,8 +90,9 @@ pub fn read(file: &Path) -> Outcome<Plan> {
         return Err(refuse(format!("{length} bytes are no plan")));
     }
     let text = fs::read_to_string(file).map_err(|error| refuse(error.to_string()))?;
-    let plan: Plan = toml::from_str(&text)
-        .map_err(|error| refuse(error.to_string().trim_end().to_owned()).hint("docs/drills.md shows a plan"))?;
+    let plan: Plan = toml::from_str(&text).map_err(|error| {
+        refuse(error.to_string().trim_end().to_owned()).hint("docs/drills.md shows a plan")
+    })?;
     if plan.drill.is_empty() || plan.drill.len() > MAX_DRILLS {
         return Err(refuse(format!("it has {} drills; 1 to {MAX_DRILLS} are allowed", plan.drill.len())));
     }

@@ -196,7 +196,15 @@ mod tests {
         assert_eq!(of("http://shop.example/cart?x=1@50rps"), own("shop.example", 80, "/cart?x=1", 50));
         assert_eq!(of("http://10.0.0.1:8081"), own("10.0.0.1", 8081, "/", 20));
         assert_eq!(of("http://[::1]:80/a"), own("::1", 80, "/a", 20));
-        for bad in ["https://shop", "shop", "http://", "http://a:x", "http://a@0rps", "http://a@9", "http://a@2000rps"] {
+        for bad in [
+            "https://shop",
+            "shop",
+            "http://",
+            "http://a:x",
+            "http://a@0rps",
+            "http://a@9",
+            "http://a@2000rps",
+        ] {
             assert!(of(bad).is_err(), "{bad}");
         }
     }

@@ -67,7 +67,11 @@ fn swarm_is_calm(facts: &Facts, judged: &Judged) -> Result<(), Refusal> {
         return refuse("paused", "automation is paused".into(), "swarmguard resume");
     }
     if let Some(action) = judged.actions.first() {
-        return refuse("action_running", format!("{action} is under way"), "the end of it, or swarmguard cancel");
+        return refuse(
+            "action_running",
+            format!("{action} is under way"),
+            "the end of it, or swarmguard cancel",
+        );
     }
     if let Some((service, state)) = facts.services.iter().find_map(|one| Some((one, one.update.as_ref()?))) {
         let text = format!("{} has a rollout under way ({state})", service.name);
@@ -119,7 +123,8 @@ fn managers_stay(facts: &Facts, node: &Node, fault: &Fault, allowed: Allowed) ->
             facts.tasks_of(&service.id).any(|task| task.running && task.node != node.id)
         });
         if !others && !allowed.outage {
-            let text = format!("the coordinator on {} is the only one: nobody acts until it is back", node.name);
+            let text =
+                format!("the coordinator on {} is the only one: nobody acts until it is back", node.name);
             return refuse("last_coordinator", text, "--allow-outage");
         }
     }
@@ -134,9 +139,12 @@ fn managers_stay(facts: &Facts, node: &Node, fault: &Fault, allowed: Allowed) ->
 /// A replica that serves is left of each service, and at most a third of them goes.
 fn replicas_stay(facts: &Facts, node: &Node, fault: &Fault, allowed: Allowed) -> Result<(), Refusal> {
     let hit: Vec<(&Service, usize)> = match fault {
-        Fault::KillTask { service, .. } => facts.service(service).map(|service| (service, 1)).into_iter().collect(),
+        Fault::KillTask { service, .. } => {
+            facts.service(service).map(|service| (service, 1)).into_iter().collect()
+        }
         _ if fault.takes_replicas() => {
-            let here = |service: &Service| facts.tasks_of(&service.id).filter(|task| task.node == node.id).count();
+            let here =
+                |service: &Service| facts.tasks_of(&service.id).filter(|task| task.node == node.id).count();
             facts.users_on(node).into_iter().map(|service| (service, here(service))).collect()
         }
         _ => Vec::new(),
@@ -148,11 +156,15 @@ fn replicas_stay(facts: &Facts, node: &Node, fault: &Fault, allowed: Allowed) ->
         }
         let running = facts.running(&service.id);
         if running <= count && !allowed.outage {
-            let text = format!("{count} of {running} running replicas of {} would go: none would serve", service.name);
+            let text = format!(
+                "{count} of {running} running replicas of {} would go: none would serve",
+                service.name
+            );
             return refuse("last_replica", text, "more replicas, on other nodes, or --allow-outage");
         }
         if count > (running / 3).max(1) && !allowed.outage {
-            let text = format!("{count} of {running} replicas of {} would go, more than a third", service.name);
+            let text =
+                format!("{count} of {running} replicas of {} would go, more than a third", service.name);
             return refuse("too_many_replicas", text, "replicas spread over more nodes, or --allow-outage");
         }
     }
@@ -180,7 +192,8 @@ mod tests {
             running: true,
             ..Task::default()
         };
-        let part = |id: &str, part: &str| Service { id: id.into(), part: Some(part.into()), ..Service::default() };
+        let part =
+            |id: &str, part: &str| Service { id: id.into(), part: Some(part.into()), ..Service::default() };
         let web = Service {
             id: "web".into(),
             name: "web".into(),
@@ -191,9 +204,17 @@ mod tests {
         Facts {
             nodes: vec![node("m1", true), node("m2", true), node("m3", true), node("w1", false)],
             services: vec![web, part("c", "coordinator"), part("a", "agent")],
-            tasks: [("web", "m2"), ("web", "m3"), ("web", "w1"), ("c", "m1"), ("c", "m2"), ("c", "m3"), ("a", "w1")]
-                .map(|(service, node)| task(service, node))
-                .to_vec(),
+            tasks: [
+                ("web", "m2"),
+                ("web", "m3"),
+                ("web", "w1"),
+                ("c", "m1"),
+                ("c", "m2"),
+                ("c", "m3"),
+                ("a", "w1"),
+            ]
+            .map(|(service, node)| task(service, node))
+            .to_vec(),
             ..Facts::default()
         }
     }
@@ -245,8 +266,18 @@ mod tests {
     #[test]
     fn every_service_on_the_node_must_have_agreed() {
         let mut facts = facts();
-        facts.services.push(Service { id: "db".into(), name: "db".into(), wanted: Some(1), ..Service::default() });
-        facts.tasks.push(Task { service: "db".into(), node: "id-w1".into(), running: true, ..Task::default() });
+        facts.services.push(Service {
+            id: "db".into(),
+            name: "db".into(),
+            wanted: Some(1),
+            ..Service::default()
+        });
+        facts.tasks.push(Task {
+            service: "db".into(),
+            node: "id-w1".into(),
+            running: true,
+            ..Task::default()
+        });
         assert_eq!(code(&facts, &cpu("w1"), NOTHING), "not_opted_in");
         assert_eq!(code(&facts, &kill("web"), NOTHING), "allowed", "only web is hit");
         assert_eq!(code(&facts, &kill("db"), NOTHING), "not_opted_in");

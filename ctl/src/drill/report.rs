@@ -81,7 +81,10 @@ impl Report {
     pub fn write(&self, form: Form) -> String {
         match form {
             Form::Md => self.markdown(),
-            Form::Json => format!("{:#}\n", crate::out::document("DrillReport", serde_json::to_value(self).unwrap_or_default())),
+            Form::Json => format!(
+                "{:#}\n",
+                crate::out::document("DrillReport", serde_json::to_value(self).unwrap_or_default())
+            ),
             Form::Html => self.html(),
         }
     }
@@ -110,7 +113,8 @@ impl Report {
                 format!("{:.3} % (95 %: {low:.3} to {high:.3})", requests.availability_percent),
             ));
         }
-        let left = if self.left_behind.is_empty() { "nothing".to_owned() } else { self.left_behind.join("; ") };
+        let left =
+            if self.left_behind.is_empty() { "nothing".to_owned() } else { self.left_behind.join("; ") };
         rows.push(("left behind", left));
         rows
     }
@@ -120,7 +124,13 @@ impl Report {
     }
 
     fn markdown(&self) -> String {
-        let mut text = format!("# Drill {}: {}\n\n**{}**: {}\n\n", self.id, self.fault, self.verdict(), clean(&self.what));
+        let mut text = format!(
+            "# Drill {}: {}\n\n**{}**: {}\n\n",
+            self.id,
+            self.fault,
+            self.verdict(),
+            clean(&self.what)
+        );
         let _ = writeln!(text, "Expected: {}.\n\n| | |\n|---|---|", self.expected);
         for (name, value) in self.figures() {
             let _ = writeln!(text, "| {name} | {} |", clean(&value).replace('|', "\\|"));
@@ -129,7 +139,9 @@ impl Report {
         for (ms, what) in &self.seen {
             let _ = writeln!(text, "- {}: {}", seconds(*ms), clean(what));
         }
-        for (title, lines) in [("Failed because", &self.failures), ("Ended early", &self.stopped.iter().cloned().collect())] {
+        for (title, lines) in
+            [("Failed because", &self.failures), ("Ended early", &self.stopped.iter().cloned().collect())]
+        {
             if !lines.is_empty() {
                 let _ = writeln!(text, "\n## {title}\n");
                 for line in lines {
@@ -225,14 +237,18 @@ mod tests {
         assert!(text.contains("99.900 % (95 %: 99.400 to 99.980)"), "{text}");
         let page = report.write(Form::Html);
         assert!(page.contains("&lt;w1&gt;") && !page.contains("<w1>"), "names cannot become markup: {page}");
-        assert!(page.contains("2.5 s") && !page.contains("http://www") && !page.contains("<script"), "{page}");
+        assert!(
+            page.contains("2.5 s") && !page.contains("http://www") && !page.contains("<script"),
+            "{page}"
+        );
         let back: serde_json::Value = serde_json::from_str(&report.write(Form::Json)).expect("JSON");
         assert_eq!((back["kind"].as_str(), back["restarts"].as_u64()), (Some("DrillReport"), Some(1)));
     }
 
     #[test]
     fn what_was_not_repaired_is_not_a_dash() {
-        let report = Report { repaired_ms: None, passed: false, failures: vec!["web stays short".into()], ..report() };
+        let report =
+            Report { repaired_ms: None, passed: false, failures: vec!["web stays short".into()], ..report() };
         let text = report.write(Form::Md);
         assert!(text.contains("not while it was watched") && text.contains("- web stays short"), "{text}");
     }

@@ -81,23 +81,39 @@ impl Wanted {
                 let service = known_service(&facts, &service)?;
                 let at = from.as_deref().map(node).transpose()?;
                 let here = |task: &&super::facts::Task| at.is_none_or(|at| task.node == at.id);
-                let task = facts.tasks_of(&service.id).filter(|task| task.running && !task.container.is_empty()).find(here);
+                let task = facts
+                    .tasks_of(&service.id)
+                    .filter(|task| task.running && !task.container.is_empty())
+                    .find(here);
                 let task = task.ok_or_else(|| {
                     let place = at.map_or_else(String::new, |at| format!(" on {}", at.name));
-                    Failure::usage(format!("no replica of {} runs{place}", service.name)).hint("swarmguard ps")
+                    Failure::usage(format!("no replica of {} runs{place}", service.name))
+                        .hint("swarmguard ps")
                 })?;
                 let node = facts.node(&task.node).map(|node| node.name.clone()).unwrap_or_default();
-                (Fault::KillTask { service: service.name.clone(), node, container: task.container.clone() }, args)
+                (
+                    Fault::KillTask {
+                        service: service.name.clone(),
+                        node,
+                        container: task.container.clone(),
+                    },
+                    args,
+                )
             }
             DrillFault::KillCoordinator { node: wanted, args } => {
                 let at = node(&wanted)?;
-                let coordinators = facts.services.iter().find(|one| one.part.as_deref() == Some("coordinator"));
-                let task = coordinators.and_then(|service| facts.tasks_of(&service.id).find(|task| task.node == at.id));
+                let coordinators =
+                    facts.services.iter().find(|one| one.part.as_deref() == Some("coordinator"));
+                let task = coordinators
+                    .and_then(|service| facts.tasks_of(&service.id).find(|task| task.node == at.id));
                 let container = task.map(|task| task.container.clone()).filter(|id| !id.is_empty());
-                let container = container.ok_or_else(|| Failure::usage(format!("no coordinator runs on {}", at.name)))?;
+                let container =
+                    container.ok_or_else(|| Failure::usage(format!("no coordinator runs on {}", at.name)))?;
                 (Fault::KillCoordinator { node: at.name.clone(), container }, args)
             }
-            DrillFault::KillNode { node: wanted, args } => (Fault::KillNode { node: node(&wanted)?.name.clone() }, args),
+            DrillFault::KillNode { node: wanted, args } => {
+                (Fault::KillNode { node: node(&wanted)?.name.clone() }, args)
+            }
             DrillFault::Cpu { node: wanted, threads, args } => {
                 let at = node(&wanted)?;
                 let threads = threads.unwrap_or_else(|| at.cpu_millis.div_ceil(1_000).max(1));
@@ -112,7 +128,9 @@ impl Wanted {
                 (Fault::Disk { node: node(&wanted)?.name.clone(), mib: mib.unwrap_or(1_024) }, args)
             }
             DrillFault::Partition { node: wanted, from, args } => (cut(&facts, &wanted, &from, 100)?, args),
-            DrillFault::Loss { node: wanted, percent, from, args } => (cut(&facts, &wanted, &from, percent)?, args),
+            DrillFault::Loss { node: wanted, percent, from, args } => {
+                (cut(&facts, &wanted, &from, percent)?, args)
+            }
         };
         let DrillArgs { span, probe, max_errors, report, leader, allow_outage, dry_run, yes } = args;
         let allowed = Allowed { outage: allow_outage, leader };
@@ -138,7 +156,9 @@ fn cut(facts: &Facts, wanted: &str, from: &[String], percent: u8) -> Outcome<Fau
         from.iter().map(|other| Ok(known_node(facts, other)?.name.clone())).collect();
     let fault = Fault::Cut { node, from: others?, percent };
     match fault.peers(facts).iter().find(|peer| peer.address.is_empty()) {
-        _ if fault.peers(facts).is_empty() => Err(Failure::usage("there is no other node to cut it off from")),
+        _ if fault.peers(facts).is_empty() => {
+            Err(Failure::usage("there is no other node to cut it off from"))
+        }
         Some(peer) => Err(Failure::failed(format!("the address of {} is not known", peer.name))),
         None => Ok(fault),
     }
@@ -157,7 +177,8 @@ pub async fn run(session: &Session, wanted: &Wanted) -> Outcome<Exit> {
         return Err(Failure::new(Exit::Refused, refusal.text).code(refusal.code).needs(refusal.needs));
     }
     if wanted.dry_run {
-        let value = json!({"text": text, "fault": wanted.fault.name(), "parameters": wanted.fault.parameters()});
+        let value =
+            json!({"text": text, "fault": wanted.fault.name(), "parameters": wanted.fault.parameters()});
         session.answer("Plan", value, wanted.fault.name(), || {
             format!("would: {text}\nexpected: {}\n", wanted.fault.expected())
         })?;
@@ -194,7 +215,9 @@ fn typed(session: &Session, wanted: &Wanted, text: &str) -> Outcome {
     }
     let target = wanted.fault.target();
     if !io::stdin().is_terminal() {
-        return Err(Failure::usage(format!("{text}? Nobody can be asked here")).hint("say --yes if that is meant"));
+        return Err(
+            Failure::usage(format!("{text}? Nobody can be asked here")).hint("say --yes if that is meant")
+        );
     }
     session.note(&format!("{text}. Type {target} to go on:"));
     let mut answer = String::new();
@@ -238,10 +261,17 @@ async fn lock(engine: &Engine, id: &str, text: &str, span: Duration) -> Outcome<
 }
 
 /// Makes the fault, watches, ends it, and watches until all is well again.
-async fn play(session: &Session, engine: &Engine, wanted: &Wanted, before: &Facts, id: &str) -> Outcome<Report> {
+async fn play(
+    session: &Session,
+    engine: &Engine,
+    wanted: &Wanted,
+    before: &Facts,
+    id: &str,
+) -> Outcome<Report> {
     let coordinator = Arc::clone(session.coordinator().await?);
     let newest: Vec<Entry> = coordinator.get("/api/v1/journal?limit=1").await?;
-    let mut entries = follow(Arc::clone(&coordinator), newest.iter().map(|entry| entry.id).max().unwrap_or(0));
+    let mut entries =
+        follow(Arc::clone(&coordinator), newest.iter().map(|entry| entry.id).max().unwrap_or(0));
     let target = wanted.probe.as_deref().map(probe::target).transpose().map_err(Failure::usage)?;
     let probe = target.map(Probe::start);
     if probe.is_some() {
@@ -276,7 +306,9 @@ async fn play(session: &Session, engine: &Engine, wanted: &Wanted, before: &Fact
             silent = if session.overview().await.is_ok() { 0 } else { silent + 1 };
             let counts = probe.as_ref().map(Probe::counts);
             stopped = stopped
-                .or_else(|| watch.outside.clone().map(|what| format!("an alert outside of what is drilled: {what}")))
+                .or_else(|| {
+                    watch.outside.clone().map(|what| format!("an alert outside of what is drilled: {what}"))
+                })
                 .or_else(|| (silent >= LOST).then(|| "no coordinator answers any more".to_owned()))
                 .or_else(|| {
                     let counts = counts.filter(|counts| counts.sent >= FEWEST)?;
@@ -304,7 +336,8 @@ async fn play(session: &Session, engine: &Engine, wanted: &Wanted, before: &Fact
         }
         let Ok(facts) = Facts::read(engine).await else { continue };
         watch.look(&facts, clock::now());
-        let ready = facts.nodes.iter().all(|node| node.ready || before.node(&node.id).is_some_and(|old| !old.ready));
+        let ready =
+            facts.nodes.iter().all(|node| node.ready || before.node(&node.id).is_some_and(|old| !old.ready));
         if watch.is_whole() && ready && facts.tasks.iter().all(|task| task.service != job) {
             break;
         }
@@ -381,8 +414,11 @@ async fn begins(session: &Session, engine: &Engine, wanted: &Wanted, job: &str) 
             }
         }
         if clock::now() - begun >= BEGINS {
-            return Err(Failure::failed(format!("the fault's job does not start within {}s", BEGINS.as_secs()))
-                .hint("is the agent's image on that node?"));
+            return Err(Failure::failed(format!(
+                "the fault's job does not start within {}s",
+                BEGINS.as_secs()
+            ))
+            .hint("is the agent's image on that node?"));
         }
         if !told {
             session.note("waiting for the job that makes the fault");
@@ -415,7 +451,9 @@ async fn left_behind(engine: &Engine, before: &Facts, job: &str) -> Outcome<Vec<
     for old in &before.nodes {
         match after.node(&old.id) {
             Some(new) if new.availability == old.availability => {}
-            Some(new) => left.push(format!("{} was {} and is {}", old.name, old.availability, new.availability)),
+            Some(new) => {
+                left.push(format!("{} was {} and is {}", old.name, old.availability, new.availability))
+            }
             None => left.push(format!("{} is no node any more", old.name)),
         }
     }
@@ -444,7 +482,8 @@ fn failures(report: &Report, watch: &Watch, wanted: &Wanted) -> Vec<String> {
     if let Some(requests) = report.requests.as_ref().filter(|requests| requests.sent > 0) {
         let share = requests.failed as f64 * 100.0 / requests.sent as f64;
         if share > wanted.max_errors {
-            failures.push(format!("{share:.2} % of the requests failed, {} % are allowed", wanted.max_errors));
+            failures
+                .push(format!("{share:.2} % of the requests failed, {} % are allowed", wanted.max_errors));
         }
     }
     if report.requests.as_ref().is_some_and(|requests| requests.sent == 0) {
@@ -474,7 +513,10 @@ pub async fn well_again(session: &Session) -> Outcome {
         if clock::now() - begun >= HEALS {
             return Err(Failure::new(
                 Exit::BelowMark,
-                format!("the swarm is not well again {}s after the drill; the plan ends here", HEALS.as_secs()),
+                format!(
+                    "the swarm is not well again {}s after the drill; the plan ends here",
+                    HEALS.as_secs()
+                ),
             )
             .hint("swarmguard health"));
         }

@@ -189,7 +189,12 @@ mod tests {
             ..Task::default()
         };
         Facts {
-            services: vec![Service { id: "s".into(), name: "web".into(), wanted: Some(2), ..Service::default() }],
+            services: vec![Service {
+                id: "s".into(),
+                name: "web".into(),
+                wanted: Some(2),
+                ..Service::default()
+            }],
             tasks: tasks.iter().map(task).collect(),
             ..Facts::default()
         }
