@@ -202,7 +202,7 @@ fn judged(overview: &Overview) -> Judged {
         format!("{} {about}", action.kind)
     };
     Judged {
-        health: u8::try_from(overview.health.score).unwrap_or(0),
+        health: overview.health.score,
         actions: overview.actions.iter().map(what).collect(),
         paused: overview.coordination.paused,
     }
@@ -452,7 +452,7 @@ async fn left_behind(engine: &Engine, before: &Facts, job: &str) -> Outcome<Vec<
         match after.node(&old.id) {
             Some(new) if new.availability == old.availability => {}
             Some(new) => {
-                left.push(format!("{} was {} and is {}", old.name, old.availability, new.availability))
+                left.push(format!("{} was {} and is {}", old.name, old.availability, new.availability));
             }
             None => left.push(format!("{} is no node any more", old.name)),
         }
