@@ -155,7 +155,7 @@ fn again(images: &[Image], target: &str) -> Result<ExitCode> {
     let recipes: Vec<&Recipe> =
         RECIPES.iter().filter(|recipe| images.iter().any(|image| image.name == name(recipe.which))).collect();
     let wanted: Vec<(&str, &str)> = recipes.iter().map(|recipe| (recipe.package, recipe.binary)).collect();
-    programs::run(programs::static_cargo_at(&copy, "build", target), &wanted)?;
+    programs::run(programs::static_cargo_at(&copy, "build", target), &wanted, false)?;
     let binaries = copy.join("target/static").join(target).join("release");
     let mut same = true;
     for recipe in recipes {

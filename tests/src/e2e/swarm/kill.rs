@@ -4,14 +4,13 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{HEAT, MOVES, RATE_HZ, SETTLES, end};
 use crate::e2e::service::Web;
 use crate::e2e::stage::{Stage, until};
 use crate::e2e::trial::Trial;
 use crate::engine::Engine;
-use crate::tasks::Seen;
 
 /// Label of an action record that says how far the action is.
 const STATE: &str = "swarmguard.state";
@@ -21,33 +20,53 @@ pub async fn at(stage: &Stage, port: u16, phase: &str) -> Result<()> {
     let web = Web::new(&format!("killed-{phase}"), &stage.image("web-stress")?.id, port);
     let trial = Trial::begin(stage, &web, RATE_HZ).await?;
     let (victim, hot) = stage.victim(&trial.watcher.serving())?;
-    kill_and_finish(trial, &victim, &hot, phase).await
+    trial.heat_crowded(&hot, HEAT).await?;
+    kill_and_finish(trial, &victim, phase).await
 }
 
-/// The same where the replica leaves the node that the coordinator itself runs on, which a pause would keep from coming
-/// back.
-pub async fn on_its_own_node(stage: &Stage, port: u16, phase: &str) -> Result<()> {
-    let mut web = Web::new(&format!("killed-own-{phase}"), &stage.image("web-stress")?.id, port);
+/// What the coordinator's own node is to the move that an operator orders.
+#[derive(Clone, Copy, Debug)]
+pub enum Own {
+    /// The replica leaves it: a pause of it would keep the coordinator from coming back.
+    Source,
+    /// The replica goes there.
+    Target,
+}
+
+/// The same for a move that an operator orders, off the coordinator's own node or to it.
+pub async fn by_order(stage: &Stage, port: u16, phase: &str, own: Own) -> Result<()> {
+    let token = stage.token.as_deref().context("an order needs the operator's token: add --token-file")?;
+    let name = match own {
+        Own::Source => format!("killed-source-{phase}"),
+        Own::Target => format!("killed-target-{phase}"),
+    };
+    let mut web = Web::new(&name, &stage.image("web-stress")?.id, port);
     web.replicas = stage.cluster.nodes.len() as u64;
     let trial = Trial::begin(stage, &web, RATE_HZ).await?;
-    let own = &stage.cluster.manager().id;
-    let (victim, hot) = trial
-        .watcher
-        .serving()
-        .into_iter()
-        .find(|(_, task)| task.node == *own)
-        .with_context(|| format!("no replica serves on the manager\n{}", trial.picture()))?;
-    kill_and_finish(trial, &victim, &hot, phase).await
+    let manager = stage.cluster.manager();
+    let leaves = |node: &str| match own {
+        Own::Source => node == manager.id,
+        Own::Target => node != manager.id,
+    };
+    let mut serving = trial.watcher.serving().into_iter();
+    let (victim, task) = serving
+        .find(|(_, task)| leaves(&task.node))
+        .with_context(|| format!("no replica serves where one is to leave\n{}", trial.picture()))?;
+    let mut order = json!({"service": name, "source": stage.cluster.name(&task.node)});
+    if matches!(own, Own::Target) {
+        order["target"] = json!(manager.name);
+    }
+    stage.coordinator.command(token, "migrate", &order).await?;
+    kill_and_finish(trial, &victim, phase).await
 }
 
-async fn kill_and_finish(trial: Trial<'_>, victim: &str, hot: &Seen, phase: &str) -> Result<()> {
+async fn kill_and_finish(trial: Trial<'_>, victim: &str, phase: &str) -> Result<()> {
     let stage = trial.stage;
-    trial.heat_crowded(hot, HEAT).await?;
     let seen = reaches(stage.cluster.swarm(), &trial.service, phase)
         .await
         .map_err(|error| error.context(trial.picture()))?;
     kill_coordinator(&stage.cluster.manager().engine).await?;
-    // Finished or undone: in both cases the replica stays hot until it has moved in the end.
+    // Finished, or undone and tried again.
     trial.moved(victim, MOVES).await.with_context(|| format!("killed when the record said {seen}"))?;
     stage.ready(Duration::from_secs(120)).await?;
     trial.settled(SETTLES).await.with_context(|| format!("killed when the record said {seen}"))?;

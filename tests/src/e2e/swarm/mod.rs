@@ -15,6 +15,8 @@ use anyhow::{Result, bail};
 use futures_util::future::LocalBoxFuture;
 use swarmguard_runtime::clock::now;
 
+use kill::Own;
+
 use super::gossip::{self, LostByEngines};
 use super::heat::{self, HEAT};
 use super::stage::{InVain, Stage};
@@ -52,12 +54,20 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "killed-draining", play: |stage, port| Box::pin(kill::at(stage, port, "draining")) },
     Scenario { name: "killed-over", play: |stage, port| Box::pin(kill::at(stage, port, "over")) },
     Scenario {
-        name: "killed-own-surging",
-        play: |stage, port| Box::pin(kill::on_its_own_node(stage, port, "surging")),
+        name: "killed-source-surging",
+        play: |stage, port| Box::pin(kill::by_order(stage, port, "surging", Own::Source)),
     },
     Scenario {
-        name: "killed-own-draining",
-        play: |stage, port| Box::pin(kill::on_its_own_node(stage, port, "draining")),
+        name: "killed-source-draining",
+        play: |stage, port| Box::pin(kill::by_order(stage, port, "draining", Own::Source)),
+    },
+    Scenario {
+        name: "killed-target-surging",
+        play: |stage, port| Box::pin(kill::by_order(stage, port, "surging", Own::Target)),
+    },
+    Scenario {
+        name: "killed-target-draining",
+        play: |stage, port| Box::pin(kill::by_order(stage, port, "draining", Own::Target)),
     },
 ];
 
