@@ -462,6 +462,8 @@ fn config(recipe: &Recipe, layer: &str, architecture: &Architecture) -> Value {
                 "Interval": recipe.health_interval_s * second,
                 "Timeout": 10 * second,
                 "StartPeriod": 60 * second,
+                // Engines from 25 on wait five seconds for the first check unless told; earlier ones do not know this.
+                "StartInterval": second,
                 "Retries": 3,
             },
             "Labels": {

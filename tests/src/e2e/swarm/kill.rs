@@ -56,7 +56,9 @@ pub async fn by_order(stage: &Stage, port: u16, phase: &str, own: Own) -> Result
     if matches!(own, Own::Target) {
         order["target"] = json!(manager.name);
     }
-    stage.coordinator.command(token, "migrate", &order).await?;
+    // The coordinator learns of a new service a moment later than who asks the engine.
+    let taken = || async { Ok(stage.coordinator.command(token, "migrate", &order).await.is_ok()) };
+    until("the order to move is taken", SETTLES, taken).await.with_context(|| trial.picture())?;
     kill_and_finish(trial, &victim, phase).await
 }
 
