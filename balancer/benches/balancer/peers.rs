@@ -228,7 +228,7 @@ fn haproxy(
     let servers: String = replicas.iter().enumerate().map(server).collect();
     let http2 = if front == Front::Http2 { " proto h2" } else { "" };
     let text = format!(
-        "global\n  nbthread 1\n  maxconn {connections}\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  \
+        "global\n  nbthread 1\n  no strict-limits\n  maxconn {connections}\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  \
          timeout server 60s\n  option forwardfor\n  http-reuse always\nfrontend clients\n  bind 127.0.0.1:{port}{http2} backlog 4096\n  \
          http-request set-header X-Forwarded-Proto http\n  http-request set-header X-Forwarded-Host %[req.hdr(host)]\n  \
          default_backend replicas\nbackend replicas\n  balance {balance}\n{servers}"
