@@ -27,6 +27,7 @@ use labels::Enable;
 
 use crate::{
     cli::{Command, ListArgs, Switch, TokenCommand},
+    drill,
     failure::{Exit, Failure, Outcome},
     out::{Format, Listing, document, table::View},
     session::Session,
@@ -163,6 +164,7 @@ pub async fn run(session: &Session, command: Command) -> Outcome<Exit> {
             upgrade::rotate(session, &which, &args).await
         }
         Command::Bundle { out } => bundle::bundle(session, out).await,
+        Command::Drill { what } => drill::drill(session, what).await,
         Command::Top { delay, write } => top::top(session, delay, write).await,
         Command::Ui { port } => ui::ui(session, port).await,
         Command::Completion { shell } => manual::completion(session, shell),
