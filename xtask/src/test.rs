@@ -33,10 +33,10 @@ pub struct Args {
     /// Only the tiers whose name starts with this; may be given several times
     #[arg(long = "only", value_name = "TIER")]
     only: Vec<String>,
-    /// These scenarios of the Swarm tiers on each engine, or all, instead of the usual ones; may be given several times
+    /// These scenarios of the Swarm tiers on each engine, or all, instead of the usual ones (all on the newest engine, a few on the older ones); may be given several times
     #[arg(long = "scenario", value_name = "NAME")]
     scenarios: Vec<String>,
-    /// Everything: also virtual machines, older engines and the tier model, and every scenario on every engine
+    /// Everything: also virtual machines and the tier model, and every scenario on every engine
     #[arg(long, conflicts_with = "quick")]
     all: bool,
     #[command(flatten)]
@@ -153,7 +153,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if !args.quick {
         let real = real::Tiers::new(args.install.allowed(), args.scenarios.clone(), args.all);
         for (name, what) in real::TIERS {
-            let asked = name == real::NEWEST || args.all || !args.only.is_empty();
+            let asked = real::is_usual(name) || args.all || !args.only.is_empty();
             if asked && wanted(name) {
                 all += tier(name, what, |log| real.play(name, log));
             }

@@ -29,9 +29,13 @@ pub const TIERS: [(&str, &str); 7] = [
     ("model", "the model of Swarm and real engines, by the same scripts"),
 ];
 
-/// The one that is played without being asked for: the others take virtual machines, a toolchain for BPF, or tell of
-/// changes of engines and not of the programs.
-pub const NEWEST: &str = "swarm-28.5";
+const NEWEST: &str = "swarm-28.5";
+
+/// Whether a tier is played without being asked for: all engines where nodes are namespaces, else the newest. The other
+/// tiers take virtual machines, a toolchain for BPF, or tell of changes of engines and not of the programs.
+pub fn is_usual(tier: &str) -> bool {
+    tier == NEWEST || (tier.starts_with("swarm-") && cluster::native_fits())
+}
 
 /// How programs are built for these tiers: as they are for the tiers before, so that nothing is compiled twice.
 const BUILD: Build = Build::Tested;
@@ -49,7 +53,7 @@ pub struct Tiers {
 
 impl Tiers {
     /// `install` says whether missing packages may be installed; `scenarios` are those of the Swarm tiers that are
-    /// played, the engine's own where there are none, and every one with `all`.
+    /// played, the engine's usual ones where there are none (of the newest, every one), and every one with `all`.
     pub fn new(install: bool, scenarios: Vec<String>, all: bool) -> Self {
         Tiers { install, scenarios, all, images: OnceCell::new() }
     }
@@ -186,7 +190,7 @@ impl Tiers {
             ..cluster::Options::default()
         };
         let usual = match (native, engine) {
-            (true, Engine::V28_5) => NEWEST_ENGINE,
+            (true, Engine::V28_5) => &[],
             (true, _) => OTHER_ENGINES,
             (false, _) => EMULATED,
         };
@@ -230,23 +234,10 @@ impl Tiers {
 /// What stands for all scenarios that there are.
 const ALL: &str = "all";
 
-/// Scenarios of the newest engine: those that pass on a machine of two cores that is busy with other things as well.
-const NEWEST_ENGINE: &[&str] = &["migration", "several-replicas", "two-on-one-node"];
-
 /// Scenarios of the other engines: what leans on the engine and not on the judgement alone. A coordinator's death leans on
-/// it in every phase, because what the next one finds is what the engine has made of it.
-const OTHER_ENGINES: &[&str] = &[
-    "migration",
-    "several-replicas",
-    "two-on-one-node",
-    "scale",
-    "drain",
-    "killed-leased",
-    "killed-surging",
-    "killed-marking",
-    "killed-draining",
-    "killed-over",
-];
+/// it, because what the next one finds is what the engine has made of it.
+const OTHER_ENGINES: &[&str] =
+    &["migration", "two-on-one-node", "killed-surging", "killed-marking", "killed-draining"];
 
 /// Scenarios of an engine where nodes are emulated: each takes minutes.
 const EMULATED: &[&str] = &["migration", "killed-marking"];

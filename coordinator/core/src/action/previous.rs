@@ -120,7 +120,7 @@ pub(super) fn to_keep(tombstone: &Record, snapshot: &Snapshot) -> Option<Command
 /// on Swarm's own previous spec is the true one. Not while an action is under way.
 pub(super) fn step(object: &RecordObject, snapshot: &Snapshot) -> Option<Command> {
     let remove = Command::RemoveRecord { id: object.id.clone() };
-    let Some(id) = service_of(object) else { return None };
+    let id = service_of(object)?;
     let Some(service) = snapshot.services.get(&id) else { return Some(remove) };
     let action = snapshot.records.get(&action_name(&id));
     if action.is_some_and(|action| Record::parse(action).map_or(true, |record| record.state != State::Over)) {

@@ -46,6 +46,17 @@ pub struct Beside {
     pub began_ms: BTreeMap<String, u64>,
 }
 
+/// One service on one node.
+#[derive(Default)]
+struct Cell {
+    wanted: u32,
+    running: u32,
+    /// Of its busiest replica, per cent.
+    cpu: Option<u8>,
+    /// Standing ones.
+    alerts: u32,
+}
+
 impl Brain {
     /// The swarm at a glance.
     pub fn overview(&self, now: Time, beside: Beside) -> Overview {
@@ -83,21 +94,21 @@ impl Brain {
             nodes.iter().enumerate().map(|(index, (id, _))| (id, place(index))).collect();
         let columns: BTreeMap<&ServiceId, u32> =
             services.iter().enumerate().map(|(index, (id, _))| (id, place(index))).collect();
-        let mut cells: BTreeMap<(u32, u32), (u32, u32, Option<u8>, u32)> = BTreeMap::new();
+        let mut cells: BTreeMap<(u32, u32), Cell> = BTreeMap::new();
         for task in snapshot.tasks.values().filter(|task| task.is_wanted()) {
             let row = task.node.as_ref().and_then(|node| rows.get(node));
             let (Some(row), Some(column)) = (row, columns.get(&task.service)) else { continue };
             let cell = cells.entry((*row, *column)).or_default();
-            cell.0 += 1;
-            cell.1 += u32::from(task.is_serving());
+            cell.wanted += 1;
+            cell.running += u32::from(task.is_serving());
             let Some(replica) = self.view.replica(snapshot, task, now) else { continue };
-            cell.2 = cell.2.max(replica.load.and_then(|load| load.cpu).map(whole));
+            cell.cpu = cell.cpu.max(replica.load.and_then(|load| load.cpu).map(whole));
             let standing = replica.container.map_or(0, |container| container.standing.len());
-            cell.3 += place(standing);
+            cell.alerts += place(standing);
         }
-        let cells = cells.into_iter().map(|((row, column), (wanted, running, cpu, alerts))| {
-            (row, column, wanted, running, cpu, alerts)
-        });
+        let cells = cells
+            .into_iter()
+            .map(|((row, column), cell)| (row, column, cell.wanted, cell.running, cell.cpu, cell.alerts));
         Placement { cells: cells.collect(), nodes, services }
     }
 
