@@ -14,6 +14,7 @@ mod cache;
 mod clock;
 mod cluster;
 mod cpio;
+mod dashboards;
 mod demo;
 mod deploy;
 mod ebpf;
@@ -30,6 +31,7 @@ mod progress;
 mod rootfs;
 mod test;
 mod vm;
+mod watch;
 mod workspace;
 
 /// Build, run, test and measure SwarmGuard
@@ -60,6 +62,8 @@ enum Command {
     Lint(lint::Args),
     /// Run every test tier
     Test(test::Args),
+    /// Write Grafana's dashboards from their description
+    Dashboards(dashboards::Args),
     /// Take pictures of the coordinator's page for the docs
     Screenshots(browser::Args),
     /// Try the readers of foreign text with bytes that nobody would write
@@ -78,6 +82,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Lint(args) => lint::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Dashboards(args) => dashboards::run(&args),
         Command::Screenshots(args) => browser::screenshots(&args),
         Command::Fuzz(args) => fuzz::run(&args),
     };
