@@ -13,7 +13,7 @@ use swarmguard_runtime::{
     identity::Source,
 };
 
-use crate::uplink::addresses::Wanted;
+use crate::{drill::Drill, uplink::addresses::Wanted};
 
 /// Samples this node's containers and alerts SwarmGuard's coordinators
 #[derive(Clone, Debug, Parser)]
@@ -40,6 +40,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make a fault and hold it, for `swarmguard drill`; it ends with this process
+    Drill(Drill),
 }
 
 /// All settings.
@@ -48,8 +50,8 @@ pub struct Settings {
     /// Settings file (TOML, keys as the flags below)
     #[arg(long, env = "SWARMGUARD_CONFIG", global = true)]
     pub config: Option<PathBuf>,
-    /// Address of the HTTP interface
-    #[arg(long, env = "SWARMGUARD_HTTP_ADDR", default_value = "0.0.0.0:8082", global = true)]
+    /// Address of the HTTP interface; others than this node itself also need the reader's token, or --open-reads
+    #[arg(long, env = "SWARMGUARD_HTTP_ADDR", default_value = "127.0.0.1:8082", global = true)]
     pub http_addr: SocketAddr,
     /// Port of the HTTP interface, instead of that of --http-addr
     #[arg(long, env = "API_PORT", value_parser = clap::value_parser!(u16).range(1..), global = true)]
@@ -57,6 +59,13 @@ pub struct Settings {
     /// Serve HTTP at all
     #[arg(long, env = "API_ENABLED", default_value_t = true, action = ArgAction::Set, global = true)]
     pub api_enabled: bool,
+    /// File with a token that lets others read (Authorization: Bearer …), the same as the coordinators' reader token
+    #[arg(long, env = "SWARMGUARD_READER_TOKEN_FILE", value_parser = file, global = true)]
+    pub reader_token_file: Option<NamedFile>,
+    /// Answer reads to everybody who reaches the HTTP address
+    #[arg(long, env = "SWARMGUARD_OPEN_READS", default_value_t = false, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", action = ArgAction::Set, global = true)]
+    pub open_reads: bool,
     /// Where the node's cgroup hierarchy is mounted
     #[arg(long, env = "SWARMGUARD_CGROUP_ROOT", default_value = "/sys/fs/cgroup", global = true)]
     pub cgroup_root: PathBuf,
@@ -110,6 +119,10 @@ pub struct Settings {
     pub log_json: bool,
 }
 
+/// A file that is named, or deliberately none: stack files cannot leave a variable out, only empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedFile(pub Option<PathBuf>);
+
 /// Where the engine's socket is, if it is to be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Socket(pub Option<PathBuf>);
@@ -149,11 +162,20 @@ impl Cli {
 impl Settings {
     /// The address to serve HTTP on; `None` when it is switched off.
     pub fn http(&self) -> Option<SocketAddr> {
-        let mut address = self.http_addr;
-        if let Some(port) = self.api_port {
-            address.set_port(port);
-        }
+        let address = SocketAddr::new(self.http_addr.ip(), self.known_by());
         self.api_enabled.then_some(address)
+    }
+
+    /// The port that health checks know this agent by, whether HTTP is served there or not.
+    pub fn known_by(&self) -> u16 {
+        self.api_port.unwrap_or(self.http_addr.port())
+    }
+}
+
+fn file(text: &str) -> Result<NamedFile, String> {
+    match text {
+        "" | "none" => Ok(NamedFile(None)),
+        path => Ok(NamedFile(Some(path.into()))),
     }
 }
 
@@ -216,7 +238,12 @@ mod tests {
     #[test]
     fn defaults_are_sensible_and_flags_are_read_on_both_sides_of_a_command() {
         let cli = parse(&[]).expect("no flag is needed");
-        assert_eq!(cli.settings.http().map(|address| address.port()), Some(8_082));
+        assert_eq!(
+            cli.settings.http(),
+            Some("127.0.0.1:8082".parse().expect("an address")),
+            "not for strangers"
+        );
+        assert!(!cli.settings.open_reads && cli.settings.reader_token_file.is_none());
         assert_eq!(cli.settings.interval, Duration::from_millis(100));
         assert_eq!(cli.settings.budget, BasisPoints::from_percent(1));
         let cli = parse(&["--api-port=9000", "healthcheck", "--http-addr", "127.0.0.1:1"]).expect("sensible");
@@ -224,7 +251,7 @@ mod tests {
         assert!(matches!(cli.command, Some(Command::Healthcheck)));
         let later = parse(&["--interval=1s", "--interval=200ms", "--api-enabled=false"]).expect("sensible");
         assert_eq!(later.settings.interval, Duration::from_millis(200));
-        assert_eq!(later.settings.http(), None);
+        assert_eq!((later.settings.http(), later.settings.known_by()), (None, 8_082));
     }
 
     #[test]

@@ -1,27 +1,41 @@
 //! The HTTP interface: `GET /metrics/containers` (JSON), `/metrics` and `/metrics/detail` (Prometheus), `/healthz`.
 
 use std::{
-    net::SocketAddr,
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use axum::{
     Json, Router,
-    extract::State,
-    http::{StatusCode, header},
-    response::IntoResponse,
+    extract::{Request, State},
+    http::{HeaderMap, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
     routing::get,
 };
 use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
 use swarmguard_common::time::Time;
-use swarmguard_runtime::{clock, exposition::CONTENT_TYPE, http::serve_figures};
+use swarmguard_runtime::{
+    clock,
+    exposition::CONTENT_TYPE,
+    health::Health as Verdict,
+    http::{Asker, serve_figures},
+    token::Token,
+};
 
 use crate::{metrics, sampler::Vitals, uplink::Shared};
 
 /// Without a tick for this long the agent is not well.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
+
+/// What this program is called where health checks ask for it.
+pub const HEALTH_NAME: &str = "agent";
+/// A wrong token is answered this much later, so that guessing is slow.
+const GUESS_DELAY: Duration = Duration::from_millis(300);
+/// Least time between two lines in the log about refusals.
+const LOG_PAUSE: Duration = Duration::from_secs(10);
 
 /// The text of `/metrics` is given out again until so many times as long has passed as writing it took. Anybody may ask,
 /// and what answering costs is charged to the budget: so it is half a per cent of a CPU at most, and a stranger cannot
@@ -97,21 +111,114 @@ pub struct Health {
     pub problems: Vec<String>,
 }
 
+/// Who is answered besides processes on this node itself.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// Whoever shows this token.
+    pub token: Option<Token>,
+    /// Everybody.
+    pub open: bool,
+}
+
 /// All routes.
-pub fn router(served: Served) -> Router {
+pub fn router(served: Served, access: Access) -> Router {
     let text = |write: Write| get(prometheus).with_state((served.clone(), write, Arc::default()));
     let (summary, detail) = (text(metrics::summary), text(metrics::containers));
+    let guard = middleware::from_fn_with_state((access, Arc::default()), guard);
     Router::new()
         .route("/metrics/containers", get(containers))
         .route("/healthz", get(healthz))
         .with_state(served)
         .route("/metrics", summary)
         .route("/metrics/detail", detail)
+        .layer(guard)
 }
 
 /// Serves until the process ends.
-pub async fn serve(listener: tokio::net::TcpListener, served: Served) {
-    serve_figures(listener, TowerToHyperService::new(router(served))).await;
+pub async fn serve(listener: tokio::net::TcpListener, served: Served, access: Access) {
+    serve_figures(listener, TowerToHyperService::new(router(served, access))).await;
+}
+
+/// When a refusal was logged last.
+type Logged = Arc<Mutex<Option<Time>>>;
+
+/// What is read tells names and loads, and so is for this node itself and for whoever has the token. A page of somebody
+/// else's that makes a browser on this node call us by its own name (DNS rebinding) is answered nothing.
+async fn guard(
+    State((access, logged)): State<(Access, Logged)>,
+    request: Request,
+    next: Next,
+) -> Result<Response, (StatusCode, &'static str)> {
+    let asker = request.extensions().get::<Asker>().map(|asker| asker.0.ip().to_canonical());
+    let Err(refused) = access.judge(asker, request.headers()) else { return Ok(next.run(request).await) };
+    if refused == Refused::WrongToken {
+        tokio::time::sleep(GUESS_DELAY).await;
+    }
+    let mut logged = logged.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = clock::now();
+    if logged.is_none_or(|last| now.since(last) >= LOG_PAUSE) {
+        *logged = Some(now);
+        tracing::warn!(peer = ?asker, why = ?refused, "a request over HTTP was refused");
+    }
+    Err(refused.answer())
+}
+
+/// Why a request is not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refused {
+    /// Called by a name that is not ours.
+    Name,
+    /// From elsewhere, without a token, or where none is set up.
+    NoToken,
+    /// A token that is not ours.
+    WrongToken,
+}
+
+impl Refused {
+    fn answer(self) -> (StatusCode, &'static str) {
+        match self {
+            Self::Name => {
+                (StatusCode::MISDIRECTED_REQUEST, "call the agent by an address, or by localhost\n")
+            }
+            Self::NoToken => (
+                StatusCode::UNAUTHORIZED,
+                "reading from elsewhere needs the reader's token (Authorization: Bearer <token>), which the agent is \
+                 given with --reader-token-file\n",
+            ),
+            Self::WrongToken => (StatusCode::UNAUTHORIZED, "this is not the reader's token\n"),
+        }
+    }
+}
+
+impl Access {
+    fn judge(&self, asker: Option<IpAddr>, headers: &HeaderMap) -> Result<(), Refused> {
+        if !called_by_address(headers) {
+            return Err(Refused::Name);
+        }
+        if self.open || asker.is_some_and(|ip| ip.is_loopback()) {
+            return Ok(());
+        }
+        match (bearer(headers), &self.token) {
+            (Some(offered), Some(token)) if token.matches(offered) => Ok(()),
+            (Some(_), Some(_)) => Err(Refused::WrongToken),
+            _ => Err(Refused::NoToken),
+        }
+    }
+}
+
+fn called_by_address(headers: &HeaderMap) -> bool {
+    // HTTP/1.0 knows no such header, and no browser speaks it.
+    let Some(host) = headers.get(header::HOST) else { return true };
+    let Ok(host) = host.to_str() else { return false };
+    let name = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
+    let name = name.map_or(host, |(name, _)| name);
+    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    bare.parse::<IpAddr>().is_ok() || name.eq_ignore_ascii_case("localhost")
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 async fn containers(State(served): State<Served>) -> Json<Containers> {
@@ -206,33 +313,52 @@ pub fn health(served: &Served) -> (bool, Health) {
     (!stuck, health)
 }
 
-/// Asks the agent at `address` for its health, without any of the machinery above: it runs in a fresh process every
-/// few seconds.
-///
-/// # Errors
-/// When there is no answer, or not a good one.
-pub fn ask(address: SocketAddr) -> anyhow::Result<String> {
-    use anyhow::{Context as _, bail};
-    use std::io::{Read as _, Write as _};
+/// The same for Swarm's own checks.
+pub fn healthcheck(served: &Served) -> Verdict {
+    let (well, health) = health(served);
+    Verdict { well, said: serde_json::to_string(&health).unwrap_or_else(|error| error.to_string()) }
+}
 
-    let mut target = address;
-    if target.ip().is_unspecified() {
-        target.set_ip(if target.is_ipv4() {
-            [127, 0, 0, 1].into()
-        } else {
-            std::net::Ipv6Addr::LOCALHOST.into()
-        });
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_others_are_not_ours() {
+        let called = |host: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, host.parse().expect("a value"));
+            called_by_address(&headers)
+        };
+        assert!(
+            ["10.0.0.1:8082", "127.0.0.1", "localhost:8082", "[::1]:8082", "[fe80::1]"].map(called)
+                == [true; 5]
+        );
+        assert!(["evil.example:8082", "worker-1", "", "localhost.evil"].map(called) == [false; 4]);
+        assert!(called_by_address(&HeaderMap::new()));
     }
-    let patience = Duration::from_secs(20);
-    let mut stream = std::net::TcpStream::connect_timeout(&target, patience)
-        .with_context(|| format!("no agent answers at {target}"))?;
-    stream.set_read_timeout(Some(patience))?;
-    write!(stream, "GET /healthz HTTP/1.0\r\nHost: {target}\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.take(64 * 1_024).read_to_string(&mut answer).context("the agent's answer broke off")?;
-    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
-    if answer.split(' ').nth(1) != Some("200") {
-        bail!("the agent is not well: {body}");
+
+    #[test]
+    fn strangers_need_the_token_and_this_node_does_not() {
+        let elsewhere = Some(IpAddr::from([192, 0, 2, 1]));
+        let here = Some(IpAddr::from([127, 0, 0, 1]));
+        let bearing = |token: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::AUTHORIZATION, format!("bearer {token}").parse().expect("a value"));
+            headers
+        };
+        let closed = Access::default();
+        assert_eq!(closed.judge(here, &HeaderMap::new()), Ok(()));
+        assert_eq!(closed.judge(elsewhere, &HeaderMap::new()), Err(Refused::NoToken));
+        assert_eq!(closed.judge(elsewhere, &bearing("anything")), Err(Refused::NoToken));
+        assert_eq!(closed.judge(None, &HeaderMap::new()), Err(Refused::NoToken), "who asks is not known");
+        let guarded = Access { token: Some(Token::of("a-token-to-read-with")), open: false };
+        assert_eq!(guarded.judge(elsewhere, &bearing("a-token-to-read-with")), Ok(()));
+        assert_eq!(guarded.judge(elsewhere, &bearing("another")), Err(Refused::WrongToken));
+        let open = Access { token: None, open: true };
+        assert_eq!(open.judge(elsewhere, &HeaderMap::new()), Ok(()));
+        let mut misled = HeaderMap::new();
+        misled.insert(header::HOST, "evil.example".parse().expect("a value"));
+        assert_eq!(open.judge(here, &misled), Err(Refused::Name));
     }
-    Ok(body)
 }

@@ -9,6 +9,7 @@ pub mod config;
 pub mod connect;
 pub mod discovery;
 pub mod doctor;
+pub mod drill;
 #[doc(hidden)]
 pub mod hostile;
 pub mod http;

@@ -5,9 +5,11 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use swarmguard_agent::{
     config::{Cli, Command},
-    doctor, http, run,
+    doctor, drill,
+    http::HEALTH_NAME,
+    run,
 };
-use swarmguard_runtime::logging;
+use swarmguard_runtime::{health, logging, privileges};
 
 fn main() -> ExitCode {
     match begin() {
@@ -23,14 +25,16 @@ fn begin() -> anyhow::Result<ExitCode> {
     let cli = Cli::read()?;
     match cli.command {
         Some(Command::Healthcheck) => {
-            match cli.settings.http() {
-                Some(address) => println!("{}", http::ask(address)?),
-                None => println!("HTTP is switched off, so there is nobody to ask"),
-            }
+            println!("{}", health::ask(HEALTH_NAME, cli.settings.known_by())?);
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::Doctor { json }) => runtime()?.block_on(doctor::run(&cli.settings, json)),
+        Some(Command::Drill(what)) => {
+            runtime()?.block_on(drill::run(what, cli.settings.docker.0.as_deref()))?;
+            Ok(ExitCode::SUCCESS)
+        }
         Some(Command::Run) | None => {
+            privileges::forgo_new().context("cannot forgo new privileges")?;
             logging::to_stderr(&cli.settings.log, cli.settings.log_json)?;
             runtime()?.block_on(run::run(cli.settings))?;
             Ok(ExitCode::SUCCESS)

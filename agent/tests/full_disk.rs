@@ -26,7 +26,7 @@ impl Drop for Running {
 
 fn passes(http: SocketAddr) -> Option<f64> {
     let mut stream = TcpStream::connect(http).ok()?;
-    write!(stream, "GET /metrics HTTP/1.0\r\nHost: test\r\n\r\n").ok()?;
+    write!(stream, "GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n").ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("swarmguard_agent_passes_total "))?;

@@ -11,7 +11,7 @@ use std::{
 
 use swarmguard_agent::{
     discovery::scan,
-    http::{self, Served},
+    http::{self, Access, Served},
     model::Capacity,
     sampler::{Sampler, Vitals},
     sources::network::Networks,
@@ -118,9 +118,9 @@ fn id(digit: char) -> ContainerId {
 async fn get(served: Served, path: &str) -> (String, String) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound");
-    let server = tokio::spawn(http::serve(listener, served));
+    let server = tokio::spawn(http::serve(listener, served, Access::default()));
     let mut stream = tokio::net::TcpStream::connect(address).await.expect("connected");
-    let request = format!("GET {path} HTTP/1.0\r\nHost: x\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("sent");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.expect("an answer");

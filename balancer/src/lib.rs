@@ -28,5 +28,6 @@ pub mod scrape;
 pub mod service;
 pub mod settings;
 pub mod source;
+pub mod stall;
 pub mod stats;
 pub mod sticky;

@@ -7,6 +7,7 @@ use swarmguard_balancer::{
     admin, run,
     settings::{Command, Settings},
 };
+use swarmguard_runtime::{health, privileges};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -21,11 +22,13 @@ fn main() -> ExitCode {
 }
 
 fn start(settings: Settings) -> Result<()> {
+    if settings.command == Some(Command::Healthcheck) {
+        println!("{}", health::ask(admin::HEALTH_NAME, settings.admin_addr.port())?);
+        return Ok(());
+    }
+    privileges::forgo_new().context("cannot forgo new privileges")?;
     // Workers have runtimes of their own; this one is for control and needs no second thread.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    if settings.command == Some(Command::Healthcheck) {
-        return runtime.block_on(admin::healthcheck(settings.admin_addr));
-    }
     let filter = EnvFilter::try_new(&settings.log).with_context(|| {
         format!("--log (SWARMGUARD_LOG) {:?} is no filter: use error, warn, info, debug", settings.log)
     })?;

@@ -97,13 +97,15 @@ impl Balancer {
             .await
             .with_context(|| format!("cannot listen on {} (--admin-addr)", global.settings.admin_addr))?;
         let admin = listener.local_addr()?;
-        let health = admin::health_listener(admin)?;
+        let checks = swarmguard_runtime::health::listener(admin::HEALTH_NAME, admin.port())
+            .with_context(|| format!("cannot listen for health checks of --admin-addr {admin}"))?;
         let mut control = tokio::task::JoinSet::new();
         let (events_in, events) = mpsc::channel(QUEUE);
         spawn_sources(&mut control, &global, registry, events_in, events).await;
         control.spawn(health::run(Arc::clone(&global)));
         control.spawn(admin::run(Arc::clone(&global), listener));
-        control.spawn(admin::answer_healthchecks(Arc::clone(&global), health));
+        let judged = Arc::clone(&global);
+        control.spawn(swarmguard_runtime::health::answer(checks, move || admin::health(&judged)));
         control.spawn(tick(Arc::clone(&global)));
         if let (Some(certificate), Some(key), Some(current)) =
             (&global.settings.tls_cert, &global.settings.tls_key, &global.tls)

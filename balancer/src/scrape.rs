@@ -21,7 +21,7 @@ swarmguard_runtime::families! {
     REQUESTS_FAST = Counter "swarmguard_balancer_requests_fast_total" [] "of those, on the fast path of plain HTTP/1.1";
     FAILURES = Counter "swarmguard_balancer_failures_total" ["reason"] "requests that no replica answered";
     REFUSED = Counter "swarmguard_balancer_refused_total" ["reason"] "requests that the balancer answered itself with an error";
-    CUT = Counter "swarmguard_balancer_answers_cut_total" ["reason"] "answers given up because the client does not read";
+    CUT = Counter "swarmguard_balancer_answers_cut_total" ["reason"] "exchanges cut short because the client stands still";
     RETRIES = Counter "swarmguard_balancer_retries_total" [] "requests sent again to another replica";
     STALE = Counter "swarmguard_balancer_stale_connections_total" [] "requests sent again because a kept connection had been closed";
     CONNECTS = Counter "swarmguard_balancer_connects_total" [] "connections made to replicas";
@@ -138,7 +138,7 @@ fn by_reason(scrape: &mut Scrape, totals: &Totals) {
                 ("timeout", totals.failed_timeout),
             ],
         ),
-        (CUT, &[("memory", totals.shed), ("unread", totals.unread)]),
+        (CUT, &[("memory", totals.shed), ("unread", totals.unread), ("room", totals.cut_for_room)]),
     ];
     for (family, values) in labelled {
         let mut samples = scrape.family(family);

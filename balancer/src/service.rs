@@ -19,6 +19,7 @@ use crate::{
     histogram::Histogram,
     rate::{Limit, RetryBudget},
     replica::Replica,
+    stall::Stalls,
 };
 
 /// One reading of a service; a new one is made whenever its labels or replicas change.
@@ -59,6 +60,8 @@ pub struct Shared {
     /// Requests that wait for room at a replica.
     waiting: AtomicU32,
     room: Notify,
+    /// Requests whose client stands still.
+    pub stalls: Arc<Stalls>,
     /// Requests of this service.
     pub requests: AtomicU64,
     /// Requests answered by the balancer itself with an error.

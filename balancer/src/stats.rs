@@ -98,6 +98,8 @@ counters! {
     shed,
     /// HTTP/2 answers given up, because the client does not read.
     unread,
+    /// Requests ended because their client stood still and another one needed the place.
+    cut_for_room,
     /// Idle connections closed to make room for others.
     evicted,
     /// Client connections accepted.

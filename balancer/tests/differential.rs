@@ -268,6 +268,121 @@ fn both_paths_say_the_same() {
     }
 }
 
+/// Answers whose end can be read in more than one way, and some that cannot: each with what RFC 9112, 6 makes of it.
+const ANSWERS: [(&str, &str, Told); 16] = [
+    ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "6.3, 6", Told::Body("hello")),
+    (
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "6.3, 4",
+        Told::Body("hello"),
+    ),
+    ("HTTP/1.1 200 OK\r\n\r\nhello", "6.3, 8", Told::Body("hello")),
+    (
+        "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "6.3, 3",
+        Told::Body("hello"),
+    ),
+    (
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 99\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "6.3, 3",
+        Told::Body("hello"),
+    ),
+    ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", "6.3, 5", Told::Body("hello")),
+    ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 3\r\n\r\nhello", "6.3, 5", Told::Refused),
+    ("HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\nhello", "6.3, 5", Told::Refused),
+    ("HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\nhello", "6.3, 5", Told::Refused),
+    ("HTTP/1.1 200 OK\r\nContent-Length: \r\n\r\nhello", "6.3, 5", Told::Refused),
+    (
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "6.1",
+        Told::Refused,
+    ),
+    ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nhello", "6.1", Told::Refused),
+    (
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "6.1",
+        Told::Refused,
+    ),
+    ("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", "6.1", Told::Refused),
+    (
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nT: 1\r\n\r\n",
+        "7.1",
+        Told::Body("hello"),
+    ),
+    ("HTTP/1.1 204 No\r\nContent-Length: 5\r\n\r\n", "6.3, 1", Told::Body("")),
+];
+
+/// What a client is told in the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Body(&'static str),
+    /// 502.
+    Refused,
+}
+
+/// A replica that answers the number in the path, and then says something that nobody asked for: whoever keeps a
+/// connection whose answer may not have ended hears it as the next answer.
+fn ambiguous() -> Replica {
+    Replica::new(|stream, head, _| {
+        let number = head.split(['/', ' ']).nth(2).and_then(|number| number.parse::<usize>().ok());
+        let Some((answer, ..)) = number.and_then(|number| ANSWERS.get(number)) else { return After::Close };
+        let _ = stream.write_all(answer.as_bytes());
+        let lasts = answer.contains("Content-Length: 5\r\n\r\n") || answer.ends_with("0\r\n\r\n");
+        if lasts { After::Keep } else { After::Close }
+    })
+}
+
+/// Status, whether the head names chunks and a length, and the body without chunks.
+fn hear_answer(address: SocketAddr, number: usize) -> (u16, bool, Vec<u8>) {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("set");
+    let request = format!("GET /{number} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("sent");
+    let mut all = Vec::new();
+    let _ = stream.read_to_end(&mut all);
+    let at = all.windows(4).position(|four| four == b"\r\n\r\n").expect("a head");
+    let head = String::from_utf8_lossy(&all[..at]).to_ascii_lowercase();
+    let status = head[9..12].parse().expect("a status");
+    let chunked = head.contains("transfer-encoding");
+    let both = chunked && head.contains("content-length");
+    let mut rest = &all[at + 4..];
+    if !chunked {
+        return (status, both, rest.to_vec());
+    }
+    let mut body = Vec::new();
+    while let Some(end) = rest.windows(2).position(|two| two == b"\r\n") {
+        let size = String::from_utf8_lossy(&rest[..end]);
+        let size =
+            usize::from_str_radix(size.split(';').next().unwrap_or_default().trim(), 16).expect("a size");
+        if size == 0 {
+            break;
+        }
+        body.extend_from_slice(&rest[end + 2..end + 2 + size]);
+        rest = &rest[end + 4 + size..];
+    }
+    (status, both, body)
+}
+
+#[test]
+fn both_paths_find_the_same_end_of_an_answer() {
+    let replica = ambiguous();
+    let (_coordinator, fast, slow) = both_paths(&replica);
+    for (number, (answer, section, told)) in ANSWERS.into_iter().enumerate() {
+        for lb in [&fast, &slow] {
+            let (status, both, body) = hear_answer(lb.addresses[0], number);
+            let heard = String::from_utf8_lossy(&body);
+            assert!(!both, "{answer:?} ({section}): a length and chunks are passed on");
+            match told {
+                Told::Body(expected) => {
+                    assert!(status < 300 && heard == expected, "{answer:?} ({section}): {status} {heard:?}");
+                }
+                Told::Refused => assert_eq!(status, 502, "{answer:?} ({section})"),
+            }
+        }
+    }
+    assert!(fast.global.stats.totals().requests_fast >= 16 && slow.global.stats.totals().requests_fast == 0);
+}
+
 /// What other proxies do differently, and what allows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Difference {
@@ -316,13 +431,8 @@ fn peer(program: &str, configuration: impl Fn(&str, u16) -> String, arguments: &
     Peer(child, address, directory)
 }
 
-#[test]
-#[ignore = "needs nginx and HAProxy: cargo xtask test --only clients"]
-fn where_nginx_and_haproxy_differ_is_known() {
-    let replica = witness();
-    let (_coordinator, fast, slow) = both_paths(&replica);
-    let to = replica.address;
-    let nginx = peer(
+fn nginx(to: SocketAddr) -> Peer {
+    peer(
         "nginx",
         |base, port| {
             format!(
@@ -334,8 +444,11 @@ fn where_nginx_and_haproxy_differ_is_known() {
             )
         },
         &["-c"],
-    );
-    let haproxy = peer(
+    )
+}
+
+fn haproxy(to: SocketAddr) -> Peer {
+    peer(
         "haproxy",
         |_, port| {
             format!(
@@ -344,7 +457,17 @@ fn where_nginx_and_haproxy_differ_is_known() {
             )
         },
         &["-q", "-db", "-f"],
-    );
+    )
+}
+
+#[test]
+#[ignore = "needs nginx and HAProxy: cargo xtask test --only clients"]
+fn where_nginx_and_haproxy_differ_is_known() {
+    let replica = witness();
+    let (_coordinator, fast, slow) = both_paths(&replica);
+    let (nginx, haproxy) = (nginx(replica.address), haproxy(replica.address));
+    let answers = ambiguous();
+    let (nginx_answers, haproxy_answers) = (self::nginx(answers.address), self::haproxy(answers.address));
     let requests = requests(3_000);
     let heard = through(&[fast.addresses[0], slow.addresses[0], nginx.1, haproxy.1], &requests);
     let mut counts: BTreeMap<(&str, Difference), (usize, String)> = BTreeMap::new();
@@ -361,6 +484,22 @@ fn where_nginx_and_haproxy_differ_is_known() {
         // Whoever else lets it through: never more requests than the client wrote.
         let written = text.matches("HTTP/1.").count();
         assert!(heard[0].asked.len() <= written.max(1), "{text:?} became {:?}", heard[0]);
+    }
+    for (number, (answer, section, told)) in ANSWERS.into_iter().enumerate() {
+        let told = match told {
+            Told::Body(body) => body.to_owned(),
+            Told::Refused => "502".to_owned(),
+        };
+        for (name, address) in [("nginx", &nginx_answers), ("haproxy", &haproxy_answers)] {
+            let (status, _, body) = hear_answer(address.1, number);
+            let heard =
+                if status >= 500 { status.to_string() } else { String::from_utf8_lossy(&body).into_owned() };
+            if heard != told {
+                println!(
+                    "{name} answers {heard:?} where the balancer answers {told:?} (RFC 9112, {section}): {answer:?}"
+                );
+            }
+        }
     }
     for ((name, difference), (count, example)) in &counts {
         println!("{name} {difference:?}: {count} of {}, such as {example}", requests.len());

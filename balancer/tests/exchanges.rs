@@ -80,6 +80,55 @@ fn a_client_that_stops_sending_is_told_408_and_the_replica_is_not_blamed() {
     assert_eq!((totals.refused_client_timeout, totals.upstream_failures, totals.ejections), (6, 0, 0));
 }
 
+/// Three clients take all places, each in its own way; a fourth one asks.
+fn crowded(rate: Option<u32>, request: &str) -> Vec<u16> {
+    let replica = Replica::new(|stream, head, _| {
+        if head.starts_with("GET /small") {
+            return say(stream, 200, "fine");
+        }
+        if head.starts_with("POST") {
+            return if read_chunked(stream) { say(stream, 200, "read") } else { After::Close };
+        }
+        let answer =
+            [&b"HTTP/1.1 200 OK\r\nContent-Length: 33554432\r\n\r\n"[..], &vec![b'x'; 33_554_432]].concat();
+        if stream.write_all(&answer).is_ok() { After::Keep } else { After::Close }
+    });
+    let change = |labels: &mut RouteLabels| (labels.max_in_flight, labels.rate) = (3, rate);
+    let (_coordinator, lb) = routed(&replica, change, &["--queue-timeout=5s"]);
+    let mut clients: Vec<_> = (0..3).map(|_| lb.connect()).collect();
+    for client in &mut clients {
+        client.send(request.as_bytes());
+    }
+    eventually("all places are taken", || lb.in_flight() == 3);
+    assert_eq!(lb.get("/small").text(), "fine", "{request:?}");
+    let totals = lb.global.stats.totals();
+    assert_eq!(
+        (totals.cut_for_room, totals.refused_full, totals.upstream_failures),
+        (1, 0, 0),
+        "{request:?}"
+    );
+    eventually("one has gone", || lb.in_flight() == 2);
+    let mut told = Vec::new();
+    for client in &mut clients {
+        client.stream.set_read_timeout(Some(Duration::from_millis(200))).expect("set");
+        let mut head = [0; 12];
+        if client.stream.read_exact(&mut head).is_ok() {
+            told.push(String::from_utf8_lossy(&head[9..]).parse().expect("a status"));
+        }
+    }
+    told.sort_unstable();
+    told
+}
+
+#[test]
+fn a_request_without_room_gets_the_place_of_who_stands_still_on_every_path() {
+    let unread = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
+    assert_eq!(crowded(None, unread), [200, 200, 200], "two are being answered, one was cut");
+    assert_eq!(crowded(Some(1_000_000), unread), [200, 200, 200], "the same on hyper's path");
+    let half = "POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n";
+    assert_eq!(crowded(None, half), [408], "it is told, the others still may send");
+}
+
 #[test]
 fn a_replica_that_has_the_whole_request_and_does_not_answer_is_given_up() {
     let replica = Replica::new(|stream, _, _| {

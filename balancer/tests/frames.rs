@@ -10,7 +10,9 @@ use std::{
 };
 
 use proptest::prelude::{ProptestConfig, any, prop, proptest};
-use support::{After, Lb, Replica, eventually};
+use support::{After, Lb, Replica, coordinator::Coordinator, eventually, say};
+use swarmguard_balancer::source::labels;
+use swarmguard_runtime::clock;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -247,6 +249,36 @@ fn answers_that_a_client_does_not_take_are_given_up_each_by_itself() {
     eventually("they are given up", || lb.in_flight() == 0);
     assert_eq!(lb.global.stats.totals().unread, 20);
     assert_eq!(lb.global.stats.totals().upstream_failures, 0, "that is no fault of the replica");
+}
+
+#[test]
+fn a_request_without_room_gets_the_place_of_a_stream_that_nobody_reads() {
+    let replica = Replica::new(|stream, head, _| {
+        if head.starts_with("GET /small") {
+            return say(stream, 200, "fine");
+        }
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 1048576\r\n\r\n";
+        let sent = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&vec![b'x'; 1_048_576]));
+        if sent.is_ok() { After::Keep } else { After::Close }
+    });
+    let coordinator = Coordinator::start();
+    let mut arguments = coordinator.arguments();
+    arguments.push("--queue-timeout=5s".to_owned());
+    let lb = Lb::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut labels = labels(replica.address.port());
+    labels.max_in_flight = 20;
+    coordinator.routes(&labels, &[("a", replica.address.ip())]);
+    eventually("the replica is known", || !lb.global.table.load().services.is_empty());
+    let mut client = lb.connect();
+    client.send(&ask_much(0, 20));
+    eventually("all places are taken", || lb.in_flight() == 20);
+    let begun = clock::now();
+    assert_eq!(lb.get("/small").text(), "fine");
+    let took = clock::now().since(begun);
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    let totals = lb.global.stats.totals();
+    assert_eq!((totals.cut_for_room, totals.refused_full, totals.upstream_failures), (1, 0, 0));
+    assert_eq!(lb.in_flight(), 19, "the others keep their places while nobody needs them");
 }
 
 #[test]

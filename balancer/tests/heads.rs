@@ -11,8 +11,12 @@ use swarmguard_balancer::hostile;
 
 type Reader = fn(&[u8]);
 
-const TARGETS: [(&str, Reader); 2] =
-    [("request_heads", hostile::request_heads), ("answers", hostile::answers)];
+const TARGETS: [(&str, Reader); 4] = [
+    ("request_heads", hostile::request_heads),
+    ("answers", hostile::answers),
+    ("framing", hostile::framing),
+    ("http2_heads", hostile::http2_heads),
+];
 
 /// The texts that fuzzing of a target starts from.
 fn seeds(target: &str) -> Vec<Vec<u8>> {

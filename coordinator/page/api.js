@@ -20,6 +20,8 @@ async function call(path, options = {}) {
   const headers = { ...options.headers };
   if (state.token) headers.Authorization = 'Bearer ' + state.token;
   const answer = await fetch(path, { ...options, headers, cache: 'no-store', signal: options.signal || AbortSignal.timeout(8000) });
+  // `swarmguard ui` says so with each answer, so that a page loaded anew knows it too.
+  if (answer.headers.get('Swarmguard-Ui')) state.viaTunnel = true;
   if (answer.ok || answer.status === 304) return answer;
   throw new Refused(answer.status, await answer.json().catch(() => ({})));
 }
@@ -53,7 +55,7 @@ const pause = (wait) => new Promise((done) => setTimeout(done, wait));
 
 function lost(error) {
   const locked = error instanceof Refused && (error.status === 401 || error.status === 403);
-  state.locked = locked;
+  state.locked = locked && (error.problem.code === 'session_needed' ? 'start swarmguard ui again' : 'sign in to read');
   state.gone ??= Date.now();
   state.why = error.message;
   tell('connection');
@@ -66,7 +68,7 @@ async function watchOverview() {
   for (;;) {
     try {
       const news = await fresh('overview');
-      const back = state.gone !== null || state.locked;
+      const back = state.gone !== null;
       state.gone = state.why = null;
       state.locked = false;
       if (news) { state.overview = news; state.at = Date.now(); }

@@ -40,7 +40,7 @@ function connection() {
   const { gone, why, locked, overview: seen } = state;
   live.classList.toggle('gone', gone !== null);
   document.body.classList.toggle('stale', gone !== null && seen !== null);
-  const text = gone === null ? 'live' : locked ? 'sign in to read' : 'no answer for ' + ago(Date.now() - gone) + ', trying again';
+  const text = gone === null ? 'live' : locked ? locked : 'no answer for ' + ago(Date.now() - gone) + ', trying again';
   if (live.textContent !== text) live.textContent = text;
   live.title = why || '';
   byId('sign').textContent = state.viaTunnel ? 'Signed in' : state.token ? 'Sign out' : 'Sign in';

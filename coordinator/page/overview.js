@@ -76,7 +76,7 @@ export function open(root) {
     fill(health, h('h2', null, 'Health'), score(seen.health));
     const who = seen.coordination;
     fill(now, h('h2', null, 'Now'), h('ul', { class: 'plain' },
-      h('li', null, who.leader ? ['Acting: ', link('node', who.leader)] : 'Nobody acts', who.observe ? [' ', tag('observe', 'note')] : null, who.paused ? [' ', tag('paused', 'warn')] : null),
+      h('li', null, who.acts ? ['Acting: ', link('node', who.acts)] : who.observe ? 'Nobody acts' : h('b', { class: 'poor' }, 'Nobody acts'), who.observe ? [' ', tag('observe', 'note')] : null, who.paused ? [' ', tag('paused', 'warn')] : null),
       seen.actions.map((one) => h('li', null, h('a', { href: '#/actions' }, one.kind), ' ', h('b', null, one.service || one.source || ''),
         one.source && one.service ? ' ' + one.source + ' → ' + (one.target || '…') : '', ' ', h('span', { class: 'still' }, tag(one.step.replaceAll('_', ' '), one.undone ? 'warn' : 'note'), ' ' + ms(one.step_ms + since())))),
       seen.actions.length ? null : h('li', { class: 'soft' }, 'No action under way.'),

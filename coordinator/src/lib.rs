@@ -6,7 +6,6 @@ pub mod balancers;
 pub mod bridge;
 pub mod config;
 pub mod connect;
-pub mod crowd;
 pub mod errands;
 pub mod glance;
 pub mod ingest;

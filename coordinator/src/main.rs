@@ -8,7 +8,7 @@ use swarmguard_coordinator::{
     config::{Certs, Cli, Command},
     errands, start, volume,
 };
-use swarmguard_runtime::logging;
+use swarmguard_runtime::{logging, privileges};
 
 fn main() -> ExitCode {
     match begin() {
@@ -41,6 +41,7 @@ fn begin() -> anyhow::Result<()> {
         },
         Some(Command::RemoveVolume { name }) => volume::remove(&cli.settings.docker, &name),
         Some(Command::Run) | None => {
+            privileges::forgo_new().context("cannot forgo new privileges")?;
             logging::to_stderr(&cli.settings.log, cli.settings.log_json)?;
             let mut builder = tokio::runtime::Builder::new_multi_thread();
             let runtime =

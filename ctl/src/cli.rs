@@ -4,7 +4,10 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::out::{Format, style::Colour};
+use crate::{
+    complete,
+    out::{Format, style::Colour},
+};
 
 /// Watch and command SwarmGuard on a Docker Swarm
 ///
@@ -155,6 +158,7 @@ pub enum Command {
     /// Replicas of a service (or of all) with their load
     Ps {
         /// Name or ID of a service
+        #[arg(add = complete::services())]
         service: Option<String>,
         /// How.
         #[command(flatten)]
@@ -170,7 +174,7 @@ pub enum Command {
         #[arg(long, short = 'n', default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1000))]
         limit: u16,
         /// Only this service
-        #[arg(long, value_name = "SERVICE")]
+        #[arg(long, value_name = "SERVICE", add = complete::services())]
         service: Option<String>,
         /// How.
         #[command(flatten)]
@@ -179,6 +183,7 @@ pub enum Command {
     /// What the balancers see of the replicas
     Lb {
         /// Name of a service
+        #[arg(add = complete::services())]
         service: Option<String>,
         /// How.
         #[command(flatten)]
@@ -187,6 +192,7 @@ pub enum Command {
     /// Why a service is or is not touched, and what would change it
     Explain {
         /// Name or ID of a service
+        #[arg(add = complete::services())]
         service: String,
         /// Its decisions and refusals of so long, too
         #[arg(long, value_name = "DURATION", value_parser = patience)]
@@ -207,21 +213,22 @@ pub enum Command {
         #[arg(long, value_delimiter = ',', value_enum)]
         kind: Vec<EntryKind>,
         /// Only this service
-        #[arg(long, value_name = "SERVICE")]
+        #[arg(long, value_name = "SERVICE", add = complete::services())]
         service: Option<String>,
         /// Only this node
-        #[arg(long, value_name = "NODE")]
+        #[arg(long, value_name = "NODE", add = complete::nodes())]
         node: Option<String>,
     },
     /// Move one replica of a service to another node, successor first
     Migrate {
         /// Name or ID of a service
+        #[arg(add = complete::services())]
         service: String,
         /// The node to leave; needed where replicas run on several
-        #[arg(long, value_name = "NODE")]
+        #[arg(long, value_name = "NODE", add = complete::nodes())]
         from: Option<String>,
         /// The node to go to; the one with most room where absent
-        #[arg(long, value_name = "NODE")]
+        #[arg(long, value_name = "NODE", add = complete::nodes())]
         to: Option<String>,
         /// How.
         #[command(flatten)]
@@ -230,10 +237,10 @@ pub enum Command {
     /// Set the number of replicas of a service
     Scale {
         /// Service and number, such as web=3
-        #[arg(value_name = "SERVICE=REPLICAS")]
+        #[arg(value_name = "SERVICE=REPLICAS", add = complete::counts())]
         what: String,
         /// Where the new replica is to run, or whose replica goes
-        #[arg(long, value_name = "NODE")]
+        #[arg(long, value_name = "NODE", add = complete::nodes())]
         node: Option<String>,
         /// How.
         #[command(flatten)]
@@ -242,6 +249,7 @@ pub enum Command {
     /// Let all services leave a node, successors first, and keep it empty
     Drain {
         /// Host name or ID of a node
+        #[arg(add = complete::nodes())]
         node: String,
         /// How.
         #[command(flatten)]
@@ -250,6 +258,7 @@ pub enum Command {
     /// Let a drained or paused node take tasks again
     Undrain {
         /// Host name or ID of a node
+        #[arg(add = complete::nodes())]
         node: String,
         /// How.
         #[command(flatten)]
@@ -258,6 +267,7 @@ pub enum Command {
     /// Take back what is under way
     Cancel {
         /// A service, a node, or an action
+        #[arg(add = complete::under_way())]
         what: String,
         /// How.
         #[command(flatten)]
@@ -266,6 +276,7 @@ pub enum Command {
     /// No automation, for a service or for all; what is under way ends first
     Pause {
         /// Name or ID of a service; all where absent
+        #[arg(add = complete::services())]
         service: Option<String>,
         /// How.
         #[command(flatten)]
@@ -274,6 +285,7 @@ pub enum Command {
     /// Take a pause back
     Resume {
         /// Name or ID of a service; the pause of all where absent
+        #[arg(add = complete::services())]
         service: Option<String>,
         /// How.
         #[command(flatten)]
@@ -291,12 +303,13 @@ pub enum Command {
     /// Protect a service: sets its labels
     Enable {
         /// Name or ID of a service
+        #[arg(add = complete::services())]
         service: String,
         /// Never fewer replicas; scaling is off unless --min and --max are given
-        #[arg(long, value_name = "N", requires = "max")]
+        #[arg(long, value_name = "N", requires = "max", value_parser = count)]
         min: Option<u32>,
         /// Never more replicas
-        #[arg(long, value_name = "N", requires = "min")]
+        #[arg(long, value_name = "N", requires = "min", value_parser = count)]
         max: Option<u32>,
         /// Let two of a single replica run for a moment, so that it can be moved
         #[arg(long)]
@@ -311,6 +324,7 @@ pub enum Command {
     /// Protect a service no longer
     Disable {
         /// Name or ID of a service
+        #[arg(add = complete::services())]
         service: String,
         /// Say what would be changed, and change nothing
         #[arg(long)]
@@ -319,7 +333,7 @@ pub enum Command {
     /// Give services another image, wait, and roll back where it does not run (exit code 5)
     Update {
         /// Names or IDs
-        #[arg(required = true)]
+        #[arg(required = true, add = complete::services())]
         services: Vec<String>,
         /// The image
         #[arg(long)]
@@ -331,7 +345,7 @@ pub enum Command {
     /// Give services the spec from before their last change
     Rollback {
         /// Names or IDs
-        #[arg(required = true)]
+        #[arg(required = true, add = complete::services())]
         services: Vec<String>,
         /// How.
         #[command(flatten)]
@@ -386,6 +400,9 @@ pub enum Command {
         /// Image of the balancer
         #[arg(long, env = "SWARMGUARD_BALANCER_IMAGE", value_name = "IMAGE")]
         balancer_image: Option<String>,
+        /// A capability that the nodes do not have, as in some LXC containers; the agent does without
+        #[arg(long, value_name = "NAME", value_parser = ["SYS_RESOURCE", "SYS_PTRACE"])]
+        without_capability: Vec<String>,
         /// Install also where the preflight fails
         #[arg(long)]
         force: bool,
@@ -402,7 +419,7 @@ pub enum Command {
         #[arg(long)]
         pre: bool,
         /// Whether this service can be protected, too
-        #[arg(long, value_name = "SERVICE")]
+        #[arg(long, value_name = "SERVICE", add = complete::services())]
         service: Option<String>,
         /// Only what is not well
         #[arg(long)]
@@ -495,7 +512,13 @@ pub enum Command {
         #[arg(long)]
         write: bool,
     },
-    /// Print completions for a shell
+    /// Serve the page on this machine, through the same way in, with commands allowed; Ctrl-C ends it
+    Ui {
+        /// Port on 127.0.0.1; one that is free where absent
+        #[arg(long, value_name = "PORT", default_value_t = 0)]
+        port: u16,
+    },
+    /// Print what makes a shell complete commands, services and nodes
     Completion {
         /// For which
         #[arg(value_enum)]
@@ -593,6 +616,10 @@ pub enum EntryKind {
     Notice,
     /// An operator's command.
     Operator,
+}
+
+fn count(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("a whole number, 0 to {}", u32::MAX))
 }
 
 fn rhythm(text: &str) -> Result<Duration, String> {

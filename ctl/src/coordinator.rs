@@ -2,13 +2,15 @@
 
 use std::{
     path::PathBuf,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Method, StatusCode};
-use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
+use http::{HeaderMap, Method, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
@@ -26,6 +28,8 @@ use crate::{
 const SERVER_NAME: &str = "swarm-manager";
 /// The program in the coordinator's container.
 const BRIDGE: [&str; 2] = ["/swarmguard-coordinator", "stdio"];
+/// Never ends.
+const EVENTS: &str = "/api/v1/events";
 /// Longest event that is taken, in bytes.
 const MAX_EVENT_BYTES: usize = 1 << 20;
 
@@ -134,7 +138,16 @@ impl Coordinator {
         headers: &[(&str, &str)],
         body: Option<&Value>,
     ) -> Outcome<Answer> {
-        let body = body.map(|body| Bytes::from(body.to_string()));
+        self.answered(method, path, headers, body.map(|body| Bytes::from(body.to_string()))).await
+    }
+
+    async fn answered(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<Bytes>,
+    ) -> Outcome<Answer> {
         let own = self.headers();
         let mut headers: Vec<(&str, &str)> = headers.to_vec();
         headers.extend(own.iter().map(|(name, value)| (*name, value.as_str())));
@@ -176,6 +189,36 @@ impl Coordinator {
             return Err(checked(path, answer).err().unwrap_or_else(|| Failure::failed("no events")));
         }
         Ok(Events { body, buffer: BytesMut::new(), _sender: sender })
+    }
+
+    /// Passes a request on as it is; the answer comes as it is, piece by piece, whatever its status.
+    ///
+    /// # Errors
+    /// When the coordinator cannot be reached.
+    pub async fn pass(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<Bytes>,
+    ) -> Outcome<Response<UnsyncBoxBody<Bytes, hyper::Error>>> {
+        if !headers.contains(&("accept", "text/event-stream")) && !path.starts_with(EVENTS) {
+            let answer = self.answered(method, path, headers, body).await?;
+            let body = Full::new(answer.body).map_err(|never| match never {}).boxed_unsync();
+            let mut whole = Response::new(body);
+            *whole.status_mut() = answer.status;
+            *whole.headers_mut() = answer.headers;
+            return Ok(whole);
+        }
+        let own = self.headers();
+        let mut headers = headers.to_vec();
+        headers.extend(own.iter().map(|(name, value)| (*name, value.as_str())));
+        let (mut sender, exec) = self.connect().await?;
+        match sender.open(method, path, &headers, body).await {
+            // The connection lasts as long as its answer.
+            Ok(answer) => Ok(answer.map(|body| Held { body, _sender: sender }.boxed_unsync())),
+            Err(why) => Err(self.broken(exec, &why).await),
+        }
     }
 
     fn headers(&self) -> Vec<(&'static str, String)> {
@@ -347,13 +390,39 @@ fn checked(path: &str, answer: Answer) -> Outcome<Answer> {
     };
     let failure = failure.code(code);
     Err(match otherwise {
-        Some(otherwise) if !otherwise.is_empty() => failure.hint(otherwise),
+        Some(otherwise) if !otherwise.is_empty() => failure.needs(otherwise),
         _ => failure,
     })
 }
 
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
+}
+
+/// A body that keeps its connection open.
+struct Held {
+    body: Incoming,
+    _sender: Sender,
+}
+
+impl Body for Held {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// A server-sent event.
@@ -453,7 +522,7 @@ mod tests {
         let refused =
             answer(409, r#"{"code":"local_volumes","detail":"it has a volume","otherwise":"waive it"}"#);
         assert_eq!((refused.exit, refused.code.as_deref()), (Exit::Refused, Some("local_volumes")));
-        assert_eq!(refused.hint.as_deref(), Some("waive it"));
+        assert_eq!(refused.needs.as_deref(), Some("waive it"));
         assert_eq!(answer(401, r#"{"code":"token_needed","detail":"a token"}"#).exit, Exit::Unreachable);
         assert_eq!(answer(404, r#"{"code":"unknown_service","detail":"none"}"#).exit, Exit::Usage);
         assert!(answer(404, r#"{"code":"unknown_path","detail":"none"}"#).what.contains("older"));

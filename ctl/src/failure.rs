@@ -35,6 +35,8 @@ pub struct Failure {
     pub what: String,
     /// What to do about it.
     pub hint: Option<String>,
+    /// What a refusal would need to be none, as the rule words it.
+    pub needs: Option<String>,
     /// The rule or the error's stable word, where there is one.
     pub code: Option<String>,
 }
@@ -45,7 +47,7 @@ pub type Outcome<T = ()> = Result<T, Failure>;
 impl Failure {
     /// With an exit code and what happened.
     pub fn new(exit: Exit, what: impl Into<String>) -> Self {
-        Self { exit, what: what.into(), hint: None, code: None }
+        Self { exit, what: what.into(), hint: None, needs: None, code: None }
     }
 
     /// Something failed.
@@ -67,6 +69,13 @@ impl Failure {
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds what a refusal would need to be none.
+    #[must_use]
+    pub fn needs(mut self, needs: impl Into<String>) -> Self {
+        self.needs = Some(needs.into());
         self
     }
 

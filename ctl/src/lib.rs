@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod commands;
+pub mod complete;
 pub mod compose;
 pub mod coordinator;
 pub mod engine;
@@ -14,6 +15,7 @@ pub mod plugin;
 pub mod session;
 pub mod stack;
 pub mod top;
+pub mod ui;
 
 use std::{collections::BTreeMap, ffi::OsString};
 
@@ -64,6 +66,9 @@ fn tell(session: &Session, failure: &Failure) {
     }
     let word = if failure.exit == Exit::Refused { "refused" } else { "error" };
     session.note(&format!("{word}: {failure}"));
+    if let Some(needs) = &failure.needs {
+        session.note(&format!("  needs: {needs}"));
+    }
     if let Some(hint) = &failure.hint {
         session.note(&format!("  do: {hint}"));
     }

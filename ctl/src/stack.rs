@@ -136,11 +136,11 @@ impl Service<'_> {
                 "configs" => container["Configs"] = list(value, |config| self.config(config))?,
                 "networks" => template["Networks"] = list(value, |name| self.network(name))?,
                 "logging" => {
-                    template["LogDriver"] = json!({"Name": value["driver"], "Options": value["options"]})
+                    template["LogDriver"] = json!({"Name": value["driver"], "Options": value["options"]});
                 }
                 "ports" => {
                     spec["EndpointSpec"] =
-                        json!({"Mode": "vip", "Ports": list(value, |port| Ok(port_of(port)))?})
+                        json!({"Mode": "vip", "Ports": list(value, |port| Ok(port_of(port)))?});
                 }
                 "deploy" => deploy(value, &mut spec, &mut template)?,
                 other => return Err(format!("{other} is not known")),
@@ -153,6 +153,12 @@ impl Service<'_> {
 
     fn mount(&self, from: &Value) -> Result<Value, String> {
         let read_only = from["read_only"].as_bool().unwrap_or(false);
+        if from["type"] == "tmpfs" {
+            let size = from["tmpfs"]["size"].as_u64().ok_or("a tmpfs has no size in bytes")?;
+            return Ok(json!({
+                "Type": "tmpfs", "Target": from["target"], "TmpfsOptions": {"SizeBytes": size},
+            }));
+        }
         let source = from["source"].as_str().ok_or("a volume has no source")?;
         match from["type"].as_str() {
             Some("bind") => {
@@ -343,6 +349,13 @@ mod tests {
         assert_eq!(container["Image"], "coordinator:1");
         assert_eq!(container["Secrets"].as_array().map(Vec::len), Some(2));
         assert_eq!(container["Mounts"][2]["Source"], "swarmguard_state");
+        assert_eq!(
+            container["Mounts"][3],
+            json!({"Type": "tmpfs", "Target": "/run/swarmguard", "TmpfsOptions": {"SizeBytes": 1_048_576}})
+        );
+        for spec in &specs {
+            assert_eq!(spec["TaskTemplate"]["ContainerSpec"]["ReadOnly"], true, "{}", spec["Name"]);
+        }
         let env = container["Env"].as_array().expect("a list");
         assert!(env.contains(&"SWARMGUARD_OBSERVE=false".into()), "{env:?}");
         assert!(
@@ -357,6 +370,30 @@ mod tests {
         assert_eq!(balancer["Mode"], json!({"Replicated": {"Replicas": 2}}));
         assert_eq!(balancer["TaskTemplate"]["Placement"], json!({"MaxReplicas": 1}));
         assert_eq!(balancer["TaskTemplate"]["Networks"][0]["Target"], "id-shop_default");
+    }
+
+    #[test]
+    fn no_service_of_any_stack_file_can_write_to_its_root_or_has_more_rights_than_it_names() {
+        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+        let mut seen = 0;
+        for entry in std::fs::read_dir(directory).expect("it is there") {
+            let path = entry.expect("readable").path();
+            if path.extension().is_none_or(|it| it != "yml") {
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).expect("text");
+            let file = crate::compose::parse(&text).expect("sound");
+            let services = file["services"].as_object().expect("services");
+            // Files that only add to another one have no image.
+            for (name, service) in services.iter().filter(|(_, service)| !service["image"].is_null()) {
+                let place = format!("{name} of {}", path.display());
+                assert_eq!(service["read_only"], true, "{place}");
+                assert_eq!(service["cap_drop"], json!(["ALL"]), "{place}");
+                assert!(service["privileged"].is_null(), "{place}");
+                seen += 1;
+            }
+        }
+        assert!(seen >= 5, "{seen} services");
     }
 
     #[test]

@@ -1,5 +1,13 @@
 //! The real program against a real coordinator behind a played engine: what it says, what it does, how it ends.
 
+#[path = "cases/cost.rs"]
+mod cost;
+#[path = "cases/ui.rs"]
+mod ui;
+#[path = "cases/ways.rs"]
+mod ways;
+#[path = "cases/words.rs"]
+mod words;
 mod world;
 
 use std::time::Duration;
@@ -116,7 +124,7 @@ async fn everything_is_read_through_the_engine_and_a_move_is_watched_to_its_end(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_wrong_is_named_with_what_to_do_and_its_exit_code() {
     let world = world().await;
-    world.run_until(&["services", "-q"], 0).await;
+    world.ready().await;
     let cases: [(&[&str], i32, &[&str]); 12] = [
         (&["explain", "shop_wbe"], 2, &["shop_wbe", "did you mean shop_web?"]),
         (&["drain", "w9"], 2, &["w9", "swarmguard nodes -q"]),
@@ -127,7 +135,7 @@ async fn what_is_wrong_is_named_with_what_to_do_and_its_exit_code() {
         (&["nodes", "--watch=1"], 2, &["--watch", "duration with its unit"]),
         (&["events", "--kind", "noise"], 2, &["noise", "alert"]),
         (&["enable", "shop_web", "--min", "2"], 2, &["--max"]),
-        (&["cancel", "shop_web"], 4, &["refused", "nothing_under_way"]),
+        (&["cancel", "shop_web"], 4, &["refused", "nothing_under_way", "needs: "]),
         (&["health", "--min", "101"], 2, &["101"]),
         (&["frobnicate"], 2, &["frobnicate"]),
     ];
@@ -147,7 +155,7 @@ async fn what_is_wrong_is_named_with_what_to_do_and_its_exit_code() {
         old.err
     );
     world.engine.with(|engine| {
-        engine.broken = Some(("error: no coordinator serves /run/swarmguard/api.sock".into(), 1))
+        engine.broken = Some(("error: no coordinator serves /run/swarmguard/api.sock".into(), 1));
     });
     let starting = world.run(&["status"]).await;
     assert!(starting.code == 3 && starting.err.contains("no coordinator serves"), "{}", starting.err);
@@ -174,7 +182,7 @@ async fn what_is_wrong_is_named_with_what_to_do_and_its_exit_code() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pipelines_come_by_address_with_a_token() {
     let world = world().await;
-    world.run_until(&["services", "-q"], 0).await;
+    world.ready().await;
     let url = format!("http://{}", world.running.api);
     let token = world.dir.path().join("token");
     std::fs::write(&token, format!("{TOKEN}\n")).expect("written");
@@ -271,8 +279,42 @@ async fn it_introduces_itself_to_docker_and_prints_its_manual() {
         (metadata["SchemaVersion"].as_str(), metadata["Vendor"].as_str()),
         (Some("0.1.0"), Some("SwarmGuard"))
     );
-    let completion = run(&["completion", "bash"], &[]).await;
-    assert!(completion.code == 0 && completion.out.contains("swarmguard"), "{}", completion.err);
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let completion = run(&["completion", shell], &[]).await;
+        let asks = completion.out.contains("COMPLETE") && completion.out.contains("swarmguard");
+        assert!(completion.code == 0 && asks, "{shell}: {}{}", completion.out, completion.err);
+    }
     let man = run(&["man"], &[]).await;
     assert!(man.code == 0 && man.out.contains(".TH swarmguard"), "{}", man.out);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shell_completes_with_the_names_of_the_moment() {
+    let world = world().await;
+    world.ready().await;
+    let host = format!("unix://{}", world.engine.socket.display());
+    let complete = async |words: &[&str], engine: &str| {
+        let index = (words.len() - 1).to_string();
+        let env = [
+            ("DOCKER_HOST", engine),
+            ("COMPLETE", "bash"),
+            ("_CLAP_COMPLETE_INDEX", &*index),
+            ("_CLAP_IFS", "\n"),
+        ];
+        let said = run(&[&["--"], words].concat(), &env).await;
+        (said.code, said.out)
+    };
+    let found = async |words: &[&str]| complete(words, &host).await.1;
+    assert_eq!(found(&["swarmguard", "explain", "sh"]).await.trim(), "shop_web");
+    assert_eq!(found(&["swarmguard", "scale", "sh"]).await.trim(), "shop_web=");
+    let nodes = found(&["swarmguard", "drain", ""]).await;
+    assert_eq!(nodes.lines().filter(|line| !line.starts_with('-')).count(), 4, "{nodes}");
+    assert!(found(&["swarmguard", "rollb"]).await.contains("rollback"));
+    let named = ["swarmguard", "-H", &*host, "explain", ""];
+    assert!(
+        complete(&named, "unix:///nonexistent/docker.sock").await.1.contains("shop_web"),
+        "the line names it"
+    );
+    let nobody = complete(&["swarmguard", "explain", "sh"], "unix:///nonexistent/docker.sock").await;
+    assert_eq!((nobody.0, nobody.1.trim()), (0, ""), "no error in the middle of a line");
 }

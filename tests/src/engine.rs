@@ -33,6 +33,11 @@ impl Engine {
         Ok(Engine { api: format!("/v{api}"), endpoint })
     }
 
+    /// Where it listens.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
     /// The engine's own version, for instance `20.10.24+dfsg1`.
     ///
     /// # Errors

@@ -2,9 +2,9 @@
 //!
 //! A row is a median with its spread, beside a peer's where there is one; nothing here judges: machines are noisy.
 
-use std::{fmt, path::Path};
+use std::{fmt, ops::RangeInclusive, path::Path};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 use crate::e2e::report;
@@ -19,6 +19,8 @@ pub struct Row {
     max: f64,
     /// What is aimed at, for people; empty where nothing is.
     target: &'static str,
+    /// What the figure can be.
+    plausible: Option<RangeInclusive<f64>>,
     peer: Option<(String, f64)>,
 }
 
@@ -29,7 +31,16 @@ impl Row {
         sorted.sort_by(f64::total_cmp);
         let (min, max) =
             (sorted.first().copied().unwrap_or(f64::NAN), sorted.last().copied().unwrap_or(f64::NAN));
-        Self { row: row.into(), unit, value: percentile(&sorted, 0.5), min, max, target, peer: None }
+        Self {
+            row: row.into(),
+            unit,
+            value: percentile(&sorted, 0.5),
+            min,
+            max,
+            target,
+            plausible: None,
+            peer: None,
+        }
     }
 
     /// Two rows, p50 and p99, of many single figures.
@@ -53,8 +64,20 @@ impl Row {
         Self { peer: Some((peer.to_owned(), median(rounds))), ..self }
     }
 
+    /// A figure beyond these makes no sense on any machine.
+    #[must_use]
+    pub fn plausible(self, range: RangeInclusive<f64>) -> Self {
+        Self { plausible: Some(range), ..self }
+    }
+
+    fn makes_sense(&self) -> bool {
+        let ratio = self.peer.as_ref().map_or(1.0, |(_, theirs)| self.value / theirs);
+        let finite = [self.value, self.min, self.max, ratio].iter().all(|it| it.is_finite());
+        finite && self.plausible.as_ref().is_none_or(|range| range.contains(&self.value))
+    }
+
     fn json(&self, command: &str) -> Value {
-        let Self { row, unit, value, min, max, target: _, peer } = self;
+        let Self { row, unit, value, min, max, target: _, plausible: _, peer } = self;
         let (peer, theirs) = peer.clone().unzip();
         let ratio = theirs.map(|theirs| value / theirs);
         json!({"row": row, "unit": unit, "value": value, "min": min, "max": max, "peer": peer,
@@ -64,7 +87,7 @@ impl Row {
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { row, unit, value, min, max, target, peer } = self;
+        let Self { row, unit, value, min, max, target, plausible: _, peer } = self;
         write!(f, "{row:<36} {value:>10.3} {min:>10.3} {max:>10.3} {unit:<9} {target:<14}")?;
         if let Some((name, theirs)) = peer {
             write!(f, " {name}: {theirs:.3} (ratio {:.3})", value / theirs)?;
@@ -110,6 +133,20 @@ impl Report {
     /// Notes that a row could not be had.
     pub fn skip(&mut self, row: &str, why: &str) {
         self.skipped.push((row.into(), why.into()));
+    }
+
+    /// Whether every row makes sense: a figure that is none, or a ratio to nothing, is a fault of the measurement, and
+    /// nobody is to read it as a result.
+    ///
+    /// # Errors
+    /// When one does not, with its name.
+    pub fn check(&self) -> Result<()> {
+        let senseless: Vec<String> =
+            self.rows.iter().filter(|row| !row.makes_sense()).map(ToString::to_string).collect();
+        if !senseless.is_empty() {
+            bail!("these rows make no sense, so the measurement failed:\n{}", senseless.join("\n"));
+        }
+        Ok(())
     }
 
     /// Keeps it as a file.
@@ -174,6 +211,27 @@ mod tests {
         assert_eq!((&json["value"], &json["min"], &json["max"]), (&json!(2.0), &json!(1.0), &json!(3.0)));
         assert_eq!((&json["peer_value"], &json["ratio"]), (&json!(8.0), &json!(0.25)));
         assert_eq!(Row::of("y", "ms", "", &[1.0]).json("run")["peer"], Value::Null);
+    }
+
+    #[test]
+    fn a_row_that_makes_no_sense_fails_the_run_by_name() {
+        let with = |row: Row| {
+            let mut report = Report::new("run");
+            report.add(Row::of("fine", "ms", "", &[1.0]).beside("other", &[2.0]));
+            report.add(row);
+            report.check().map_err(|error| error.to_string())
+        };
+        assert_eq!(with(Row::of("good", "us", "", &[3.0]).plausible(0.1..=100.0)), Ok(()));
+        for row in [
+            Row::of("bad", "ms", "", &[]),
+            Row::of("bad", "ms", "", &[f64::INFINITY]),
+            Row::of("bad", "ms", "", &[1.0]).beside("other", &[]),
+            Row::of("bad", "ms", "", &[1.0]).beside("other", &[0.0]),
+            Row::of("bad", "us", "", &[24_248.0]).plausible(0.1..=100.0),
+        ] {
+            let error = with(row).expect_err("senseless");
+            assert!(error.contains("bad") && !error.contains("fine"), "{error}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -13,6 +14,7 @@ use crate::image::{self, Image};
 use crate::interrupt;
 use crate::programs::{self, Build};
 use crate::progress::Progress;
+use crate::rootfs;
 use crate::workspace::root;
 
 /// The overlay network that balancers and the services behind them are on.
@@ -272,7 +274,26 @@ pub fn e2e(cluster: &Cluster, build: Build) -> Result<Command> {
     let mut command = cluster.netns_command(programs::program("swarmguard-e2e", build))?;
     command.current_dir(root()).arg("--state").arg(absolute(&cluster.state_file()));
     command.arg("--images").arg(image::list(build));
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{}:{path}", docker(cluster)?.display()));
     Ok(command)
+}
+
+/// A directory with docker's command line, of the nodes' own Debian suite with that suite's libraries: this machine may
+/// have none, or an older C library.
+fn docker(cluster: &Cluster) -> Result<PathBuf> {
+    let tree = rootfs::tree(cluster.state().engine, false)?.tree;
+    let dir = root().join("target/deploy/bin");
+    let script = format!(
+        "#!/bin/sh\nexec {0}/lib64/ld-linux-x86-64.so.2 --library-path {0}/usr/lib/x86_64-linux-gnu {0}/usr/bin/docker \"$@\"\n",
+        tree.display()
+    );
+    let file = dir.join("docker");
+    let what = || format!("cannot write {}", file.display());
+    fs::create_dir_all(&dir).with_context(what)?;
+    fs::write(&file, script).with_context(what)?;
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).with_context(what)?;
+    Ok(dir)
 }
 
 fn absolute(path: &Path) -> PathBuf {

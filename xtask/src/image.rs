@@ -193,6 +193,8 @@ fn build(which: &[Which], how: Build, target: &str, out: &Path, install: bool) -
         wanted.push((recipe.package, recipe.binary));
         if recipe.which == Which::WebStress {
             wanted.extend(PROGRAMS.map(|program| (recipe.package, program)));
+            // What scenarios are played with by hand.
+            wanted.push(("swarmguard-ctl", "swarmguard"));
         }
     }
     let binaries = programs::compile(&wanted, how, target)?;
@@ -246,7 +248,10 @@ impl Contents {
 }
 
 /// A dynamic binary would fail in an image without a loader, with a message that names neither.
-fn ensure_static(binary: &[u8], file: &Path) -> Result<()> {
+///
+/// # Errors
+/// Where it is dynamic, or no ELF file.
+pub fn ensure_static(binary: &[u8], file: &Path) -> Result<()> {
     ensure!(binary.starts_with(b"\x7fELF"), "{} is no ELF file", file.display());
     ensure!(!asks_for_loader(binary), "{} asks for a dynamic loader, but must be static", file.display());
     Ok(())
@@ -269,35 +274,93 @@ fn asks_for_loader(elf: &[u8]) -> bool {
     (0..count).any(|i| number(start.saturating_add(i * size), 4).is_some_and(|kind| kind as u64 == INTERP))
 }
 
-fn pack(recipe: &Recipe, contents: &Contents, target: &str, out: &Path) -> Result<Image> {
-    let layer = layer(recipe, contents)?;
-    let architecture = architecture(target)?;
-    let config = serde_json::to_vec(&config(recipe, &hex(&layer), &architecture))?;
-    let digest = hex(&config);
-    let name = name(recipe.which);
-    let tag = format!("swarmguard/{name}:{}", env!("CARGO_PKG_VERSION"));
-    let manifest = json!([{
-        "Config": format!("{digest}.json"), "RepoTags": [tag], "Layers": ["layer/layer.tar"],
-    }]);
+/// What an image is: its configuration, whose hash is the image's ID, and its only layer.
+pub struct Parts {
+    /// JSON.
+    pub config: Vec<u8>,
+    /// A tar archive.
+    pub layer: Vec<u8>,
+}
+
+impl Parts {
+    /// `sha256:…`.
+    pub fn id(&self) -> String {
+        format!("sha256:{}", hex(&self.config))
+    }
+
+    /// The processor and system that it is for, as an OCI index has it.
+    pub fn platform(&self) -> Value {
+        let config: Value = serde_json::from_slice(&self.config).unwrap_or_default();
+        let mut platform = json!({"architecture": config["architecture"], "os": config["os"]});
+        if config["variant"].is_string() {
+            platform["variant"] = config["variant"].clone();
+        }
+        platform
+    }
+
+    fn of(recipe: &Recipe, contents: &Contents, target: &str) -> Result<Self> {
+        let layer = layer(recipe, contents)?;
+        let config = serde_json::to_vec(&config(recipe, &hex(&layer), &architecture(target)?))?;
+        Ok(Self { config, layer })
+    }
+}
+
+/// The image of a static program of `target`.
+///
+/// # Errors
+/// Where the program cannot be read or is not static.
+pub fn of_static(which: Which, program: &Path, target: &str) -> Result<Parts> {
+    let recipe = RECIPES.iter().find(|recipe| recipe.which == which).context("every image has a recipe")?;
+    Parts::of(recipe, &Contents::of(program, Build::Release)?, target)
+}
+
+/// The package and the program that an image is made of.
+pub fn source(which: Which) -> Option<(&'static str, &'static str)> {
+    RECIPES.iter().find(|recipe| recipe.which == which).map(|recipe| (recipe.package, recipe.binary))
+}
+
+/// What people call an image.
+pub fn tag(which: Which) -> String {
+    format!("swarmguard/{}:{}", name(which), env!("CARGO_PKG_VERSION"))
+}
+
+/// An archive of images with their tags, as `docker load` takes it.
+///
+/// # Errors
+/// Where it cannot be packed.
+pub fn docker_archive(images: &[(String, &Parts)]) -> Result<Vec<u8>> {
     let mut archive = Archive::new();
-    archive.file(&format!("{digest}.json"), &config, 0o644)?;
-    archive.dir("layer", 0o755)?;
-    archive.file("layer/layer.tar", &layer, 0o644)?;
-    archive.file("manifest.json", manifest.to_string().as_bytes(), 0o644)?;
-    let bytes = archive.finish()?;
+    let mut manifest = Vec::new();
+    for (number, (tag, parts)) in images.iter().enumerate() {
+        let (config, dir) = (format!("{}.json", hex(&parts.config)), format!("layer{number}"));
+        let layer = format!("{dir}/layer.tar");
+        archive.file(&config, &parts.config, 0o644)?;
+        archive.dir(&dir, 0o755)?;
+        archive.file(&layer, &parts.layer, 0o644)?;
+        manifest.push(json!({"Config": config, "RepoTags": [tag], "Layers": [layer]}));
+    }
+    archive.file("manifest.json", Value::Array(manifest).to_string().as_bytes(), 0o644)?;
+    archive.finish()
+}
+
+fn pack(recipe: &Recipe, contents: &Contents, target: &str, out: &Path) -> Result<Image> {
+    let parts = Parts::of(recipe, contents, target)?;
+    let (name, tag) = (name(recipe.which), tag(recipe.which));
+    let bytes = docker_archive(&[(tag.clone(), &parts)])?;
     let file = out.join(format!("{name}.tar"));
     fs::write(&file, &bytes).with_context(|| format!("cannot write {}", file.display()))?;
     Ok(Image {
         name,
-        id: format!("sha256:{digest}"),
+        id: parts.id(),
         tag,
         archive: file,
         bytes: bytes.len() as u64,
-        architecture: architecture.docker.to_owned(),
+        architecture: architecture(target)?.docker.to_owned(),
     })
 }
 
-fn name(which: Which) -> String {
+/// As `images.json` and tags have it.
+pub fn name(which: Which) -> String {
     which.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
@@ -377,30 +440,44 @@ fn architecture(target: &str) -> Result<Architecture> {
     Ok(Architecture { docker, variant })
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// A SHA-256 digest in hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A tar archive without anything that differs from one build to the next.
-struct Archive(tar::Builder<Vec<u8>>);
+pub struct Archive(tar::Builder<Vec<u8>>);
 
 impl Archive {
-    fn new() -> Self {
+    /// An empty one.
+    pub fn new() -> Self {
         Archive(tar::Builder::new(Vec::new()))
     }
 
-    fn dir(&mut self, path: &str, mode: u32) -> Result<()> {
+    /// Adds a directory.
+    ///
+    /// # Errors
+    /// Where its name is none.
+    pub fn dir(&mut self, path: &str, mode: u32) -> Result<()> {
         let mut header = header(mode, 0);
         header.set_entry_type(tar::EntryType::Directory);
         self.0.append_data(&mut header, format!("{path}/"), &[][..]).context("cannot pack a directory")
     }
 
-    fn file(&mut self, path: &str, data: &[u8], mode: u32) -> Result<()> {
+    /// Adds a file.
+    ///
+    /// # Errors
+    /// Where its name is none.
+    pub fn file(&mut self, path: &str, data: &[u8], mode: u32) -> Result<()> {
         let mut header = header(mode, data.len() as u64);
         self.0.append_data(&mut header, path, data).with_context(|| format!("cannot pack {path}"))
     }
 
-    fn finish(self) -> Result<Vec<u8>> {
+    /// The archive's bytes.
+    ///
+    /// # Errors
+    /// Never: it is in memory.
+    pub fn finish(self) -> Result<Vec<u8>> {
         self.0.into_inner().context("cannot finish an archive")
     }
 }

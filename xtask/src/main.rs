@@ -17,6 +17,7 @@ mod cpio;
 mod dashboards;
 mod demo;
 mod deploy;
+mod dist;
 mod ebpf;
 mod fuzz;
 mod guest;
@@ -29,6 +30,7 @@ mod process;
 mod programs;
 mod progress;
 mod rootfs;
+mod sbom;
 mod test;
 mod vm;
 mod watch;
@@ -50,6 +52,8 @@ enum Command {
     BuildEbpf(ebpf::Args),
     /// Build the container images from static binaries, without a base image
     Image(image::Args),
+    /// Everything that a release consists of, for all processors
+    Dist(dist::Args),
     /// A real Swarm of several nodes on this machine
     Cluster(cluster::Args),
     /// A program on a real kernel of its own
@@ -76,6 +80,7 @@ fn main() -> ExitCode {
         Command::Setup(args) => host::run(&args),
         Command::BuildEbpf(args) => ebpf::run(&args),
         Command::Image(args) => image::run(&args),
+        Command::Dist(args) => dist::run(&args),
         Command::Cluster(args) => cluster::run(&args),
         Command::Vm(args) => vm::run(&args),
         Command::Bench(args) => bench::run(&args),

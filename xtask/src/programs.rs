@@ -66,7 +66,7 @@ fn directory(build: Build, target: &str) -> PathBuf {
 /// # Errors
 /// Where cargo fails.
 pub fn compile(binaries: &[(&str, &str)], build: Build, target: &str) -> Result<PathBuf> {
-    let mut command = match build {
+    let command = match build {
         Build::Release => static_cargo_for("build", target),
         Build::Dev => {
             ensure!(target == HOST, "--build dev is for this machine only, not for {target}");
@@ -75,6 +75,16 @@ pub fn compile(binaries: &[(&str, &str)], build: Build, target: &str) -> Result<
             command
         }
     };
+    eprintln!("programs: {} build", build.name());
+    run(command, binaries)?;
+    Ok(directory(build, target))
+}
+
+/// Has `command`, a `cargo build`, build the binaries named, as (package, binary), in one go.
+///
+/// # Errors
+/// Where cargo fails.
+pub fn run(mut command: Command, binaries: &[(&str, &str)]) -> Result<()> {
     let mut packages: Vec<&str> = binaries.iter().map(|(package, _)| *package).collect();
     packages.dedup();
     for package in packages {
@@ -84,10 +94,10 @@ pub fn compile(binaries: &[(&str, &str)], build: Build, target: &str) -> Result<
         command.args(["--bin", binary]);
     }
     let names: Vec<&str> = binaries.iter().map(|(_, binary)| *binary).collect();
-    eprintln!("programs: building {} ({})", names.join(", "), build.name());
+    eprintln!("programs: building {}", names.join(", "));
     let status = command.status().context("cannot start cargo")?;
     ensure!(status.success(), "cargo build of {} failed ({status})", names.join(", "));
-    Ok(directory(build, target))
+    Ok(())
 }
 
 /// A cargo command that makes static release programs for this machine.
@@ -95,7 +105,8 @@ pub fn static_cargo(verb: &str) -> Command {
     static_cargo_for(verb, HOST)
 }
 
-fn static_cargo_for(verb: &str, target: &str) -> Command {
+/// The same for another target.
+pub fn static_cargo_for(verb: &str, target: &str) -> Command {
     let root = root();
     let mut cargo = cargo();
     // A directory of its own: other flags in the usual one would rebuild everything at every turn.

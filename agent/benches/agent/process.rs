@@ -147,7 +147,7 @@ impl Agent {
     /// A figure of `/metrics`, by the beginning of its line.
     pub fn metric(&self, name: &str) -> Result<f64> {
         let mut stream = TcpStream::connect(self.http)?;
-        write!(stream, "GET /metrics HTTP/1.0\r\nHost: bench\r\n\r\n")?;
+        write!(stream, "GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         let line = text.lines().find_map(|line| line.strip_prefix(name));

@@ -5,20 +5,21 @@ mod kernel;
 mod watching;
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
 use anyhow::{Context as _, bail};
 use swarmguard_common::{domain::NodeId, wire::agent::Hello};
-use swarmguard_runtime::clock;
+use swarmguard_runtime::{clock, health, token::Token};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     bpf::is_cgroup2,
     config::{Link, NodeCpus, Settings},
     discovery::{engine::Engine, scan},
-    http::{self, Served},
+    http::{self, Access, HEALTH_NAME, Served},
     model::Capacity,
     sources::{
         node,
@@ -98,13 +99,14 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let shared = Shared::new(agent(&settings, hello, capacity, engine.is_some()));
     let served = Served { shared: shared.clone(), vitals: Arc::new(Mutex::default()), blind };
     let mut tasks = tokio::task::JoinSet::new();
+    answer_healthchecks(&settings, &served, &mut tasks)?;
     if let Some(address) = settings.http() {
         let listener = tokio::net::TcpListener::bind(address)
             .await
             .with_context(|| format!("cannot serve HTTP on {address} (--http-addr)"))?;
-        let served = served.clone();
+        let (served, access) = (served.clone(), access(&settings, address)?);
         tasks.spawn(async move {
-            http::serve(listener, served).await;
+            http::serve(listener, served, access).await;
             anyhow::bail!("the HTTP interface ended")
         });
     }
@@ -129,6 +131,41 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         Some(ended) = tasks.join_next() => ended.context("a part of the agent failed")?,
         stopped = stop() => stopped,
     }
+}
+
+fn access(settings: &Settings, address: SocketAddr) -> anyhow::Result<Access> {
+    let file = settings.reader_token_file.as_ref().and_then(|file| file.0.as_ref());
+    let token = file.map(|path| Token::from_file(path)).transpose()?;
+    if !address.ip().is_loopback() && token.is_none() && !settings.open_reads {
+        tracing::warn!(
+            "--http-addr {address} is reachable from elsewhere, but only this node itself is answered: name a \
+             --reader-token-file, or open it with --open-reads"
+        );
+    }
+    Ok(Access { token, open: settings.open_reads })
+}
+
+fn answer_healthchecks(
+    settings: &Settings,
+    served: &Served,
+    tasks: &mut tokio::task::JoinSet<anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    let port = settings.known_by();
+    // Any port, as tests have it: there is nothing to be known by.
+    if port == 0 {
+        return Ok(());
+    }
+    let listener = health::listener(HEALTH_NAME, port).with_context(|| {
+        format!(
+            "cannot listen for health checks: does another agent with port {port} (--http-addr) run here?"
+        )
+    })?;
+    let served = served.clone();
+    tasks.spawn(async move {
+        health::answer(listener, || http::healthcheck(&served)).await;
+        anyhow::bail!("nobody answers health checks any more")
+    });
+    Ok(())
 }
 
 async fn stop() -> anyhow::Result<()> {

@@ -23,7 +23,7 @@ use rustix::{
 use swarmguard_runtime::clock;
 use swarmguard_tests::figures::{Report, Row};
 
-use crate::peers::{self, Peer, Running};
+use crate::peers::{self, Front, Peer, Running};
 
 const CONTENDERS: [Peer; 3] = [Peer::SwarmGuard("lease"), Peer::Nginx, Peer::HaProxy("leastconn")];
 
@@ -48,12 +48,14 @@ enum Attack {
     Connections,
     /// 500 upgraded connections.
     Tunnels,
-    /// 20 HTTP/2 connections with 100 answers of 1 MiB each that are not read; ours only.
+    /// 20 HTTP/2 connections with 100 answers of 1 MiB each that are not read.
     Streams,
+    /// 2,000 streams of events that say something three times a second.
+    Events,
 }
 
 impl Attack {
-    const ALL: [(&'static str, Self); 7] = [
+    const ALL: [(&'static str, Self); 8] = [
         ("calm", Self::Calm),
         ("slow_heads", Self::SlowHeads),
         ("slow_bodies", Self::SlowBodies),
@@ -61,6 +63,7 @@ impl Attack {
         ("connections", Self::Connections),
         ("tunnels", Self::Tunnels),
         ("streams", Self::Streams),
+        ("events", Self::Events),
     ];
 
     fn count(self) -> u32 {
@@ -70,6 +73,7 @@ impl Attack {
             Self::SlowBodies | Self::Unread | Self::Tunnels => 500,
             Self::Connections => 20_000,
             Self::Streams => 20,
+            Self::Events => 2_000,
         }
     }
 
@@ -91,6 +95,7 @@ impl Attack {
                     .to_vec()
             }
             Self::Streams => streams(),
+            Self::Events => b"GET /events HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n".to_vec(),
         }
     }
 }
@@ -123,12 +128,17 @@ pub fn measure(rounds: u32, seconds: u32, report: &mut Report) -> Result<()> {
     for _ in 0..rounds {
         for peer in CONTENDERS {
             for (name, attack) in Attack::ALL {
-                if attack == Attack::Streams && !matches!(peer, Peer::SwarmGuard(_)) {
-                    continue;
-                }
                 eprintln!("{} under {name}", peer.name());
-                let proxy = peers::start_for(&peer, &[replica.address], None, None, MOST)?;
-                let (mib, ms) = one(&proxy, attack, seconds)?;
+                let proxy = peers::start_for(&peer, Front::Http1, &[replica.address], MOST)?;
+                // Those that do not tell the protocols apart are attacked at a listener of its own.
+                let front = match (attack, &peer) {
+                    (Attack::Streams, Peer::Nginx | Peer::HaProxy(_)) => {
+                        Some(peers::start_for(&peer, Front::Http2, &[replica.address], MOST)?)
+                    }
+                    _ => None,
+                };
+                let attacked = front.as_ref().unwrap_or(&proxy);
+                let (mib, ms) = one(&proxy, attacked, attack, seconds)?;
                 memory.entry((attack, peer.clone())).or_default().push(mib);
                 p99.entry((attack, peer.clone())).or_default().push(ms);
             }
@@ -148,20 +158,26 @@ pub fn measure(rounds: u32, seconds: u32, report: &mut Report) -> Result<()> {
         for peer in &CONTENDERS {
             let key = (attack, peer.clone());
             let (Some(mib), Some(ms)) = (memory.get(&key), p99.get(&key)) else { continue };
-            let who = peer.name().replace(' ', "_");
+            let who = peer.word();
             report.add(Row::of(&format!("lb.hostile_rss_mib.{name}.{who}"), "MiB", "", mib));
             let calm = p99.get(&(Attack::Calm, peer.clone())).context("calm comes first")?;
             let row = Row::of(&format!("lb.hostile_p99.{name}.{who}"), "ms", "<= 2 x calm", ms);
             report.add(row.beside("calm", calm));
+            if peer != ours
+                && let Some(own) = p99.get(&(attack, ours.clone()))
+            {
+                let row = Row::of(&format!("lb.hostile_p99.{name}.vs_{who}"), "ms", "", own);
+                report.add(row.beside(&peer.name(), ms));
+            }
         }
     }
     Ok(())
 }
 
-fn one(proxy: &Running, attack: Attack, seconds: u32) -> Result<(f64, f64)> {
+fn one(proxy: &Running, attacked: &Running, attack: Attack, seconds: u32) -> Result<(f64, f64)> {
     let done = Arc::new(AtomicBool::new(false));
     let most = Arc::new(AtomicU64::new(0));
-    let (pids, seen, ended) = (proxy.processes(), Arc::clone(&most), Arc::clone(&done));
+    let (pids, seen, ended) = (attacked.processes(), Arc::clone(&most), Arc::clone(&done));
     let watching = std::thread::spawn(move || {
         while !ended.load(Relaxed) {
             let now: u64 = pids.iter().map(|pid| resident_kib(*pid)).sum();
@@ -169,7 +185,7 @@ fn one(proxy: &Running, attack: Attack, seconds: u32) -> Result<(f64, f64)> {
             std::thread::sleep(Duration::from_millis(50));
         }
     });
-    let attackers = attack_all(proxy.address, attack, &done);
+    let attackers = attack_all(attacked.address, attack, &done);
     let latencies = healthy(proxy.address, Duration::from_secs(seconds.into()));
     done.store(true, Relaxed);
     let connections = attackers.join().map_err(|_| anyhow::anyhow!("the attackers panicked"))??;
@@ -315,6 +331,12 @@ fn serve(mut stream: TcpStream) -> Option<()> {
                 .ok()?;
             while stream.read(&mut buffer).ok()? > 0 {}
             return stream.shutdown(Shutdown::Both).ok();
+        } else if head.starts_with(b"GET /events") {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n").ok()?;
+            loop {
+                stream.write_all(b"data: something happened\n\n").ok()?;
+                std::thread::sleep(Duration::from_millis(300));
+            }
         } else if head.starts_with(b"POST") {
             while stream.read(&mut buffer).ok()? > 0 {}
             return None;

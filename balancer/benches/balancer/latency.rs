@@ -12,13 +12,14 @@ use crate::{
 };
 
 /// What is compared. Those of ours that weigh figures get them from agents, as they do in a swarm.
-const CONTENDERS: [Peer; 6] = [
+const CONTENDERS: [Peer; 7] = [
     Peer::SwarmGuard("round-robin"),
     Peer::SwarmGuard("hcl"),
     Peer::SwarmGuard("lease"),
     Peer::SwarmGuard("metrics"),
     Peer::SwarmGuard("hybrid"),
     Peer::HaProxy("leastconn"),
+    Peer::HaProxy("random(2)"),
 ];
 
 /// Kinds of replicas with the rate that leaves them some room, in requests a second. Four replicas that may use a fifth
@@ -48,24 +49,40 @@ pub fn measure(rounds: u32, seconds: u32, report: &mut Report) -> Result<()> {
             all.get(peer).map(|outcomes| outcomes.iter().map(of).collect()).unwrap_or_default()
         };
         let p99 = |outcome: &Outcome| outcome.quantile_ms(0.99);
-        let [rr, hcl, .., haproxy] = CONTENDERS;
-        for (suffix, peer) in [("vs_rr", &rr), ("vs_haproxy", &haproxy)] {
-            let target = match (name, suffix) {
-                ("slow", "vs_rr") => "<= 0.4 x peer",
-                ("slow", _) | ("equal", "vs_rr") => "<= peer",
-                _ => "",
-            };
-            let row = Row::of(&format!("lb.p99_{name}_{suffix}"), "ms", target, &figures(&hcl, &p99));
-            report.add(row.beside(&peer.name(), &figures(peer, &p99)));
+        let p50 = |outcome: &Outcome| outcome.quantile_ms(0.5);
+        let p999 = |outcome: &Outcome| outcome.quantile_ms(0.999);
+        let [rr, hcl, lease, metrics, hybrid, least, random] = CONTENDERS;
+        let mut beside = |what: &str, of: &dyn Fn(&Outcome) -> f64, target, ours: &Peer, peer: &Peer| {
+            let (algorithm, other) = (ours.word(), peer.word());
+            let row = Row::of(
+                &format!("lb.{what}_{name}.{algorithm}_vs_{other}"),
+                "ms",
+                target,
+                &figures(ours, of),
+            );
+            report.add(row.beside(&peer.name(), &figures(peer, of)));
+        };
+        let against_rr = if name == "slow" { "<= 0.4 x peer" } else { "<= peer" };
+        beside("p99", &p99, against_rr, &hcl, &rr);
+        for ours in [&hcl, &lease] {
+            for peer in [&least, &random] {
+                beside("p99", &p99, "<= peer", ours, peer);
+                beside("p999", &p999, "<= peer", ours, peer);
+            }
+            beside("p50", &p50, "<= 1.05 x peer", ours, &least);
+        }
+        // Figures are a second old: what was sent since counts, or all requests of a second go to one replica.
+        for ours in [&metrics, &hybrid] {
+            beside("p99", &p99, "<= peer", ours, &rr);
         }
         for peer in &CONTENDERS {
-            let who = peer.name().replace(' ', "_");
+            let who = peer.word();
             let mut add = |what: &str, unit, of: &dyn Fn(&Outcome) -> f64| {
                 report.add(Row::of(&format!("lb.{what}_{name}.{who}"), unit, "", &figures(peer, of)));
             };
-            add("p50", "ms", &|it| it.quantile_ms(0.5));
+            add("p50", "ms", &p50);
             add("p99", "ms", &p99);
-            add("p999", "ms", &|it| it.quantile_ms(0.999));
+            add("p999", "ms", &p999);
             add("failed", "%", &Outcome::failed_percent);
             add("spread", "%", &Outcome::spread_percent);
         }

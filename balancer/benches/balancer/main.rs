@@ -74,5 +74,5 @@ fn main() -> Result<()> {
     if let Some(path) = &args.json {
         report.write(path)?;
     }
-    Ok(())
+    report.check()
 }

@@ -16,6 +16,9 @@ use crate::backend::Kind;
 /// Time for a child to listen.
 const START: Duration = Duration::from_secs(20);
 
+/// Length of a large answer, in bytes.
+const LARGE: usize = 64 * 1_024;
+
 /// A proxy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Peer {
@@ -36,6 +39,20 @@ impl Peer {
             Self::HaProxy(balance) => format!("haproxy {balance}"),
         }
     }
+
+    /// The same as one word, for names of rows.
+    pub fn word(&self) -> String {
+        self.name().replace(' ', "_").replace(['(', ')'], "")
+    }
+}
+
+/// What clients speak with a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Front {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 in clear text by prior knowledge. Ours tells them apart by itself.
+    Http2,
 }
 
 /// A child that is killed when dropped, with its own children.
@@ -59,12 +76,27 @@ pub fn start(
     metrics_port: Option<u16>,
     cpu: Option<u32>,
 ) -> Result<Running> {
-    start_for(peer, replicas, metrics_port, cpu, 8_192)
+    start_with(peer, Front::Http1, replicas, metrics_port, cpu, 8_192)
+}
+
+/// The same for clients that speak `front`.
+pub fn start_speaking(
+    peer: &Peer,
+    front: Front,
+    replicas: &[SocketAddr],
+    cpu: Option<u32>,
+) -> Result<Running> {
+    start_with(peer, front, replicas, None, cpu, 8_192)
 }
 
 /// The same for so many connections.
-pub fn start_for(
+pub fn start_for(peer: &Peer, front: Front, replicas: &[SocketAddr], connections: u32) -> Result<Running> {
+    start_with(peer, front, replicas, None, None, connections)
+}
+
+fn start_with(
     peer: &Peer,
+    front: Front,
     replicas: &[SocketAddr],
     metrics_port: Option<u16>,
     cpu: Option<u32>,
@@ -75,9 +107,9 @@ pub fn start_for(
     let mut command = pinned(cpu);
     match peer {
         Peer::SwarmGuard(algorithm) => ours(&mut command, algorithm, port, replicas, metrics_port)?,
-        Peer::Nginx => nginx(&mut command, directory.path(), port, replicas, connections)?,
+        Peer::Nginx => nginx(&mut command, directory.path(), front, port, replicas, connections)?,
         Peer::HaProxy(balance) => {
-            haproxy(&mut command, directory.path(), balance, port, replicas, connections)?;
+            haproxy(&mut command, directory.path(), balance, front, port, replicas, connections)?;
         }
     }
     running(command, SocketAddr::from((Ipv4Addr::LOCALHOST, port)), directory)
@@ -147,12 +179,14 @@ fn ours(
 fn nginx(
     command: &mut Command,
     directory: &Path,
+    front: Front,
     port: u16,
     replicas: &[SocketAddr],
     connections: u32,
 ) -> Result<()> {
     let servers: String = replicas.iter().map(|address| format!("server {address};\n")).collect();
     let base = directory.display();
+    let http2 = if front == Front::Http2 { " http2" } else { "" };
     let text = format!(
         "worker_processes 1; daemon off; pid {base}/pid; error_log /dev/null;\n\
          events {{ worker_connections {connections}; }}\n\
@@ -160,7 +194,7 @@ fn nginx(
          fastcgi_temp_path {base}; uwsgi_temp_path {base}; scgi_temp_path {base};\n\
          map $http_upgrade $connection_upgrade {{ default upgrade; '' ''; }}\n\
          upstream replicas {{ {servers} keepalive 256; keepalive_requests 1000000000; }}\n\
-         server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ proxy_http_version 1.1;\n\
+         server {{ listen 127.0.0.1:{port}{http2} backlog=4096; location / {{ proxy_http_version 1.1;\n\
          proxy_set_header Connection $connection_upgrade; proxy_set_header Upgrade $http_upgrade; proxy_set_header Host $host;\n\
          proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;\n\
          proxy_set_header X-Forwarded-Proto $scheme; proxy_set_header X-Forwarded-Host $host;\n\
@@ -176,15 +210,17 @@ fn haproxy(
     command: &mut Command,
     directory: &Path,
     balance: &str,
+    front: Front,
     port: u16,
     replicas: &[SocketAddr],
     connections: u32,
 ) -> Result<()> {
     let server = |(n, address): (usize, &SocketAddr)| format!("  server s{n} {address} pool-max-conn 512\n");
     let servers: String = replicas.iter().enumerate().map(server).collect();
+    let http2 = if front == Front::Http2 { " proto h2" } else { "" };
     let text = format!(
         "global\n  nbthread 1\n  maxconn {connections}\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  \
-         timeout server 60s\n  option forwardfor\n  http-reuse always\nfrontend clients\n  bind 127.0.0.1:{port}\n  \
+         timeout server 60s\n  option forwardfor\n  http-reuse always\nfrontend clients\n  bind 127.0.0.1:{port}{http2} backlog 4096\n  \
          http-request set-header X-Forwarded-Proto http\n  http-request set-header X-Forwarded-Host %[req.hdr(host)]\n  \
          default_backend replicas\nbackend replicas\n  balance {balance}\n{servers}"
     );
@@ -255,8 +291,10 @@ pub fn start_static(cpu: u32) -> Result<Running> {
          events {{ worker_connections 8192; }}\n\
          http {{ access_log off; keepalive_requests 1000000000; client_body_temp_path {base}; proxy_temp_path {base};\n\
          fastcgi_temp_path {base}; uwsgi_temp_path {base}; scgi_temp_path {base};\n\
-         server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ return 200 \"hello, a small answer\\n\"; }} }} }}\n"
+         server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ return 200 \"hello, a small answer\\n\"; }}\n\
+         location /large {{ root {base}; }} }} }}\n"
     );
+    fs::write(directory.path().join("large"), vec![b'x'; LARGE])?;
     let path = directory.path().join("nginx.conf");
     fs::write(&path, text)?;
     let mut command = pinned(Some(cpu));

@@ -13,7 +13,10 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{io::Turn, progress::Progress};
-use crate::memory::{Charge, Memory};
+use crate::{
+    memory::{Charge, Memory},
+    stall::Stall,
+};
 
 /// Why a request's body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +27,9 @@ pub enum BodyError {
     /// Nothing came for too long.
     #[error("the client sent nothing of its body for {0:?}")]
     Stalled(Duration),
+    /// Nothing came for a while, and another request needed the place.
+    #[error("the client sent nothing of its body while another request waited for its place")]
+    Displaced,
     /// More came than is allowed.
     #[error("the body has more than the {0} bytes allowed")]
     TooLarge(u64),
@@ -83,6 +89,8 @@ pub struct Stream {
     progress: Progress,
     silence: Silence,
     turn: Option<Turn>,
+    /// The client stands still.
+    stall: Option<Stall>,
 }
 
 /// How long silence is borne.
@@ -111,7 +119,8 @@ impl RequestBody {
         }
         let most = if most == 0 { u64::MAX } else { most };
         let silence = Silence::default();
-        Self::Stream(Box::new(Stream { body, allowed: most, most, patience, progress, silence, turn }))
+        let stall = None;
+        Self::Stream(Box::new(Stream { body, allowed: most, most, patience, progress, silence, turn, stall }))
     }
 
     /// Whether there is none, so that the request can be made again.
@@ -125,11 +134,23 @@ impl Stream {
         let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) else {
             self.progress.waits_for_client();
             let answered = self.progress.is_answered();
+            if answered {
+                // Both may be silent for long, as in a conversation.
+                self.stall = None;
+            } else {
+                if self.stall.is_none() {
+                    self.stall = self.progress.stall();
+                }
+                if self.stall.as_ref().is_some_and(|stall| stall.poll(context).is_ready()) {
+                    return Poll::Ready(Some(Err(BodyError::Displaced)));
+                }
+            }
             let limit = if answered { self.patience.exchange } else { self.patience.client };
             let silent = self.silence.poll(&self.progress, limit, context);
             return silent.map(|()| Some(Err(BodyError::Stalled(limit))));
         };
         self.progress.moved();
+        self.stall = None;
         let Some(frame) = frame.transpose()? else {
             self.ended();
             return Poll::Ready(None);

@@ -10,12 +10,14 @@ use std::{
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
+use swarmguard_common::labels::RouteLabels;
 use swarmguard_runtime::clock;
 use tokio::time::Instant;
 
 use super::{
     NO_ANSWER, NO_MEMORY, UNREACHABLE, answer,
     body::{AnswerBody, BodyError, Pace, Patience, RequestBody},
+    framing,
     headers::{self, Client},
     io::Turn,
     progress::Progress,
@@ -141,6 +143,10 @@ impl Worker {
             bump(&self.stats.refused_no_route);
             refusal(StatusCode::NOT_FOUND, "no service is balanced for this host and path")
         })?;
+        progress.belongs_to(&service.shared.stalls);
+        if let Some(turn) = &turn {
+            turn.belongs_to(&service.shared.stalls);
+        }
         service.shared.requests.fetch_add(1, Relaxed);
         service.shared.budget.deposit();
         self.within_rate(&service, client)?;
@@ -153,7 +159,7 @@ impl Worker {
         let may_upgrade = request.version() == Version::HTTP_11 && !service.labels.http2;
         let on_upgrade = may_upgrade.then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
-        let upgrade = prepare(&mut parts, client, &host, &service, settings);
+        let upgrade = prepare(&mut parts, client, &host, &service.labels, settings);
         let patience = Patience { client: settings.idle_timeout, exchange: settings.stream_timeout };
         let body = RequestBody::new(body, most, patience, progress.clone(), turn);
         let repeatable = body.is_empty() && upgrade.is_none() && headers::is_idempotent(&parts.method);
@@ -262,6 +268,9 @@ impl Worker {
         let Some(waiter) = service.shared.queue(settings.queue_length) else { return Err(Refusal::Full) };
         let deadline = Instant::now() + settings.queue_timeout;
         loop {
+            if service.shared.stalls.make_room(clock::now()) {
+                bump(&self.stats.cut_for_room);
+            }
             // A short wait at a time: a replica may also become ready, which returns no lease.
             let step = deadline.min(Instant::now() + Duration::from_millis(100));
             let woken = tokio::time::timeout_at(step, waiter.room()).await.is_ok();
@@ -466,7 +475,9 @@ impl Failure {
             Some(why @ BodyError::TooLarge(_)) => {
                 Self::Client(StatusCode::PAYLOAD_TOO_LARGE, why.to_string())
             }
-            Some(why @ BodyError::Stalled(_)) => Self::Client(StatusCode::REQUEST_TIMEOUT, why.to_string()),
+            Some(why @ (BodyError::Stalled(_) | BodyError::Displaced)) => {
+                Self::Client(StatusCode::REQUEST_TIMEOUT, why.to_string())
+            }
             Some(why @ BodyError::Broken(_)) => Self::Client(StatusCode::BAD_REQUEST, why.to_string()),
             None => Self::Lost(what(error), error.to_string()),
         }
@@ -495,7 +506,12 @@ async fn hand_over(connection: &mut Http1, outbound: Outbound) -> Result<Respons
     let repeatable = outbound.repeatable;
     let request = Request::from_parts(outbound.parts, outbound.body);
     let sent = connection.sender.try_send_request(request).await;
-    sent.map_err(|mut error| Failure::of(error.take_message(), error.error(), repeatable))
+    let mut response =
+        sent.map_err(|mut error| Failure::of(error.take_message(), error.error(), repeatable))?;
+    let http11 = response.version() == Version::HTTP_11;
+    let settled = framing::settle(response.headers_mut(), http11);
+    connection.spent = settled.map_err(|why| Failure::Lost(Ended::Unreadable, why.into()))?;
+    Ok(response)
 }
 
 /// What to send over a new connection after a kept one failed; an error where that could send something twice.
@@ -508,17 +524,17 @@ fn after_stale(failure: Failure, spare: Option<Outbound>) -> Result<Outbound, Fa
 }
 
 /// Makes a client's head a replica's; answers the protocol of an upgrade.
-fn prepare(
+pub(crate) fn prepare(
     parts: &mut Parts,
     client: &Client,
     host: &str,
-    service: &Service,
+    labels: &RouteLabels,
     settings: &Settings,
 ) -> Option<HeaderValue> {
-    let http2 = service.labels.http2;
+    let http2 = labels.http2;
     let trailers = http2 && parts.headers.get(header::TE).is_some_and(|te| te == "trailers");
     let may_upgrade = parts.version == Version::HTTP_11 && !http2;
-    let upgrades: &[String] = if may_upgrade { &service.labels.upgrades } else { &[] };
+    let upgrades: &[String] = if may_upgrade { &labels.upgrades } else { &[] };
     let upgrade = headers::strip_hop_by_hop(&mut parts.headers, upgrades);
     // hyper answers "100-continue" itself as soon as the body is asked for.
     parts.headers.remove(header::EXPECT);

@@ -264,7 +264,9 @@ fn append(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
 /// The target for an HTTP/1.1 replica: path and query only.
 pub fn origin_form(uri: &Uri) -> Uri {
     let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    Uri::from(path)
+    let target = Uri::from(path);
+    // An empty path is one that says nothing, and would leave a request line without a target.
+    if target.path().is_empty() { Uri::from_static("/") } else { target }
 }
 
 /// The target for an HTTP/2 replica: scheme, authority and path.

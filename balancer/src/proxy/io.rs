@@ -6,7 +6,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
@@ -20,7 +20,10 @@ use tokio::{
     time::Sleep,
 };
 
-use crate::memory::Charge;
+use crate::{
+    memory::Charge,
+    stall::{Stall, Stalls},
+};
 
 /// After an answer to a request that was not read to its end, what still comes is read for so long and thrown away: closed
 /// at once, the connection would be reset, and the client might never see the answer (RFC 9112, 9.6).
@@ -38,6 +41,8 @@ struct Flags {
     requests: AtomicU32,
     /// The body of the request under way was not read to its end.
     body: AtomicBool,
+    /// Those of the service that the request under way is for.
+    stalls: Mutex<Option<Arc<Stalls>>>,
 }
 
 impl Turn {
@@ -50,6 +55,15 @@ impl Turn {
     /// The answer has ended.
     pub fn end(&self) {
         self.0.between.store(true, Relaxed);
+    }
+
+    /// It is known which service the request is for.
+    pub fn belongs_to(&self, stalls: &Arc<Stalls>) {
+        *self.0.stalls.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(stalls));
+    }
+
+    fn stall(&self) -> Option<Stall> {
+        self.0.stalls.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Stalls::begin)
     }
 
     /// The request has a body.
@@ -78,7 +92,7 @@ pub struct ClientIo<S> {
     ahead: bool,
     /// The request that `ahead` is about.
     request: u32,
-    stalled: Option<Pin<Box<Sleep>>>,
+    stalled: Option<(Pin<Box<Sleep>>, Option<Stall>)>,
     linger: Option<Pin<Box<Sleep>>>,
 }
 
@@ -116,9 +130,13 @@ impl<S> ClientIo<S> {
             self.stalled = None;
             return polled;
         }
-        let stall = self.limits.stall;
-        let timer = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(stall)));
-        ready!(timer.as_mut().poll(context));
+        let (limit, turn) = (self.limits.stall, &self.turn);
+        let (timer, stall) =
+            self.stalled.get_or_insert_with(|| (Box::pin(tokio::time::sleep(limit)), turn.stall()));
+        let displaced = stall.as_ref().is_some_and(|stall| stall.poll(context).is_ready());
+        if !displaced {
+            ready!(timer.as_mut().poll(context));
+        }
         Poll::Ready(Err(io::Error::new(
             io::ErrorKind::TimedOut,
             "the client does not read what it asked for",

@@ -9,6 +9,7 @@ pub mod authority;
 pub mod body;
 pub mod exchange;
 pub mod fast;
+pub mod framing;
 pub mod headers;
 pub mod io;
 pub mod progress;

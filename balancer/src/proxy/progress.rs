@@ -1,9 +1,16 @@
 //! How far one exchange is: who is waited for, and since when. Both bodies note what they pass on, so that silence is
 //! judged of the whole exchange and put down to the right side.
 
-use std::{cell::Cell, rc::Rc, time::Duration};
+use std::{
+    cell::{Cell, OnceCell},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::Instant;
+
+use crate::stall::{Stall, Stalls};
 
 /// See the module. Shared by the request's body, the answer's body and who waits for the answer.
 #[derive(Clone, Debug)]
@@ -21,6 +28,8 @@ struct State {
     waits_for_replica: Cell<bool>,
     /// The answer has begun.
     answered: Cell<bool>,
+    /// Those of the service that the request is for.
+    stalls: OnceCell<Arc<Stalls>>,
 }
 
 impl Progress {
@@ -31,8 +40,24 @@ impl Progress {
             waits_for_client: Cell::new(false),
             waits_for_replica: Cell::new(false),
             answered: Cell::new(false),
+            stalls: OnceCell::new(),
         };
         Self { state: Rc::new(state) }
+    }
+
+    /// It is known which service the request is for.
+    pub fn belongs_to(&self, stalls: &Arc<Stalls>) {
+        let _ = self.state.stalls.set(Arc::clone(stalls));
+    }
+
+    /// The client stands still from now on.
+    pub fn stall(&self) -> Option<Stall> {
+        self.state.stalls.get().map(Stalls::begin)
+    }
+
+    /// The answer has begun, and the client does not take what there is of it.
+    pub fn waits_for_reader(&self) -> bool {
+        self.is_answered() && !self.state.waits_for_replica.get()
     }
 
     /// Something was passed on.
@@ -49,7 +74,7 @@ impl Progress {
 
     /// Whether the client has not taken anything of the answer for `patience`, though there is more.
     pub fn is_unread(&self, patience: Duration, now: Instant) -> bool {
-        self.is_answered() && !self.state.waits_for_replica.get() && self.last() + patience <= now
+        self.waits_for_reader() && self.last() + patience <= now
     }
 
     /// The replica would take more of the request, and the client does not send it.

@@ -12,7 +12,7 @@ use std::{
 use tokio::time::{Instant, Sleep};
 
 use super::{progress::Progress, worker::Worker};
-use crate::stats::bump;
+use crate::{stall::Stall, stats::bump};
 
 thread_local! {
     /// The exchange that was begun in the task that runs now.
@@ -44,7 +44,7 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for Streams {
         let patience = self.worker.global.settings.idle_timeout;
         let worker = Rc::clone(&self.worker);
         tokio::task::spawn_local(async move {
-            let task = Task { future: Box::pin(future), progress, timer: None, patience };
+            let task = Task { future: Box::pin(future), progress, timer: None, patience, stall: None };
             if task.await == Outcome::Unread {
                 bump(&worker.stats.unread);
             }
@@ -57,6 +57,8 @@ enum Outcome {
     Ended,
     /// Dropping the future resets the stream.
     Unread,
+    /// Likewise: a request that found no room has its place.
+    Displaced,
 }
 
 struct Task<F> {
@@ -64,6 +66,8 @@ struct Task<F> {
     progress: Option<Progress>,
     timer: Option<Pin<Box<Sleep>>>,
     patience: Duration,
+    /// There is more of the answer, and the client has not taken it.
+    stall: Option<(Stall, Instant)>,
 }
 
 impl<F: Future> Future for Task<F> {
@@ -75,6 +79,15 @@ impl<F: Future> Future for Task<F> {
             return Poll::Ready(Outcome::Ended);
         }
         let Some(progress) = &this.progress else { return Poll::Pending };
+        // Counts anew whenever something moved.
+        if !progress.waits_for_reader() {
+            this.stall = None;
+        } else if this.stall.as_ref().is_none_or(|(_, since)| *since != progress.last()) {
+            this.stall = progress.stall().map(|stall| (stall, progress.last()));
+        }
+        if this.stall.as_ref().is_some_and(|(stall, _)| stall.poll(context).is_ready()) {
+            return Poll::Ready(Outcome::Displaced);
+        }
         let patience = this.patience;
         let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
         while timer.as_mut().poll(context).is_ready() {
@@ -97,7 +110,7 @@ mod tests {
 
     fn task(progress: &Progress) -> Task<std::future::Pending<()>> {
         let future = Box::pin(std::future::pending());
-        Task { future, progress: Some(progress.clone()), timer: None, patience: PATIENCE }
+        Task { future, progress: Some(progress.clone()), timer: None, patience: PATIENCE, stall: None }
     }
 
     #[tokio::test]

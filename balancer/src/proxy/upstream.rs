@@ -36,6 +36,8 @@ pub struct Http1 {
     pub sender: http1::SendRequest<RequestBody>,
     /// What it is for; see [`Use`].
     kind: Use,
+    /// Not to be used again: where its last answer ended can be doubted.
+    pub spent: bool,
 }
 
 /// What a connection is for, and so what silence of the other side means.
@@ -104,7 +106,7 @@ impl Pools {
 
     /// Keeps a connection for the next request, unless there are `most` already.
     pub fn give(&self, replica: u64, connection: Http1, most: usize, now: Time) {
-        if connection.sender.is_closed() {
+        if connection.spent || connection.sender.is_closed() {
             return;
         }
         let mut pools = self.pools.borrow_mut();
@@ -156,7 +158,7 @@ pub async fn connect(address: SocketAddr, kind: Use, settings: &Settings) -> Res
         // Its errors reach whoever waits for an answer.
         let _: hyper::Result<()> = connection.with_upgrades().await;
     });
-    Ok(Http1 { sender, kind })
+    Ok(Http1 { sender, kind, spent: false })
 }
 
 /// Connects and speaks HTTP/2 without TLS, as a gRPC server expects it.

@@ -68,8 +68,12 @@ pub struct SwarmName {
 /// Who acts, and whether anything is done at all.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Coordination {
-    /// Host name of the node with the raft leadership: the coordinator there acts.
+    /// Host name of the node with the raft leadership.
     pub leader: Option<String>,
+    /// Host name of the node whose coordinator acts, as far as the one that answers can tell: that of the raft leader while
+    /// agents hear it, else the next.
+    #[serde(default)]
+    pub acts: Option<String>,
     /// The coordinator that answers is the one to act.
     pub acting: bool,
     /// Decides and explains only, for the whole swarm.

@@ -61,7 +61,8 @@ fn main() -> ExitCode {
         let mut report = Report::new("cargo xtask bench coordinator");
         rows.into_iter().for_each(|row| report.add(row));
         print!("{report}");
-        json.map_or(Ok(()), |path| report.write(Path::new(path)))
+        json.map_or(Ok(()), |path| report.write(Path::new(path)))?;
+        report.check()
     });
     match measured {
         Ok(()) => ExitCode::SUCCESS,

@@ -62,7 +62,7 @@ impl Coordinator {
     /// Its figures as text.
     pub async fn metrics(&self) -> anyhow::Result<String> {
         let mut stream = TcpStream::connect(self.api).await?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
         let mut text = String::new();
         stream.read_to_string(&mut text).await?;
         Ok(text)

@@ -81,6 +81,15 @@ impl Turn {
         }
     }
 
+    /// The node whose coordinator an order is sent on to. It may still refuse it, and then says why better than this one
+    /// could; where it is not known whether it lives, nothing is sent.
+    pub fn addressee(&self) -> Option<&NodeId> {
+        match self {
+            Self::Another { node, .. } | Self::Nobody(Cause::NoWitness { leader: node }) => Some(node),
+            Self::Leads | Self::StandsIn { .. } | Self::Unsure { .. } | Self::Nobody(_) => None,
+        }
+    }
+
     /// A stable word for it.
     pub fn word(&self) -> &'static str {
         match self {
@@ -261,7 +270,8 @@ mod tests {
         let of = |own, ms| swarm(own, Some("m2"), at(ms));
         judge(&mut first, at(0), &of("m1", 0), &all);
         judge(&mut last, at(0), &of("m3", 0), &all);
-        assert_eq!(judge(&mut first, at(1_499), &of("m1", 1_499), &left), Turn::Unsure { node: id("m2") });
+        let unsure = judge(&mut first, at(1_499), &of("m1", 1_499), &left);
+        assert_eq!((unsure.addressee(), &unsure), (None, &Turn::Unsure { node: id("m2") }));
         assert_eq!(
             judge(&mut first, at(1_500), &of("m1", 1_500), &left),
             Turn::StandsIn { leader: id("m2") }
@@ -270,6 +280,11 @@ mod tests {
         let stands_in = [hears(&[("m1", true), ("m3", false)])];
         let turn = judge(&mut last, at(9_100), &of("m3", 9_100), &stands_in);
         assert_eq!(turn, Turn::Another { node: id("m1"), acting: true });
+        assert_eq!(
+            turn.addressee(),
+            Some(&id("m1")),
+            "orders go to the one that acts, not to the raft leader m2"
+        );
         // It is back: nobody stands in any more.
         let back = [hears(&[("m1", true), ("m2", false)])];
         assert!(!judge(&mut first, at(9_200), &of("m1", 9_200), &back).is_own());

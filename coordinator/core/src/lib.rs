@@ -10,6 +10,7 @@ pub mod agents;
 pub mod brain;
 pub mod command;
 pub mod explain;
+pub mod hostile;
 pub mod lease;
 pub mod policy;
 pub mod rule;

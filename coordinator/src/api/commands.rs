@@ -49,9 +49,9 @@ pub(super) async fn command(
             return answer;
         }
     }
-    let (fields, leader) = api
+    let (fields, acting) = api
         .ask(move |brain, facts| {
-            let acting = facts.acting_node(brain).map(|node| node.hostname.clone());
+            let acting = facts.addressee(brain).map(|node| node.hostname.clone());
             (with_ids(facts, fields), acting)
         })
         .await?;
@@ -59,7 +59,7 @@ pub(super) async fn command(
     if dry_run {
         let answer = tokio::time::timeout(PATIENCE, api.0.handle.plan(by, command)).await;
         let plan = answer.unwrap_or(Err(Busy)).map_err(Problem::busy)?;
-        return plan.map(|plan| Json(plan).into_response()).map_err(|refused| not_taken(refused, leader));
+        return plan.map(|plan| Json(plan).into_response()).map_err(|refused| not_taken(refused, acting));
     }
     let mut entry = asked(&by, via, &name, &command);
     let answer = tokio::time::timeout(PATIENCE, api.0.handle.command(by, command)).await;
@@ -75,7 +75,7 @@ pub(super) async fn command(
             entry.text.push_str(&why);
             entry.otherwise = Some(refused.otherwise.clone());
             api.0.journal.append(entry);
-            Err(not_taken(refused, leader))
+            Err(not_taken(refused, acting))
         }
     }
 }
@@ -175,13 +175,9 @@ fn parse(name: &str, mut fields: Map<String, Value>) -> Result<OperatorCommand, 
         .map_err(|error| Problem::bad_request("bad_body", error.to_string()))
 }
 
-fn not_taken(refused: NotTaken, leader: Option<String>) -> Problem {
+fn not_taken(refused: NotTaken, acting: Option<String>) -> Problem {
     let status =
         if refused.code.starts_with("unknown_") { StatusCode::NOT_FOUND } else { StatusCode::CONFLICT };
-    let leader = leader.filter(|_| refused.code == "not_leader");
-    let detail = match &leader {
-        Some(leader) => format!("{}; ask the coordinator on {leader}", refused.text),
-        None => refused.text,
-    };
-    Problem::new(status, refused.code, detail).otherwise(refused.otherwise).leader(leader)
+    let acting = acting.filter(|_| refused.code == "not_leader");
+    Problem::new(status, refused.code, refused.text).otherwise(refused.otherwise).leader(acting)
 }

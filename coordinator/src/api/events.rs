@@ -13,18 +13,16 @@ use futures_util::{Stream, stream};
 use serde::Deserialize;
 use serde_json::json;
 use swarmguard_common::journal::{Entry, Kind};
+use swarmguard_runtime::crowd::Place;
 use tokio::sync::{OwnedSemaphorePermit, broadcast};
 
 use super::{
     Api, MAX_STREAMS, MAX_STREAMS_PER_ADDRESS, Via,
     access::Reason,
     problem::Problem,
-    read::{Kinds, query},
+    read::{self, Kinds, query},
 };
-use crate::{
-    crowd::Place,
-    journal::{self, Journal, MAX_READ, kind_word},
-};
+use crate::journal::{self, Journal, MAX_READ, kind_word};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -59,6 +57,7 @@ pub(super) async fn stream(
     uri: Uri,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
     let Wanted { since, kind, kinds, service, node } = query(&uri)?;
+    let since = read::after(since)?;
     let via = via.as_ref().map(|Extension(via)| via);
     let too_many = |detail: String| {
         let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_streams", detail);

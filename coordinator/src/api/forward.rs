@@ -50,8 +50,8 @@ impl Api {
     /// The answer of the coordinator that acts; `None` where it is not known how to reach it.
     pub(super) async fn sent_on(&self, order: Order<'_>) -> Option<Result<Response, Problem>> {
         let forward = self.0.forward.as_ref()?;
-        let leader = self.ask(|brain, facts| facts.acting_node(brain)?.address).await.ok()??;
-        let address = SocketAddr::new(leader, forward.port);
+        let acts = self.ask(|brain, facts| facts.addressee(brain)?.address).await.ok()??;
+        let address = SocketAddr::new(acts, forward.port);
         let sent = tokio::time::timeout(DEADLINE, exchange(forward, address, order)).await;
         let why = match sent {
             Ok(Ok(answer)) => return Some(Ok(answer)),

@@ -27,9 +27,10 @@ use axum::{
     routing::{MethodRouter, get, post},
 };
 use clap::ValueEnum;
+use swarmguard_runtime::crowd::Crowd;
 use tokio::sync::Semaphore;
 
-use crate::{crowd::Crowd, glance::Glance, journal::Journal, metrics::Metrics, quiet::Quiet, run::Handle};
+use crate::{glance::Glance, journal::Journal, metrics::Metrics, quiet::Quiet, run::Handle};
 pub use access::Access;
 pub use forward::Forward;
 use problem::Problem;

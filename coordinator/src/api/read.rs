@@ -103,6 +103,33 @@ fn limit(wanted: Option<usize>) -> Result<usize, Problem> {
     }
 }
 
+/// Largest number of an entry that may be named: beyond it JSON's readers lose digits.
+const MAX_ENTRY: u64 = (1 << 53) - 1;
+
+/// The number of the entry after which to begin.
+pub(super) fn after(since: Option<u64>) -> Result<Option<u64>, Problem> {
+    match since {
+        Some(since) if since > MAX_ENTRY => {
+            Err(Problem::bad_request("bad_query", format!("since={since}: 0 to {MAX_ENTRY} are allowed")))
+        }
+        since => Ok(since),
+    }
+}
+
+/// Longest token of an action that is looked for; real ones have a few dozen characters.
+const MAX_TOKEN: usize = 256;
+
+/// The token of the action whose entries are wanted.
+fn token(action: Option<String>) -> Result<Option<String>, Problem> {
+    match action {
+        Some(action) if action.chars().count() > MAX_TOKEN => Err(Problem::bad_request(
+            "bad_query",
+            format!("action: at most {MAX_TOKEN} characters are allowed"),
+        )),
+        action => Ok(action),
+    }
+}
+
 impl Api {
     async fn list<T: Send + 'static>(
         &self,
@@ -212,7 +239,14 @@ pub(super) async fn journal(State(api): State<Api>, uri: Uri) -> Result<Entries,
     let Page { limit: wanted, since, kind, kinds, service, node, action } = query(&uri)?;
     let (service, node) = (api.filter(service).await?, api.node_filter(node).await?);
     let kinds = Kinds::with(kinds, kind);
-    let query = journal::Query { since, limit: limit(wanted)?, kinds, service, node, action };
+    let query = journal::Query {
+        since: after(since)?,
+        limit: limit(wanted)?,
+        kinds,
+        service,
+        node,
+        action: token(action)?,
+    };
     Ok(entries(&api, query).await)
 }
 
@@ -227,7 +261,14 @@ pub(super) async fn decisions(State(api): State<Api>, uri: Uri) -> Result<Entrie
         kinds = vec![Kind::Decision, Kind::Refusal];
     }
     let (service, node) = (api.filter(service).await?, api.node_filter(node).await?);
-    let query = journal::Query { since, limit: limit(wanted)?, kinds, service, node, action };
+    let query = journal::Query {
+        since: after(since)?,
+        limit: limit(wanted)?,
+        kinds,
+        service,
+        node,
+        action: token(action)?,
+    };
     Ok(entries(&api, query).await)
 }
 

@@ -11,7 +11,10 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use swarmguard_runtime::identity::{Peer, Unit};
+use swarmguard_runtime::{
+    crowd::Crowd,
+    identity::{Peer, Unit},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -20,7 +23,6 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::Via;
-use crate::crowd::Crowd;
 
 /// Connections at once.
 const MAX_CONNECTIONS: usize = 1_024;

@@ -146,6 +146,9 @@ async fn what_is_not_known_is_an_error_and_not_an_empty_answer() {
         ("/api/v1/journal?limit=0", 400, "bad_query"),
         ("/api/v1/journal?limit=1001", 400, "bad_query"),
         ("/api/v1/journal?since=-1", 400, "bad_query"),
+        ("/api/v1/journal?since=9007199254740992", 400, "bad_query"),
+        ("/api/v1/decisions?since=9007199254740992", 400, "bad_query"),
+        ("/api/v1/events?since=9007199254740992", 400, "bad_query"),
         ("/api/v1/journal?kind=everything", 400, "bad_query"),
         ("/api/v1/decisions?kind=alert", 400, "bad_query"),
         ("/api/v1/explain", 400, "bad_query"),
@@ -162,6 +165,12 @@ async fn what_is_not_known_is_an_error_and_not_an_empty_answer() {
     ] {
         let (answered, said, detail) = world.problem(via("10.0.0.1", false), get(path)).await;
         assert_eq!((answered, said.as_str()), (status, code), "{path}: {detail}");
+    }
+    let long = "0".repeat(257);
+    for path in ["journal", "decisions"] {
+        let path = format!("/api/v1/{path}?action={long}");
+        let (answered, said, _) = world.problem(via("10.0.0.1", false), get(&path)).await;
+        assert_eq!((answered, said.as_str()), (400, "bad_query"), "{path}");
     }
     let answer = world.call(via("10.0.0.1", false), get("/api/v1/nodes")).await;
     assert_eq!(answer.status(), StatusCode::OK);

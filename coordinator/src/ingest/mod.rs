@@ -13,7 +13,6 @@ pub mod refusal;
 pub mod roster;
 #[cfg(test)]
 mod tests;
-pub mod token;
 
 use std::{
     collections::BTreeMap,
@@ -32,16 +31,15 @@ use swarmguard_common::{
     wire::agent::ToAgent,
 };
 use swarmguard_core::brain::{AgentInput, ConnectionId};
+pub use swarmguard_runtime::token;
 use swarmguard_runtime::{
+    crowd::{Crowd, Place},
     frame::{self, FrameError},
     identity::Peer,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use crate::{
-    crowd::{Crowd, Place},
-    metrics::Metrics,
-};
+use crate::metrics::Metrics;
 use hub::Hub;
 use refusal::{Reason, Refusals};
 use roster::Roster;

@@ -44,11 +44,9 @@ impl Facts {
         self.snapshot_age().is_none_or(|age| age > OLDEST_READING)
     }
 
-    /// The node whose coordinator acts, never this one: as agents say, and without their word that of the raft leader.
-    pub fn acting_node(&self, brain: &Brain) -> Option<&Node> {
-        let snapshot = self.snapshot.as_ref()?;
-        let leader = || snapshot.leader().filter(|leader| snapshot.own_node.as_ref() != Some(*leader));
-        snapshot.nodes.get(brain.turn().other().or_else(leader)?)
+    /// The node whose coordinator an order is sent on to, which need not be beside the raft leader; never this one.
+    pub fn addressee(&self, brain: &Brain) -> Option<&Node> {
+        self.snapshot.as_ref()?.nodes.get(brain.turn().addressee()?)
     }
 
     /// Host name of the raft leader, as far as known.

@@ -65,6 +65,11 @@ pub enum Wanted {
         /// Which node.
         node: Option<String>,
     },
+    /// `rollback`.
+    Rollback {
+        /// Which service.
+        service: String,
+    },
     /// `drain`.
     Drain {
         /// Which node.
@@ -113,6 +118,10 @@ impl Wanted {
                     body["node"] = node.into();
                 }
                 order("scale", body, End::Replicas(service.clone(), count), Some(service))
+            }
+            Self::Rollback { service } => {
+                let service = known_service(overview, &service)?;
+                order("rollback", json!({"service": service}), End::Action, Some(service))
             }
             Self::Drain { node } => {
                 let host = known_node(overview, &node)?;

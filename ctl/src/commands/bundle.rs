@@ -94,7 +94,7 @@ fn redact(value: &mut Value) {
                         }
                     }
                     ("Args" | "Command" | "Cmd" | "Data" | "JoinTokens" | "PullOptions", _) => {
-                        *value = HIDDEN.into()
+                        *value = HIDDEN.into();
                     }
                     ("HttpProxy" | "HttpsProxy" | "NoProxy", Value::String(_)) => *value = HIDDEN.into(),
                     ("Labels", Value::Object(labels)) => {

@@ -336,9 +336,10 @@ fn of_ports(lines: &mut Lines, services: &[Value]) {
 pub fn after(overview: &Overview) -> Vec<Line> {
     let mut lines = Lines(Vec::new());
     let coordination = &overview.coordination;
-    let text = match &coordination.leader {
-        Some(leader) => format!("the coordinator on {leader} acts"),
-        None => "no coordinator acts: the swarm has no leader".into(),
+    let text = match (&coordination.acts, &coordination.leader) {
+        (Some(node), _) => format!("the coordinator on {node} acts"),
+        (None, Some(leader)) => format!("{leader} leads the swarm; no coordinator acts"),
+        (None, None) => "no coordinator acts: the swarm has no leader".into(),
     };
     lines.add(
         "leader",

@@ -45,6 +45,8 @@ pub struct Wanted {
     pub ssh_user: Option<String>,
     /// Image names.
     pub images: BTreeMap<String, String>,
+    /// Capabilities that the nodes do not have.
+    pub without: Vec<String>,
     /// Longest wait for each part.
     pub timeout: Duration,
     /// Also where the preflight fails.
@@ -57,7 +59,7 @@ pub struct Wanted {
 pub async fn install(session: &Session, wanted: &Wanted) -> Outcome<Exit> {
     if wanted.print {
         let files = files(wanted.balancer.is_some(), true);
-        let whole = stack::merged(&files, &variables(session, wanted)).map_err(no_image)?;
+        let whole = whole(&files, session, wanted)?;
         let text = serde_norway::to_string(&whole).map_err(|error| Failure::failed(error.to_string()))?;
         session.print(&format!("# docker stack deploy -c - {STACK}; the secrets and configs must exist (swarmguard install --help)\n{text}"))?;
         return Ok(Exit::Done);
@@ -90,8 +92,7 @@ pub async fn install(session: &Session, wanted: &Wanted) -> Outcome<Exit> {
             load(session, engine, tar, wanted.ssh_user.as_deref()).await?;
         }
     }
-    let whole = stack::merged(&files(wanted.balancer.is_some(), limits), &variables(session, wanted))
-        .map_err(no_image)?;
+    let whole = whole(&files(wanted.balancer.is_some(), limits), session, wanted)?;
     if wanted.dry_run {
         let services: Vec<&String> =
             whole["services"].as_object().map(|all| all.keys().collect()).unwrap_or_default();
@@ -110,6 +111,15 @@ pub async fn install(session: &Session, wanted: &Wanted) -> Outcome<Exit> {
     session.note("waiting for agents and coordinators");
     let wanted = check::Wanted { wait: Some(PATIENCE), ..check::Wanted::default() };
     check::check(session, &wanted).await
+}
+
+/// The stack as it is deployed: its files merged, filled in, and without what the nodes do not have.
+fn whole(files: &[&'static str], session: &Session, wanted: &Wanted) -> Outcome<Value> {
+    let mut whole = stack::merged(files, &variables(session, wanted)).map_err(no_image)?;
+    if let Some(capabilities) = whole["services"]["agent"]["cap_add"].as_array_mut() {
+        capabilities.retain(|one| !wanted.without.iter().any(|without| one == without.as_str()));
+    }
+    Ok(whole)
 }
 
 fn no_image(why: String) -> Failure {
@@ -201,7 +211,7 @@ async fn create(
         {
             // Managers' addresses are known only now.
             let managers = manager_addresses(engine).await?;
-            env.retain(|one| !one.as_str().is_some_and(|one| one == "SWARMGUARD_COORDINATORS="));
+            env.retain(|one| one.as_str() != Some("SWARMGUARD_COORDINATORS="));
             env.push(format!("SWARMGUARD_COORDINATORS={}", managers.join(",")).into());
         }
         let answer = engine.call(Method::POST, "/services/create", Some(&spec)).await?;

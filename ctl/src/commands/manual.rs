@@ -2,19 +2,25 @@
 
 use std::{fs, path::Path};
 
+use clap_complete::env::Shells;
+
 use crate::{
     definition,
     failure::{Exit, Failure, Outcome},
     session::Session,
 };
 
-/// Completions for a shell.
+/// What makes a shell ask this program for completions, so that names are those of the swarm at that moment.
 ///
 /// # Errors
 /// When the output cannot be written.
 pub fn completion(session: &Session, shell: clap_complete::Shell) -> Outcome<Exit> {
     let mut text = Vec::new();
-    clap_complete::generate(shell, &mut definition(), "swarmguard", &mut text);
+    Shells::builtins()
+        .completer(&shell.to_string())
+        .ok_or_else(|| Failure::usage(format!("nothing is known about completion for {shell}")))?
+        .write_registration("COMPLETE", "swarmguard", "swarmguard", "swarmguard", &mut text)
+        .map_err(|error| Failure::failed(format!("cannot write completions: {error}")))?;
     session.print(&String::from_utf8_lossy(&text))?;
     Ok(Exit::Done)
 }

@@ -31,7 +31,7 @@ use crate::{
     failure::{Exit, Failure, Outcome},
     out::{Format, Listing, document, table::View},
     session::Session,
-    top,
+    top, ui,
 };
 
 /// Runs one.
@@ -113,6 +113,7 @@ pub async fn run(session: &Session, command: Command) -> Outcome<Exit> {
             agent_image,
             coordinator_image,
             balancer_image,
+            without_capability,
             force,
             timeout,
             dry_run,
@@ -123,8 +124,18 @@ pub async fn run(session: &Session, command: Command) -> Outcome<Exit> {
                 ("SWARMGUARD_BALANCER_IMAGE", balancer_image),
             ];
             let images = named.into_iter().filter_map(|(name, image)| Some((name.into(), image?))).collect();
-            let wanted =
-                install::Wanted { observe, balancer, print, load, ssh_user, images, timeout, force, dry_run };
+            let wanted = install::Wanted {
+                observe,
+                balancer,
+                print,
+                load,
+                ssh_user,
+                images,
+                without: without_capability,
+                timeout,
+                force,
+                dry_run,
+            };
             install::install(session, &wanted).await
         }
         Command::Check { pre, service, short, strict, wait } => {
@@ -161,6 +172,7 @@ pub async fn run(session: &Session, command: Command) -> Outcome<Exit> {
         }
         Command::Bundle { out } => bundle::bundle(session, out).await,
         Command::Top { delay, write } => top::top(session, delay, write).await,
+        Command::Ui { port } => ui::ui(session, port).await,
         Command::Completion { shell } => manual::completion(session, shell),
         Command::Man { out } => manual::manual(session, out.as_deref()),
         Command::Version => version(session).await,
@@ -252,9 +264,11 @@ fn known_node(overview: &Overview, wanted: &str) -> Outcome<String> {
 
 /// Names what is wrong, and what may have been meant.
 pub fn unknown<'a>(what: &str, wanted: &str, known: impl Iterator<Item = &'a str>) -> Failure {
+    // Of a short name nearly every other one is but a few letters away.
+    let far = (wanted.chars().count() / 3).min(3);
     let mut near: Vec<(usize, &str)> = known
         .map(|name| if name.contains(wanted) { (0, name) } else { (distance(name, wanted), name) })
-        .filter(|(distance, _)| *distance <= 3)
+        .filter(|(distance, _)| *distance <= far)
         .collect();
     near.sort_unstable();
     let failure = Failure::usage(format!("there is no {what} {wanted:?}")).code(format!("unknown_{what}"));
@@ -325,6 +339,7 @@ mod tests {
         let hint = |wanted: &str| unknown("service", wanted, names.into_iter()).hint.unwrap_or_default();
         assert_eq!(hint("shop_wbe"), "did you mean shop_web?");
         assert_eq!(hint("api"), "did you mean shop_api?");
+        assert_eq!(hint("dx"), "swarmguard services -q lists them", "not db: half of it is another name");
         assert_eq!(hint("something-else"), "swarmguard services -q lists them");
         assert_eq!((distance("kitten", "sitting"), distance("", "ab")), (3, 2));
     }

@@ -88,11 +88,12 @@ fn text(overview: &Overview, style: Style) -> Outcome<String> {
 /// Who acts, in words.
 pub fn acting(overview: &Overview, style: Style) -> String {
     let coordination = &overview.coordination;
-    match &coordination.leader {
+    match &coordination.acts {
         _ if coordination.observe => style.paint(Tone::Warn, "observes only"),
         _ if coordination.paused => style.paint(Tone::Warn, "paused"),
-        Some(leader) => format!("Acting {}", clean(leader)),
-        None => style.paint(Tone::Bad, "nobody acts: no leader"),
+        Some(node) => format!("Acting {}", clean(node)),
+        None if coordination.leader.is_none() => style.paint(Tone::Bad, "nobody acts: no leader"),
+        None => style.paint(Tone::Bad, "nobody acts"),
     }
 }
 

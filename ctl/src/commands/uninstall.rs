@@ -133,7 +133,7 @@ pub async fn calm(session: &Session, force: bool, longest: Duration) -> Outcome 
             match coordinator.command("cancel", &json!({"action": action.action})).await {
                 Ok(_) => session.note(&format!("{} {what} is taken back", action.kind)),
                 Err(failure) => {
-                    session.note(&format!("{} {what}: {failure}; waiting for its end", action.kind))
+                    session.note(&format!("{} {what}: {failure}; waiting for its end", action.kind));
                 }
             }
             told.push(action.action.clone());

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::StatusCode;
 use serde_json::{Value, json};
 use swarmguard_runtime::clock;
 
 use super::{
+    act::{Wanted, act},
+    known_service,
     labels::{self, must_be_at_rest},
     rollout::{self, Ended, Watched},
 };
@@ -24,6 +25,10 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Sets an image; on failure every service that was changed gets its spec from before.
 pub async fn update(session: &Session, names: &[String], image: &str, args: &ActArgs) -> Outcome<Exit> {
     let engine = session.engine().await?;
+    // Names first: they are wrong more often, and asking a registry takes its time.
+    for name in names {
+        labels::service(engine, name).await?;
+    }
     let pinned = pinned(session, engine, image).await?;
     for name in names {
         let service = at_rest(session, engine, name, args.timeout).await?;
@@ -120,13 +125,82 @@ async fn pinned(session: &Session, engine: &Engine, image: &str) -> Outcome<Stri
     }
 }
 
-/// Gives services the spec from before the operator's last change.
+/// Gives services the spec from before the operator's last change. The coordinator knows it, also where moves of its own
+/// came in between; without one, what Swarm itself remembers is restored.
 pub async fn rollback(session: &Session, names: &[String], args: &ActArgs) -> Outcome<Exit> {
+    let coordinator = match session.coordinator().await {
+        Ok(coordinator) => coordinator,
+        Err(failure) if failure.exit == Exit::Unreachable && session.global.coordinator.is_empty() => {
+            session.note(&format!("{failure}; going back to what Swarm itself remembers"));
+            return rollback_by_engine(session, names, args).await;
+        }
+        Err(failure) => return Err(failure),
+    };
+    let overview = session.overview().await?;
+    let (names, others) = parted(session, names).await?;
+    if !others.is_empty() {
+        let exit = rollback_by_engine(session, &others, args).await?;
+        if exit != Exit::Done || names.is_empty() {
+            return Ok(exit);
+        }
+    }
+    for name in &names {
+        let service = known_service(&overview, name)?;
+        let answer = coordinator.command("rollback?dry_run=true", &json!({"service": service})).await?;
+        session.note(&format!("would: {}", answer["text"].as_str().unwrap_or_default()));
+    }
+    if args.dry_run {
+        return Ok(Exit::Done);
+    }
+    session.confirm(&format!("Roll back {}?", names.join(", ")), args.yes)?;
+    for name in &names {
+        let exit = act(session, Wanted::Rollback { service: name.clone() }, args).await?;
+        if exit != Exit::Done {
+            return Ok(exit);
+        }
+        // By address there is no engine to look at: the coordinator has said that it is done.
+        if args.no_wait || !session.global.coordinator.is_empty() {
+            continue;
+        }
+        let engine = session.engine().await?;
+        let watched = Watched::of(&labels::service(engine, name).await?);
+        match rollout::until_over(session, engine, &watched, args.timeout).await? {
+            Ended::Done => {}
+            Ended::TooLate => return Ok(too_late(session, name, args.timeout)),
+            Ended::Failed(why) | Ended::RolledBack(why) => {
+                return Err(Failure::failed(format!("{name} does not run with its spec from before: {why}"))
+                    .hint(format!("docker service ps {name} --no-trunc")));
+            }
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// Replicated services, and the others: the coordinator never touches those, so Swarm's own memory of them is right.
+async fn parted(session: &Session, names: &[String]) -> Outcome<(Vec<String>, Vec<String>)> {
+    if !session.global.coordinator.is_empty() {
+        return Ok((names.to_vec(), Vec::new()));
+    }
+    let engine = session.engine().await?;
+    let (mut ours, mut others) = (Vec::new(), Vec::new());
+    for name in names {
+        let mode = &labels::service(engine, name).await?["Spec"]["Mode"];
+        if mode.get("Replicated").is_some() { ours.push(name.clone()) } else { others.push(name.clone()) }
+    }
+    Ok((ours, others))
+}
+
+async fn rollback_by_engine(session: &Session, names: &[String], args: &ActArgs) -> Outcome<Exit> {
     let engine = session.engine().await?;
     let mut wanted = Vec::new();
     for name in names {
         let service = at_rest(session, engine, name, args.timeout).await?;
-        let earlier = operators_previous(engine, &service).await?;
+        let earlier = service["PreviousSpec"].clone();
+        if earlier.is_null() || earlier == service["Spec"] {
+            return Err(Failure::new(Exit::Refused, format!("Swarm remembers no other spec of {name}"))
+                .code("no_previous_spec")
+                .hint("with a coordinator running, what it keeps is used: swarmguard check"));
+        }
         wanted.push((name, service, earlier));
     }
     let image =
@@ -147,30 +221,4 @@ pub async fn rollback(session: &Session, names: &[String], args: &ActArgs) -> Ou
         }
     }
     Ok(Exit::Done)
-}
-
-/// Swarm keeps one previous spec, and a move of ours leaves the present one there too. What the operator had before
-/// stands in the record of that move.
-async fn operators_previous(engine: &Engine, service: &Value) -> Outcome<Value> {
-    let name = service["Spec"]["Name"].as_str().unwrap_or_default();
-    let id = service["ID"].as_str().unwrap_or_default();
-    let none = || {
-        Failure::new(Exit::Refused, format!("{name} was never changed: there is no spec from before"))
-            .code("no_previous_spec")
-    };
-    let previous = &service["PreviousSpec"];
-    if !previous.is_null() && previous != &service["Spec"] {
-        return Ok(previous.clone());
-    }
-    let records = engine.list("/configs", &json!({"name": [format!("swarmguard-act-{id}")]})).await?;
-    let data = records
-        .first()
-        .and_then(|record| record["Spec"]["Data"].as_str())
-        .and_then(|data| STANDARD.decode(data).ok())
-        .ok_or_else(none)?;
-    let before: Value = serde_json::from_slice(&data).map_err(|_| none())?;
-    match &before["previous_spec"] {
-        Value::Null => Err(none()),
-        spec => Ok(spec.clone()),
-    }
 }

@@ -76,7 +76,8 @@ pub async fn upgrade(session: &Session, images: &Images, args: &ActArgs) -> Outc
         }
         return Ok(Exit::Done);
     }
-    session.confirm(&format!("Upgrade {} parts?", wanted.len()), args.yes)?;
+    let parts: Vec<&str> = wanted.iter().map(|(name, ..)| name.as_str()).collect();
+    session.confirm(&format!("Upgrade {}?", parts.join(", ")), args.yes)?;
     let was_paused = session.overview().await.is_ok_and(|overview| overview.coordination.paused);
     calm(session, false, args.timeout).await?;
     let mut replaced = Vec::new();

@@ -135,9 +135,9 @@ mod tests {
                 buffer.extend_from_slice(part);
                 while let Some((kind, piece)) = take_piece(&mut buffer) {
                     if kind == ERRORS {
-                        errors.extend_from_slice(&piece)
+                        errors.extend_from_slice(&piece);
                     } else {
-                        out.extend_from_slice(&piece)
+                        out.extend_from_slice(&piece);
                     }
                 }
             }

@@ -129,9 +129,8 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, model: &Model, painter: Painter,
     let score = overview.health.score;
     let protected = overview.services.iter().filter(|service| service.protected).count();
     let acting = Style { colour: false, ..model.style };
-    let quiet = overview.coordination.observe
-        || overview.coordination.paused
-        || overview.coordination.leader.is_none();
+    let quiet =
+        overview.coordination.observe || overview.coordination.paused || overview.coordination.acts.is_none();
     let mut spans = vec![
         painter.span(Tone::Head, format!("{}  ", clean(status::swarm_name(overview)))),
         painter.span(status::score_tone(score), format!("health {score}/100")),

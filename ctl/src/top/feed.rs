@@ -137,7 +137,7 @@ pub async fn make(coordinator: &Coordinator, change: &Change) -> News {
 }
 
 fn said(failure: Failure) -> String {
-    match &failure.hint {
+    match failure.needs.as_ref().or(failure.hint.as_ref()) {
         Some(hint) => format!("{failure}; {hint}"),
         None => failure.to_string(),
     }

@@ -104,7 +104,7 @@ fn look_closer(model: &mut Model) {
         Pane::Nodes => model.pages.push(Page::Node(row.name)),
         Pane::Services => model.pages.push(Page::Service(row.name)),
         Pane::Journal if row.name.is_empty() => {
-            model.message = Some("this entry belongs to no action".into())
+            model.message = Some("this entry belongs to no action".into());
         }
         Pane::Journal => model.pages.push(Page::Action(row.name)),
     }

@@ -34,7 +34,7 @@ fn overview() -> Overview {
     };
     let value = json!({
         "api_version": "swarmguard/v1", "version": "0.1.0", "at_ms": 1_000_000, "swarm": {"id": "abc", "name": "prod"},
-        "coordination": {"leader": "m1", "acting": true, "observe": false, "paused": false, "snapshot_age_ms": 300, "balancers": 0},
+        "coordination": {"leader": "m1", "acts": "m1", "acting": true, "observe": false, "paused": false, "snapshot_age_ms": 300, "balancers": 0},
         "health": {"score": 94, "deductions": []},
         "banner": [{"severity": "warning", "code": "tasks_pending", "text": "1 task of shop_api waits for a node"}],
         "nodes": [node("n1", "m1", json!(["ok", "leader"]), 31), node("n2", "w2", json!(["short_cpu"]), 93)],

@@ -199,6 +199,17 @@ impl World {
         run(args, &[("DOCKER_HOST", &host)]).await
     }
 
+    /// Waits until the coordinator has read Swarm.
+    pub async fn ready(&self) {
+        for _ in 0..100 {
+            if self.run(&["services", "-q"]).await.out == "shop_web\n" {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("the coordinator does not list shop_web: {}", self.run(&["services"]).await.err);
+    }
+
     /// Runs it until it ends so.
     pub async fn run_until(&self, args: &[&str], code: i32) -> Said {
         for _ in 0..100 {

@@ -238,7 +238,8 @@ impl SwarmModel {
                 "Resources": {"NanoCPUs": node.nano_cpus, "MemoryBytes": node.memory_bytes},
                 "Engine": {"EngineVersion": "20.10.24"},
             },
-            "Status": {"State": state},
+            // Where it is reached: on loopback, so that tests can have something listen there.
+            "Status": {"State": state, "Addr": format!("127.0.0.{}", number_in(node.id.as_str()) % 254 + 1)},
         });
         if node.manager {
             json["ManagerStatus"] = json!({"Leader": node.id == self.leader});

@@ -5,6 +5,7 @@ use std::{
     future::poll_fn,
     pin::{Pin, pin},
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -20,6 +21,7 @@ use super::{Lost, request, response::Body, timer::Timer};
 use crate::{
     memory::Charge,
     proxy::{headers::Client, retry::Ended, worker::Worker},
+    stall::Stalls,
     stats::bump,
 };
 
@@ -38,6 +40,8 @@ pub(super) struct Link<'a, S> {
     /// How much of that was looked through for the end of a head.
     looked: usize,
     pub timer: Timer,
+    /// Those of the service that the request under way is for.
+    pub stalls: Option<Arc<Stalls>>,
     /// Pays for `read`.
     charge: Option<Charge>,
 }
@@ -84,7 +88,7 @@ enum More {
 impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
     pub fn new(worker: &'a Rc<Worker>, client: &'a Client, stream: S) -> Self {
         let timer = Timer::new(clock::now(), worker.global.settings.idle_timeout);
-        Self { worker, client, stream, read: Vec::new(), looked: 0, timer, charge: None }
+        Self { worker, client, stream, read: Vec::new(), looked: 0, timer, stalls: None, charge: None }
     }
 
     pub fn into_parts(self) -> (S, Bytes) {
@@ -170,6 +174,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
     pub fn end(&mut self, length: usize) {
         self.read.drain(..length.min(self.read.len()));
         self.looked = 0;
+        self.stalls = None;
         if self.read.is_empty() && self.read.capacity() > FREE_BYTES {
             self.read = Vec::new();
         }
@@ -297,7 +302,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
     /// Writes to the client; false when it is gone, does not read, or there is no memory to wait for it.
     pub async fn write(&mut self, bytes: &[u8]) -> bool {
         let (stream, timer, worker) = (&mut self.stream, &mut self.timer, self.worker);
-        let mut charge = None;
+        let (mut charge, mut stall) = (None, None);
         let mut writing = pin!(async {
             stream.write_all(bytes).await?;
             stream.flush().await
@@ -313,6 +318,10 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
                     return Poll::Ready(false);
                 }
                 timer.set(clock::now(), worker.global.settings.idle_timeout);
+                stall = self.stalls.as_ref().map(Stalls::begin);
+            }
+            if stall.as_ref().is_some_and(|stall| stall.poll(context).is_ready()) {
+                return Poll::Ready(false);
             }
             timer.poll(context).map(|()| false)
         })

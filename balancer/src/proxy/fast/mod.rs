@@ -174,6 +174,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<'_, S> {
     /// One request and its answer; false when the connection is to be closed.
     async fn exchange(&mut self, begun: Begun) -> bool {
         let Begun { service, mut choice, head, close, to_head, sticky, .. } = begun;
+        self.stalls = Some(Arc::clone(&service.shared.stalls));
         let mut retry = Retry::new(true);
         let stays = loop {
             let replica = Arc::clone(choice.lease.replica());

@@ -4,6 +4,7 @@
 //! ways (two lengths, a length and chunks, an unknown coding) is refused.
 
 use super::request::{line, status_line};
+use crate::proxy::framing::{Ambiguous, Framing};
 
 /// Headers for which there is always room; a head with more of them costs an allocation.
 const USUAL_HEADERS: usize = 64;
@@ -81,13 +82,15 @@ fn written<'a>(
     let status = response.code.filter(|status| *status >= 100).ok_or(Malformed("no status"))?;
     let persistent = response.version == Some(1);
     let named = named_by_connection(response.headers);
-    let mut facts = Facts { keep_alive: persistent, ..Facts::default() };
+    let mut facts = Facts { keep_alive: persistent, http11: persistent, ..Facts::default() };
+    // Known before the first line is written: a length that does not count is not passed on.
+    let coded = response.headers.iter().any(|header| header.name.eq_ignore_ascii_case("transfer-encoding"));
     let begin = out.len();
     status_line(out, status, response.reason.unwrap_or_default());
     for header in response.headers.iter() {
         let kept = facts.learn(header.name, header.value)?;
         // A 204 has no body, whatever it says (RFC 9110, 8.6).
-        let kept = kept && !(status == 204 && header.name.eq_ignore_ascii_case("content-length"));
+        let kept = kept && !((status == 204 || coded) && header.name.eq_ignore_ascii_case("content-length"));
         if kept && !named.iter().any(|name| name.eq_ignore_ascii_case(header.name)) {
             line(out, header.name, header.value);
         }
@@ -96,11 +99,11 @@ fn written<'a>(
         out.truncate(begin);
         return Ok(Some(Head { length, status, body: Body::Length(0), keep_alive: facts.keep_alive }));
     }
-    let body = facts.body(status, to_head)?;
-    if matches!(body, Body::Chunked(_)) || (facts.chunked && to_head) {
+    let body = facts.body(status, to_head);
+    if matches!(body, Body::Chunked(_)) || (facts.framing.chunked && to_head) {
         line(out, "transfer-encoding", b"chunked");
     }
-    let keep_alive = facts.keep_alive && body != Body::UntilClose;
+    let keep_alive = facts.keep_alive && body != Body::UntilClose && !facts.framing.is_double();
     Ok(Some(Head { length, status, body, keep_alive }))
 }
 
@@ -118,9 +121,15 @@ fn named_by_connection<'a>(headers: &[httparse::Header<'a>]) -> Vec<&'a str> {
 
 #[derive(Default)]
 struct Facts {
-    length: Option<u64>,
-    chunked: bool,
+    framing: Framing,
     keep_alive: bool,
+    http11: bool,
+}
+
+impl From<Ambiguous> for Malformed {
+    fn from(why: Ambiguous) -> Self {
+        Self(why)
+    }
 }
 
 impl Facts {
@@ -136,19 +145,9 @@ impl Facts {
                 }
                 return Ok(false);
             }
-            14 if is("content-length") => {
-                let digits = !value.is_empty() && value.len() < 19 && value.iter().all(u8::is_ascii_digit);
-                let text = std::str::from_utf8(value).ok().filter(|_| digits);
-                let length = text.and_then(|text| text.parse().ok()).ok_or(Malformed("no valid length"))?;
-                if self.length.replace(length).is_some() {
-                    return Err(Malformed("two lengths"));
-                }
-            }
+            14 if is("content-length") => return Ok(self.framing.length(value)?),
             17 if is("transfer-encoding") => {
-                if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
-                    return Err(Malformed("an unknown transfer coding"));
-                }
-                self.chunked = true;
+                self.framing.coding(value, self.http11)?;
                 return Ok(false);
             }
             2 if is("te") => return Ok(false),
@@ -161,18 +160,15 @@ impl Facts {
     }
 
     /// RFC 9112, 6.3.
-    fn body(&self, status: u16, to_head: bool) -> Result<Body, Malformed> {
-        if self.chunked && self.length.is_some() {
-            return Err(Malformed("both a length and chunks"));
-        }
+    fn body(&self, status: u16, to_head: bool) -> Body {
         if to_head || (100..200).contains(&status) || status == 204 || status == 304 {
-            return Ok(Body::Length(0));
+            return Body::Length(0);
         }
-        Ok(match (self.chunked, self.length) {
+        match (self.framing.chunked, self.framing.length) {
             (true, _) => Body::Chunked(Chunks::default()),
             (false, Some(length)) => Body::Length(length),
             (false, None) => Body::UntilClose,
-        })
+        }
     }
 }
 
@@ -330,7 +326,6 @@ mod tests {
     fn what_could_be_read_in_two_ways_is_refused() {
         for head in [
             "Content-Length: 5\r\nContent-Length: 6",
-            "Content-Length: 5\r\nTransfer-Encoding: chunked",
             "Content-Length: +5",
             "Content-Length: 5, 5",
             "Content-Length:",
@@ -340,6 +335,23 @@ mod tests {
             let text = format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n");
             assert!(read(&text, false).is_err(), "{head}");
         }
+    }
+
+    #[test]
+    fn chunks_count_where_there_is_a_length_too_and_the_connection_is_not_kept() {
+        for lines in [
+            "Content-Length: 5\r\nTransfer-Encoding: chunked",
+            "transfer-encoding: chunked\r\nContent-Length: 5",
+        ] {
+            let (head, out) =
+                read(&format!("HTTP/1.1 200 OK\r\n{lines}\r\n\r\n"), false).expect("valid").expect("whole");
+            assert_eq!((head.body, head.keep_alive), (Body::Chunked(Chunks::default()), false));
+            assert_eq!(out, "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n");
+        }
+        let twice = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n";
+        let (head, out) = read(twice, false).expect("valid").expect("whole");
+        assert_eq!((head.body, out.matches("Content-Length").count()), (Body::Length(5), 1));
+        assert!(read("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", false).is_err());
     }
 
     #[test]

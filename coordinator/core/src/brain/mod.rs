@@ -212,6 +212,11 @@ impl Brain {
         &self.turn
     }
 
+    /// The node whose coordinator acts, as far as this one can tell.
+    pub fn acts(&self) -> Option<&NodeId> {
+        if self.is_acting() { self.view.snapshot.as_ref()?.own_node.as_ref() } else { self.turn.other() }
+    }
+
     /// The same for people, and what keeps this one from acting although it is its turn.
     pub fn turn_text(&self) -> String {
         if self.leads() && self.settings.observe {

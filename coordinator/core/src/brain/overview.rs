@@ -106,6 +106,7 @@ impl Brain {
         let leader = snapshot.and_then(|snapshot| snapshot.nodes.get(snapshot.leader()?));
         Coordination {
             leader: leader.map(|node| node.hostname.clone()),
+            acts: self.acts().and_then(|node| Some(snapshot?.nodes.get(node)?.hostname.clone())),
             acting: self.is_acting(),
             observe: self.settings.observe || self.wishes.observe(),
             paused: self.wishes.paused_all(),

@@ -5,7 +5,7 @@
 //! fresh figures there is no action.
 
 mod burden;
-mod constraint;
+pub(crate) mod constraint;
 mod evidence;
 mod hot;
 pub mod jobs;

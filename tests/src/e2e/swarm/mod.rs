@@ -6,6 +6,7 @@
 mod changes;
 mod kill;
 mod moves;
+mod operator;
 mod refusals;
 
 use std::time::Duration;
@@ -51,14 +52,17 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "killed-over", play: |stage, port| Box::pin(kill::at(stage, port, "over")) },
 ];
 
+/// The one that ends with SwarmGuard removed, and so is played after all others.
+const OPERATOR: &str = "operator";
+
 /// Plays the scenarios named in `only` (all where it is empty) and prints a line for each. Returns how many passed and
 /// how many failed.
 ///
 /// # Errors
 /// Where a name is unknown or the stage is not fit to play on.
 pub async fn play(stage: &Stage, only: &[String]) -> Result<(u32, u32)> {
-    if let Some(unknown) = only.iter().find(|name| SCENARIOS.iter().all(|scenario| scenario.name != **name)) {
-        let names: Vec<_> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
+    let names: Vec<_> = SCENARIOS.iter().map(|scenario| scenario.name).chain([OPERATOR]).collect();
+    if let Some(unknown) = only.iter().find(|name| !names.contains(&name.as_str())) {
         bail!("no scenario is called {unknown}, allowed: {}", names.join(", "));
     }
     stage.ready(Duration::from_secs(180)).await?;
@@ -95,6 +99,21 @@ pub async fn play(stage: &Stage, only: &[String]) -> Result<(u32, u32)> {
             }
         }
         clean(stage, scenario.name).await?;
+    }
+    if only.is_empty() || only.iter().any(|name| name == OPERATOR) {
+        let start = now();
+        let outcome = operator::whole_life(stage).await;
+        let seconds = (now() - start).as_secs_f64();
+        match outcome {
+            Ok(()) => {
+                passed += 1;
+                println!("swarm {engine}: {OPERATOR} ok ({seconds:.1} s)");
+            }
+            Err(error) => {
+                failed += 1;
+                println!("swarm {engine}: {OPERATOR} FAILED ({seconds:.1} s)\n{error:#}");
+            }
+        }
     }
     Ok((passed, failed))
 }
