@@ -18,7 +18,9 @@ use tokio::{
 };
 
 use super::{Backends, Kind, Replica};
-use crate::{crowd::Crowd, glance::Glance};
+use swarmguard_runtime::crowd::Crowd;
+
+use crate::glance::Glance;
 
 /// Connections at once; each lasts for one line.
 const MAX_CONNECTIONS: usize = 512;
