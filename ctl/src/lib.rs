@@ -8,6 +8,7 @@ pub mod commands;
 pub mod complete;
 pub mod compose;
 pub mod coordinator;
+pub mod drill;
 pub mod engine;
 pub mod failure;
 pub mod out;

@@ -89,7 +89,8 @@ pub fn contract(install: bool, log: &mut Log) -> Result<Counts> {
     }
     let played = Played::start(&program, &["--hot-after", "3600"])?;
     let mut command = Command::new(&checker);
-    command.args([
+    // It keeps what it has found where it runs.
+    command.current_dir(&venv).args([
         "run",
         "--no-color",
         "--exclude-path",

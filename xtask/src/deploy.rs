@@ -181,7 +181,10 @@ pub fn together(
 /// What differs from the defaults. The scenarios read the API from a network of their own. On slow processors, emulated or a part of one, ten readings a second cost several times
 /// as much as elsewhere. A native node is a cgroup of this machine, which has its figures and its limits.
 fn settings(cluster: &Cluster) -> Vec<String> {
-    let mut settings = vec!["SWARMGUARD_BUDGET=5".to_owned(), "SWARMGUARD_OPEN_READS=true".to_owned()];
+    // Only this machine can reach these nodes.
+    let open = ["SWARMGUARD_OPEN_READS=true", "SWARMGUARD_AGENT_HTTP_ADDR=0.0.0.0:8082"].map(str::to_owned);
+    let mut settings = vec!["SWARMGUARD_BUDGET=5".to_owned()];
+    settings.extend(open);
     let cpu_millis = cluster.state().nodes.first().and_then(|node| node.cpu_millis);
     if let Some(millis) = cpu_millis {
         let cpus = f64::from(millis) / 1_000.0;

@@ -33,6 +33,9 @@ pub struct Args {
     /// How the programs are built
     #[arg(long, value_enum, default_value_t = Build::Release)]
     build: Build,
+    /// Build everything once more in a copy of the work tree elsewhere, and fail where an image has another ID
+    #[arg(long, conflicts_with = "build")]
+    twice: bool,
     #[command(flatten)]
     install: crate::host::InstallArgs,
 }
@@ -139,7 +142,60 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     for image in &images {
         println!("{:12} {}  {} ({} KiB)", image.name, image.id, image.archive.display(), image.bytes / 1024);
     }
+    if args.twice {
+        return again(&images, &args.target);
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a build of the same sources in another place gives the same images.
+fn again(images: &[Image], target: &str) -> Result<ExitCode> {
+    let copy = root().join("target/twice/sources");
+    copy_sources(&copy)?;
+    let recipes: Vec<&Recipe> =
+        RECIPES.iter().filter(|recipe| images.iter().any(|image| image.name == name(recipe.which))).collect();
+    let wanted: Vec<(&str, &str)> = recipes.iter().map(|recipe| (recipe.package, recipe.binary)).collect();
+    programs::run(programs::static_cargo_at(&copy, "build", target), &wanted)?;
+    let binaries = copy.join("target/static").join(target).join("release");
+    let mut same = true;
+    for recipe in recipes {
+        let id =
+            Parts::of(recipe, &Contents::of(&binaries.join(recipe.binary), Build::Release)?, target)?.id();
+        let first = images.iter().find(|image| image.name == name(recipe.which));
+        let first = first.map_or("", |image| image.id.as_str());
+        same &= id == first;
+        println!("{:12} {}", name(recipe.which), if id == first { "the same again" } else { "ANOTHER: " });
+        if id != first {
+            println!("{first} here\n{id} in {}", copy.display());
+        }
+    }
+    Ok(if same { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What git knows of the work tree, as it is now, and the BPF object, which the agent's build takes in.
+fn copy_sources(to: &Path) -> Result<()> {
+    let listed = std::process::Command::new("git").current_dir(root()).args(["ls-files", "-z"]).output();
+    let listed = listed.context("cannot run git")?;
+    ensure!(listed.status.success(), "git ls-files failed: this is no work tree of git");
+    let mut files: Vec<PathBuf> = String::from_utf8_lossy(&listed.stdout)
+        .split_terminator('\0')
+        .map(PathBuf::from)
+        .filter(|file| root().join(file).is_file())
+        .collect();
+    let object = PathBuf::from("target/bpf/swarmguard-agent-ebpf");
+    files.extend(root().join(&object).is_file().then_some(object));
+    for file in files {
+        let (from, to) = (root().join(&file), to.join(&file));
+        let now = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
+        // What has not changed keeps its date, so that a second check compiles only what is new.
+        if fs::read(&to).is_ok_and(|before| before == now) {
+            continue;
+        }
+        fs::create_dir_all(to.parent().unwrap_or(&to))
+            .with_context(|| format!("cannot make {}", to.display()))?;
+        fs::write(&to, now).with_context(|| format!("cannot write {}", to.display()))?;
+    }
+    Ok(())
 }
 
 /// Programs that are no images: they run on this machine or in a virtual one, and come out of the same build as

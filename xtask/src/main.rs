@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod browser;
 mod cache;
+mod cli;
 mod clock;
 mod cluster;
 mod cpio;
@@ -52,6 +53,8 @@ enum Command {
     BuildEbpf(ebpf::Args),
     /// Build the container images from static binaries, without a base image
     Image(image::Args),
+    /// Build the command line as one static program, with completions and manual pages
+    Cli(cli::Args),
     /// Everything that a release consists of, for all processors
     Dist(dist::Args),
     /// A real Swarm of several nodes on this machine
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
         Command::Setup(args) => host::run(&args),
         Command::BuildEbpf(args) => ebpf::run(&args),
         Command::Image(args) => image::run(&args),
+        Command::Cli(args) => cli::run(&args),
         Command::Dist(args) => dist::run(&args),
         Command::Cluster(args) => cluster::run(&args),
         Command::Vm(args) => vm::run(&args),

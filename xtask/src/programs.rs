@@ -107,8 +107,13 @@ pub fn static_cargo(verb: &str) -> Command {
 
 /// The same for another target.
 pub fn static_cargo_for(verb: &str, target: &str) -> Command {
-    let root = root();
+    static_cargo_at(&root(), verb, target)
+}
+
+/// The same in another copy of the work tree.
+pub fn static_cargo_at(root: &Path, verb: &str, target: &str) -> Command {
     let mut cargo = cargo();
+    cargo.current_dir(root);
     // A directory of its own: other flags in the usual one would rebuild everything at every turn.
     let dir = root.join("target/static");
     // Not `--release`, which `cargo bench` does not know.

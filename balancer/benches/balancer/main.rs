@@ -37,6 +37,9 @@ struct Args {
     /// Only these parts: picks, throughput, latency, hostile
     #[arg(long, value_delimiter = ',', default_values = ["picks", "throughput", "latency"])]
     parts: Vec<String>,
+    /// Another build of the balancer than the one made for this, for instance the static one of the image
+    #[arg(long)]
+    program: Option<PathBuf>,
     /// Serve as a replica of this kind instead (used by the benchmark itself)
     #[arg(long, hide = true, requires = "address")]
     backend: Option<backend::Kind>,
@@ -55,6 +58,9 @@ fn main() -> Result<()> {
     let args = Args::parse();
     if let (Some(kind), Some(address)) = (args.backend, args.address) {
         return backend::serve(kind, address, args.rounds_a_ms);
+    }
+    if let Some(program) = &args.program {
+        peers::use_program(program.clone());
     }
     let mut report = Report::new("cargo xtask bench balancer");
     let wanted = |part: &str| args.parts.iter().any(|it| it == part);

@@ -144,6 +144,8 @@ pub struct ServicePolicy {
     pub enabled: bool,
     /// `swarmguard.observe`: decide and explain, change nothing.
     pub observe: bool,
+    /// `swarmguard.drill`: faults may be made on purpose where its replicas run.
+    pub drill: bool,
     /// `swarmguard.role`: a part of SwarmGuard itself, which is never touched.
     pub role: Option<Part>,
     /// Thresholds for the agents.
@@ -203,6 +205,7 @@ impl Default for ServicePolicy {
         Self {
             enabled: false,
             observe: false,
+            drill: false,
             role: None,
             thresholds: Thresholds::default(),
             migrate: MigrateMode::Auto,
@@ -246,6 +249,7 @@ impl ServicePolicy {
         let mut policy = Self::default();
         read.take("enable", yes_or_no, &mut policy.enabled);
         read.take("observe", yes_or_no, &mut policy.observe);
+        read.take("drill", yes_or_no, &mut policy.drill);
         let parts =
             [("agent", Part::Agent), ("coordinator", Part::Coordinator), ("balancer", Part::Balancer)];
         read.take("role", |text| one_of(text, &parts).map(Some), &mut policy.role);

@@ -28,6 +28,7 @@ use labels::Enable;
 
 use crate::{
     cli::{Command, ListArgs, NotifyCommand, Switch, TokenCommand},
+    drill,
     failure::{Exit, Failure, Outcome},
     out::{Format, Listing, document, table::View},
     session::Session,
@@ -171,6 +172,7 @@ pub async fn run(session: &Session, command: Command) -> Outcome<Exit> {
             notify::set(session, &file, &args).await
         }
         Command::Bundle { out } => bundle::bundle(session, out).await,
+        Command::Drill { what } => drill::drill(session, what).await,
         Command::Top { delay, write } => top::top(session, delay, write).await,
         Command::Ui { port } => ui::ui(session, port).await,
         Command::Completion { shell } => manual::completion(session, shell),

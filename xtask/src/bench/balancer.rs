@@ -10,21 +10,30 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, bail};
 
 use crate::host;
+use crate::programs::{self, Build};
+
+const BALANCER: &str = "swarmguard-balancer";
 
 /// What the balancer is compared with, and what loads it.
-const PROGRAMS: [&str; 3] = ["nginx", "haproxy", "wrk"];
+const PROGRAMS: [&str; 4] = ["nginx", "haproxy", "wrk", "h2load"];
 
 /// Where they are once unpacked.
-const UNPACKED: [&str; 3] = ["usr/sbin/nginx", "usr/sbin/haproxy", "usr/bin/wrk"];
+const UNPACKED: [&str; 4] = ["usr/sbin/nginx", "usr/sbin/haproxy", "usr/bin/wrk", "usr/bin/h2load"];
 
 /// Their packages, and the libraries that a small machine may lack.
-const PACKAGES: [&str; 12] = [
+const PACKAGES: [&str; 18] = [
     "nginx",
     "haproxy",
     "wrk",
+    "nghttp2-client",
+    "libc-ares2",
     "libcrypt1",
+    "libev4",
+    "libjansson4",
+    "libjemalloc2",
     "liblua5.3-0",
     "libluajit-5.1-2",
+    "libnghttp2-14",
     "libpcre2-8-0",
     "libssl3",
     "libsystemd0",
@@ -48,6 +57,9 @@ pub struct Args {
     /// Only these parts: picks, throughput, latency
     #[arg(long, default_value = "picks,throughput,latency")]
     parts: String,
+    /// Measure this build of the balancer instead of the image's
+    #[arg(long)]
+    program: Option<PathBuf>,
     #[command(flatten)]
     install: host::InstallArgs,
 }
@@ -64,6 +76,9 @@ pub struct HostileArgs {
     /// Length of one attack in seconds
     #[arg(long, default_value_t = 6)]
     seconds: u32,
+    /// Attack this build of the balancer instead of the image's
+    #[arg(long)]
+    program: Option<PathBuf>,
     #[command(flatten)]
     install: host::InstallArgs,
 }
@@ -81,15 +96,21 @@ pub fn run(args: &Args, root: &Path) -> Result<ExitCode> {
 /// # Errors
 /// When something is missing and may not be fetched, or a measurement fails.
 pub fn run_hostile(args: &HostileArgs, root: &Path) -> Result<ExitCode> {
-    let HostileArgs { json, rounds, seconds, ref install } = *args;
-    let all = Args { json, rounds, seconds, parts: "hostile".into(), install: *install };
+    let HostileArgs { json, rounds, seconds, ref program, install } = *args;
+    let all = Args { json, rounds, seconds, parts: "hostile".into(), program: program.clone(), install };
     measure(&all, "hostile", root)
 }
 
 fn measure(args: &Args, name: &str, root: &Path) -> Result<ExitCode> {
+    let program = match &args.program {
+        Some(program) => program.clone(),
+        // As the image has it. What measures it is compiled as the tests are: its own CPU time is not counted.
+        None => programs::compile(&[(BALANCER, BALANCER)], Build::Release, programs::HOST)?.join(BALANCER),
+    };
     let mut command = crate::workspace::cargo();
     with_peers(&mut command, root, args.install.allowed())?;
-    command.args(["bench", "--package", "swarmguard-balancer", "--bench", "balancer", "--"]);
+    command.args(["bench", "--profile", "dev", "--package", BALANCER, "--bench", "balancer", "--"]);
+    command.arg(format!("--program={}", program.display()));
     command.arg(format!("--rounds={}", args.rounds)).arg(format!("--seconds={}", args.seconds));
     command.arg(format!("--parts={}", args.parts));
     let json = root.join(format!("target/bench/{name}.json"));
@@ -139,7 +160,12 @@ fn provide(peers: &Path, allowed: bool) -> Result<bool> {
         return Ok(false);
     }
     if !UNPACKED.iter().all(|program| peers.join(program).exists()) {
-        host::unpack(&PACKAGES, "nginx, haproxy and wrk, which are compared with or load", peers, allowed)?;
+        host::unpack(
+            &PACKAGES,
+            "nginx, haproxy, wrk and h2load, which are compared with or load",
+            peers,
+            allowed,
+        )?;
     }
     Ok(true)
 }
