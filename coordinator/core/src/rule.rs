@@ -55,12 +55,16 @@ rules! {
     WarmingUp = "warming_up",
     /// Hot, but its replicas are enough for what is asked of them.
     Enough = "enough",
+    /// Memory grows towards its limit, which is still far away.
+    LeakHolding = "leak_holding",
     /// Not known to be hot or spare.
     Unknown = "unknown",
     /// A replica is spare, but not for long enough.
     SpareHolding = "spare_holding",
     /// A replica is spare, but there are as few as there may be.
     AtMin = "at_min",
+    /// A replica is spare, but somebody set their number a while ago.
+    SetByHand = "set_by_hand",
     /// Its owner scaled it to none.
     SwitchedOff = "switched_off",
     /// Global services and jobs are not moved and scaled.

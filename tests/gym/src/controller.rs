@@ -43,6 +43,8 @@ impl Controller for Nothing {
 pub enum Kind {
     /// A replica goes to another node.
     Move,
+    /// A replica goes to a node that came back, because the service's labels ask for it.
+    Rebalance,
     /// A replica is replaced by a fresh one, wherever it goes.
     Replace,
     /// More replicas.
@@ -56,6 +58,7 @@ impl Kind {
     pub fn word(self) -> &'static str {
         match self {
             Self::Move => "move",
+            Self::Rebalance => "rebalance",
             Self::Replace => "replace",
             Self::Out => "scale out",
             Self::In => "scale in",

@@ -20,6 +20,10 @@ const SHOWS_S: usize = 20;
 const SOON_S: usize = 60;
 /// One taken away counts as missed if one is added within so many seconds.
 const MISSED_S: usize = 300;
+/// A replica that would live for longer than so many seconds was replaced too early.
+const REPLACED_S: f64 = 240.0;
+/// One that needs so much of its memory is about to be ended by the kernel.
+const FULL: f64 = 0.95;
 /// Seconds that are looked at together for relief.
 const WINDOW_S: usize = 5;
 /// Share of late requests from which they are bad.
@@ -191,8 +195,8 @@ fn judge_acts(scenario: &Scenario, machines: &Machines, record: &Record, acts: &
         }
         let (begun, ended) = (record.second(act.begun), record.second(ended));
         let (helped, why) = match act.kind {
-            Kind::Move => judge_move(scenario, record, act, begun, ended),
-            Kind::Replace => judge_replace(record, act, begun),
+            Kind::Move | Kind::Rebalance => judge_move(scenario, record, act, begun, ended),
+            Kind::Replace => judge_replace(scenario, record, act, begun),
             Kind::Out => judge_out(scenario, machines, record, act, begun, ended),
             Kind::In => judge_in(scenario, machines, record, act, &all, ended),
         };
@@ -219,7 +223,8 @@ fn judge_move(scenario: &Scenario, record: &Record, act: &Act, begun: usize, end
     let share = |node: usize| moved / scenario.nodes[node].cpus;
     let (before_source, before_target) = (wants(source) + share(source), wants(target) - share(target));
     let (before, after) = (before_source.max(before_target), wants(source).max(wants(target)));
-    let helped = before_source >= SHORT && before - after >= WORTH;
+    // Who wants nodes that came back to be used wants it though nothing is short.
+    let helped = (before_source >= SHORT || act.kind == Kind::Rebalance) && before - after >= WORTH;
     let memory_before = record.mean(begun.saturating_sub(5), begun + 1, |second| second.nodes[source].memory);
     let memory_helped = memory_before >= SHORT && holds(source).max(holds(target)) <= memory_before - WORTH;
     let kept = record.mean(begun.saturating_sub(5), begun + 1, |second| {
@@ -231,13 +236,18 @@ fn judge_move(scenario: &Scenario, record: &Record, act: &Act, begun: usize, end
     (helped || memory_helped || kept.is_finite() && kept >= 0.95, text)
 }
 
-fn judge_replace(record: &Record, act: &Act, begun: usize) -> (bool, String) {
+/// It was needed if the kernel would have ended the replica within minutes: by what it leaks, or because it was full.
+fn judge_replace(scenario: &Scenario, record: &Record, act: &Act, begun: usize) -> (bool, String) {
     let need = record.mean(begun.saturating_sub(3), begun + 1, |second| {
         let of_service = second.places.iter().filter(|place| place.service == act.service);
         let here = of_service.filter(|place| act.source.is_none_or(|node| node == place.node));
         here.map(|place| place.need).filter(|need| need.is_finite()).fold(0.0, f64::max)
     });
-    (need >= 0.7, format!("it needed {:.0} % of its memory", need * 100.0))
+    let spec = &scenario.services[act.service];
+    let limit = spec.memory.map_or(0.0, real);
+    let left_s = if spec.leak > 0.0 { (1.0 - need) * limit / spec.leak * 60.0 } else { f64::INFINITY };
+    let text = format!("it needed {:.0} % of its memory, and had {left_s:.0} s left", need * 100.0);
+    (left_s <= REPLACED_S || need >= FULL, text)
 }
 
 fn judge_out(

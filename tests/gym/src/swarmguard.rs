@@ -6,6 +6,7 @@ use swarmguard_common::{domain::NodeId, journal::Kind as EntryKind};
 use swarmguard_core::{
     brain::{Brain, Input, OperatorCommand, Settings, Wish},
     command::{Command, CommandId, CommandResult},
+    rule::Rule,
     swarm::Snapshot,
 };
 
@@ -173,10 +174,12 @@ fn note(stage: &mut Stage<'_>, entry: &swarmguard_common::journal::Entry) {
             let Some(service) = service else { return };
             let replicas = stage.swarm.services.get(&stage.machines.services[service].id);
             let from = replicas.map_or(0, swarmguard_tests::swarm_model::ModelService::replicas);
-            let kind = match entry.code.as_str() {
-                "scale_out" => Kind::Out,
-                "scale_in" => Kind::In,
-                code if code.contains("replace") => Kind::Replace,
+            // What it is for is the rule; the journal's code says only which steps it takes.
+            let kind = match (entry.code.as_str(), entry.rule.as_deref()) {
+                (_, Some(rule)) if rule == Rule::Leak.word() => Kind::Replace,
+                (_, Some(rule)) if rule == Rule::Rebalance.word() => Kind::Rebalance,
+                ("scale_out", _) => Kind::Out,
+                ("scale_in", _) => Kind::In,
                 _ => Kind::Move,
             };
             let index = |node: &Option<NodeId>| node.as_ref().and_then(|id| stage.machines.node_index(id));

@@ -34,7 +34,6 @@ fn every_row_of_the_design_has_its_scenario() {
 }
 
 #[test]
-#[ignore = "the known misses of the newest rules are not recorded yet: `cargo xtask bench judgement` says them"]
 fn bounds_are_kept() {
     let scenarios = scenarios();
     let next = AtomicUsize::new(0);

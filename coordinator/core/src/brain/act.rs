@@ -357,12 +357,12 @@ impl Brain {
         })
     }
 
-    /// Has an action undone whose successor's node fell silent: whether it serves there nobody knows. The policy then
-    /// picks another target.
+    /// Has a move undone whose successor's node fell silent: whether it serves there nobody knows, and the old replica is
+    /// to go for it. The policy then picks another target. One more replica takes nothing away: there Swarm's own word is
+    /// enough, and what it brings elsewhere stays.
     fn target_lost(&self, now: Time, object: &RecordObject, snapshot: &Snapshot) -> Option<Step> {
         let record = Record::parse(object).ok()?;
-        let adds = matches!(record.kind, Kind::Migrate | Kind::ScaleOut);
-        if !adds || record.holder != self.settings.holder {
+        if record.kind != Kind::Migrate || record.holder != self.settings.holder {
             return None;
         }
         let lapsed = |node: &NodeId| self.view.lease(node, now) == Some(LeaseState::Lapsed);
@@ -484,11 +484,11 @@ impl Brain {
             if self.actions.is_outstanding(&name) || in_time && self.actions.failing.is_held(&name, now) {
                 continue;
             }
-            let created = matches!(self.actions.last.get(&name), Some((Command::CreateRecord { .. }, _)));
+            let created = is_created(self.actions.last.get(&name), &name);
             let refused = if !in_time {
                 let text = "its lease could not be taken in time".into();
                 Err(Refusal { code: Rule::LeaseNotTaken, text, otherwise: "an engine that answers".into() })
-            } else if created && matches!(self.actions.last.get(&name), Some((_, Ok(())))) {
+            } else if created {
                 // Created, and a manager that lags behind does not show it yet.
                 continue;
             } else {
@@ -586,5 +586,28 @@ impl Brain {
             *leaving.entry(node).or_default() += 1;
         }
         leaving
+    }
+}
+
+/// Whether the last command for a record made it. What an operator had before is kept under a name of its own, before the
+/// tombstone that knows it goes: that is no lease.
+fn is_created(last: Option<&(Command, CommandResult)>, name: &str) -> bool {
+    matches!(last, Some((Command::CreateRecord { name: made, .. }, Ok(()))) if made == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spec_that_is_kept_is_no_lease() {
+        let made = |name: &str, result| {
+            (Command::CreateRecord { name: name.into(), labels: BTreeMap::new(), data: Vec::new() }, result)
+        };
+        let lease = "swarmguard-act-s1";
+        assert!(is_created(Some(&made(lease, Ok(()))), lease));
+        assert!(!is_created(Some(&made("swarmguard-prev-s1", Ok(()))), lease));
+        assert!(!is_created(Some(&made(lease, Err(CommandError::Refused("no".into())))), lease));
+        assert!(!is_created(None, lease));
     }
 }

@@ -124,6 +124,10 @@ impl Brain {
             if !matches!(service.mode, Mode::Replicated(_)) {
                 continue;
             }
+            // While something of ours is under way not all replicas serve. What was needed before still counts.
+            if self.is_busy(&service.id) {
+                continue;
+            }
             let needed = match policy::spare(&self.view, service, policy, now) {
                 Spare::Needed { replicas, .. } => Some(replicas),
                 Spare::Unknown(_) => None,

@@ -26,10 +26,14 @@ pub struct Witness<'a> {
     pub replica: Replica<'a>,
     /// Its settled figures.
     pub load: TaskLoad,
+    /// What it has used over a longer time, in thousandths of a CPU.
+    pub steady_millis: f64,
     /// CPU that it may have: its limit, else what its node has left and what it uses; in thousandths of one.
     pub capacity_millis: f64,
     /// Whether they are evidence.
     pub maturity: Maturity,
+    /// For how long it has served; `None` where that is longer than this process watched.
+    pub served: Option<Duration>,
 }
 
 impl Witness<'_> {
@@ -40,6 +44,11 @@ impl Witness<'_> {
 
     fn is_mature(&self) -> bool {
         self.maturity == Maturity::Mature
+    }
+
+    /// It uses all that it may have.
+    fn is_full(&self) -> bool {
+        self.used_millis() >= self.capacity_millis * constant::SATURATED
     }
 }
 
@@ -84,7 +93,10 @@ impl<'a> Evidence<'a> {
             }
             let maturity = view.lives.maturity(&replica.task.id, service, policy.warm_up, now);
             let capacity_millis = limit.map_or(f64::NAN, f64::from);
-            all.witnesses.push(Witness { replica, load, capacity_millis, maturity });
+            let steady = container.steady_cpu.ratio().map(|share| share * f64::from(limit.unwrap_or(whole)));
+            let steady_millis = steady.unwrap_or(f64::from(load.cpu_millis));
+            let served = view.lives.served(&replica.task.id, now);
+            all.witnesses.push(Witness { replica, load, steady_millis, capacity_millis, maturity, served });
         }
         // What a node has left is shared by those there that no limit holds.
         for (node, left) in left {
@@ -103,12 +115,21 @@ impl<'a> Evidence<'a> {
 
     /// Use of all, in thousandths of a CPU: what is known to be load.
     pub fn used_millis(&self) -> f64 {
+        self.sum_of(Witness::used_millis)
+    }
+
+    /// The same, of what they have used over a longer time; never more than they use now.
+    fn steady_millis(&self) -> f64 {
+        self.sum_of(|witness| witness.steady_millis).min(self.used_millis())
+    }
+
+    fn sum_of(&self, used: impl Fn(&Witness<'a>) -> f64) -> f64 {
         let mature = || self.witnesses.iter().filter(|witness| witness.is_mature());
-        let sum: f64 = mature().map(Witness::used_millis).sum();
-        let Some(mean) = mean(mature().map(Witness::used_millis)) else { return 0.0 };
+        let sum: f64 = mature().map(&used).sum();
+        let Some(mean) = mean(mature().map(&used)) else { return 0.0 };
         // A young one's own use may be its start; it may also have taken its part of the load.
         let young = self.witnesses.iter().filter(|witness| witness.maturity == Maturity::Young);
-        sum + young.map(|witness| witness.used_millis().min(mean)).sum::<f64>()
+        sum + young.map(|witness| used(witness).min(mean)).sum::<f64>()
     }
 
     /// What one replica may have, in thousandths of a CPU, on the average.
@@ -121,11 +142,24 @@ impl<'a> Evidence<'a> {
         mean(self.witnesses.iter().map(|witness| witness.used_millis() / witness.capacity_millis))
     }
 
-    /// All mature ones use all that they may have: demand may be any higher.
+    /// All use all that they may have: demand may be any higher. New ones that have not filled up say that there is room,
+    /// though the others may still work off what waits at them.
     fn is_saturated(&self) -> bool {
-        let mut mature = self.witnesses.iter().filter(|witness| witness.is_mature()).peekable();
-        mature.peek().is_some()
-            && mature.all(|witness| witness.used_millis() >= witness.capacity_millis * constant::SATURATED)
+        let has_shown = |witness: &&Witness<'_>| {
+            witness.is_mature() || witness.served.is_none_or(|served| served >= constant::SHOWN)
+        };
+        let mut shown = self.witnesses.iter().filter(has_shown).peekable();
+        shown.peek().is_some() && shown.all(Witness::is_full)
+    }
+
+    /// All that serve, however young, are full: they have no time to grow old.
+    pub fn is_full(&self) -> bool {
+        !self.witnesses.is_empty() && self.witnesses.iter().all(Witness::is_full)
+    }
+
+    /// How long the newest has served; `None` where all are older than this process.
+    pub fn newest(&self) -> Option<Duration> {
+        self.witnesses.iter().filter_map(|witness| witness.served).min()
     }
 
     /// Much waits while all of it is used, tasks for a CPU or requests for an answer: demand is far higher.
@@ -146,11 +180,6 @@ impl<'a> Evidence<'a> {
     /// Some replica has just begun to serve.
     pub fn has_newcomer(&self) -> bool {
         self.witnesses.iter().any(|witness| witness.maturity == Maturity::Immature)
-    }
-
-    /// Demand asks for more than there are.
-    pub fn asks(&self, demand: &Demand) -> bool {
-        demand.wanted > self.serving
     }
 
     /// Another mature replica uses less than half of what this one does.
@@ -205,7 +234,8 @@ pub fn demand(
     most
 }
 
-fn step(step: ScaleStep, replicas: u64) -> u64 {
+/// So many a service may have after its next step.
+pub fn step(step: ScaleStep, replicas: u64) -> u64 {
     match step {
         ScaleStep::Auto => replicas.saturating_mul(2),
         ScaleStep::AtMost(most) => replicas.saturating_add(u64::from(most)),
@@ -223,8 +253,11 @@ fn by_cpu(
     let used = evidence.used_millis();
     let each = evidence.capacity_millis().unwrap_or(f64::INFINITY);
     let target = policy.thresholds.cpu_high.ratio();
-    let mut wanted = wanted(used / (each * target), replicas);
     let saturated = evidence.is_saturated();
+    // A little more than the replicas are to carry may be chance; that it lasts tells. Far more does not wait for that.
+    let clear = used / (each * target) > float(replicas) * constant::CLEARLY || saturated;
+    let used = if clear { used } else { evidence.steady_millis() };
+    let mut wanted = wanted(used / (each * target), replicas);
     // At their limit replicas do not show how much more is wanted; where the last step did not change that, or much
     // waits, twice as many is the next guess.
     if saturated {

@@ -11,8 +11,12 @@ use super::{
 };
 use crate::{action::Kind, policy::burden::Burden, rule::Rule, swarm::Service, view::lives::Maturity};
 
-/// A kill that is further away than this is not acted on yet.
+/// A kill that is further away than this does not count.
 const SOON: Duration = Duration::from_secs(600);
+/// What is replaced lives on as long as it may: this much is kept before the kill, at least.
+const SPARE: Duration = Duration::from_secs(90);
+/// And so many times what a replacement takes: the first may fail, and load may make it grow faster.
+const TIMES: u32 = 3;
 
 impl Round<'_> {
     /// The replica that meets its memory limit first, where its labels say that it is to be replaced.
@@ -30,7 +34,10 @@ impl Round<'_> {
             (replica.task.is_serving() && maturity != Maturity::Immature && left < SOON)
                 .then_some((replica, left, grows, limit))
         });
-        let (replica, left, grows, limit) = leaking.min_by_key(|(_, left, ..)| *left)?;
+        let leaking: Vec<_> = leaking.collect();
+        let others = u32::try_from(leaking.len().saturating_sub(1)).unwrap_or(u32::MAX);
+        let (replica, left, grows, limit) = leaking.into_iter().min_by_key(|(_, left, ..)| *left)?;
+        let ahead = self.replaces_ahead(service, policy, others);
         let certain = certain(self, replica, replica.agent?)?;
         const MIB: f64 = 1_048_576.0;
         let text = format!(
@@ -40,7 +47,13 @@ impl Round<'_> {
             limit / MIB,
             left.as_secs()
         );
-        if let Some(reason) = self.why_it_stays(service, policy, &replica.node.id) {
+        if left > ahead {
+            let text = format!("{text}; it is replaced {} s before that", ahead.as_secs());
+            let mut verdict = self.calm(service, Rule::LeakHolding, text);
+            verdict.judgement.otherwise = "a higher memory limit".into();
+            return Some(verdict);
+        }
+        if let Some(reason) = self.why_not_replaceable(service, policy) {
             let mut refusal = self.refuse_for(service, reason);
             refusal.judgement.text = format!("{text}; it is not replaced: {}", refusal.judgement.text);
             return Some(refusal);
@@ -67,5 +80,13 @@ impl Round<'_> {
                 self.refuse(service, Rule::NoRoom, text, "a node with room that the service may run on")
             }
         })
+    }
+
+    /// How long before its kill the first of several replicas that leak is replaced: one after the other, each has its
+    /// own time, and the cooldown between moves.
+    fn replaces_ahead(&self, service: &Service, policy: &ServicePolicy, others: u32) -> Duration {
+        let takes = self.view.history.remedy_takes(&service.id).max(self.view.lives.start_takes(service));
+        let each = takes.saturating_add(policy.cooldown);
+        SPARE.max(takes.saturating_mul(TIMES)).saturating_add(each.saturating_mul(others)).min(SOON)
     }
 }

@@ -238,7 +238,8 @@ impl Round<'_> {
             cpu_millis: f64::from(certain.load.cpu_millis),
             memory_bytes: f64::from(certain.load.memory_kib) * 1_024.0,
         };
-        let may_try = !by_memory && (policy.scale_max.is_none() || !evidence.asks(demand));
+        // Where it may scale, another replica is the better try.
+        let may_try = !by_memory && policy.scale_max.is_none();
         let fits = |target: &Target| {
             let better = self.is_better(service, policy, &source.id, (now, own), target, by_memory);
             better.or_else(|why| {
@@ -282,11 +283,24 @@ impl Round<'_> {
         target: &Target,
         by_memory: bool,
     ) -> Result<(), String> {
+        has_room(policy, target)?;
+        self.is_worth_it(service, policy, source, (now, own), target, by_memory)
+    }
+
+    /// The same without a look at the target's room.
+    pub(super) fn is_worth_it(
+        &self,
+        service: &Service,
+        policy: &ServicePolicy,
+        source: &NodeId,
+        (now, own): (Use, Use),
+        target: &Target,
+        by_memory: bool,
+    ) -> Result<(), String> {
         self.fell_silent(service, Kind::Migrate, policy.cooldown, target)?;
         if target.node == *source {
             return Err("the source itself".into());
         }
-        has_room(policy, target)?;
         let points = gain(now, own, target, by_memory) * 100.0;
         if points < constant::WORTH_POINTS {
             let is = if by_memory { target.memory } else { target.cpu };
@@ -399,6 +413,20 @@ impl Round<'_> {
     /// What forbids every move of a service now, for whatever reason it is to move: what it is made of, the cooldown of
     /// its last move, or that moving did not help.
     pub(super) fn why_not_movable(&self, service: &Service, policy: &ServicePolicy) -> Option<Reason> {
+        let reason = self.why_not_replaceable(service, policy);
+        reason.or_else(|| self.moved_in_vain(service)).or_else(|| self.rests(service, Kind::Migrate, "move"))
+    }
+
+    /// The same for a replica that a fresh one is to take the place of: it need not be better off elsewhere.
+    pub(super) fn why_not_replaceable(&self, service: &Service, policy: &ServicePolicy) -> Option<Reason> {
+        if policy.migrate == MigrateMode::Off {
+            let otherwise = "swarmguard.migrate=auto";
+            return Some(Reason::new(
+                Rule::MigrateOff,
+                "its label swarmguard.migrate=off forbids to move it",
+                otherwise,
+            ));
+        }
         let healthcheck = self.view.healthcheck(service, self.now);
         let found = preflight::findings(service, policy, healthcheck);
         if let Some(found) = found.into_iter().find(|finding| finding.refuses) {
@@ -414,7 +442,7 @@ impl Round<'_> {
                 return Some(cooling(Rule::Cooldown, "migration", policy.cooldown, policy.cooldown - since));
             }
         }
-        self.moved_in_vain(service).or_else(|| self.rests(service, Kind::Migrate, "move"))
+        None
     }
 
     /// What was in vain last rests for a while.
@@ -453,14 +481,6 @@ impl Round<'_> {
         policy: &ServicePolicy,
         source: &NodeId,
     ) -> Option<Reason> {
-        if policy.migrate == MigrateMode::Off {
-            let otherwise = "swarmguard.migrate=auto";
-            return Some(Reason::new(
-                Rule::MigrateOff,
-                "its label swarmguard.migrate=off forbids to move it",
-                otherwise,
-            ));
-        }
         if let Some(reason) = self.why_not_movable(service, policy) {
             return Some(reason);
         }
@@ -534,8 +554,11 @@ pub(super) fn cooling(rule: Rule, what: &str, whole: Duration, left: Duration) -
 
 /// Attempts that failed are made ever more rarely: what made them fail mostly stands.
 pub(super) fn backing_off(what: &str, failed: u32, since: Duration) -> Option<Reason> {
-    let doubled = constant::BACK_OFF.saturating_mul(1 << failed.saturating_sub(1).min(10));
-    let whole = if failed == 0 { Duration::ZERO } else { doubled.min(constant::MOST_BACK_OFF) };
+    let whole = match failed {
+        0 => Duration::ZERO,
+        1 => constant::BACK_OFF,
+        _ => constant::BACK_OFF_AGAIN.saturating_mul(1 << (failed - 2).min(10)).min(constant::MOST_BACK_OFF),
+    };
     let left = whole.checked_sub(since).filter(|left| !left.is_zero())?;
     let text = format!(
         "its last {what} failed, {failed} in a row: the next is tried {} s after it",

@@ -37,7 +37,7 @@ use crate::{
     swarm::{Mode, Service, Snapshot},
     view::{SPAN, View},
 };
-use evidence::Evidence;
+use evidence::{Demand, Evidence};
 pub use evidence::{Spare, spare};
 use hot::HotList;
 pub use scale::choose_victim_node;
@@ -161,6 +161,8 @@ mod constant {
     pub const FULL: f64 = 1.02;
     /// So much more than the replicas are to carry is no reason to add one.
     pub const TOLERANCE: f64 = 1.1;
+    /// So much more is clearly more, and no chance.
+    pub const CLEARLY: f64 = 1.15;
     /// A replica that uses this much of what it may have is at its limit.
     pub const SATURATED: f64 = 0.95;
     /// Tasks at their limit that wait for this share of the time have far too little.
@@ -169,14 +171,22 @@ mod constant {
     pub const QUEUED: f64 = 8.0;
     /// A step up after which all are still at their limits was too small, for this long after it.
     pub const SATURATED_AGAIN: Duration = Duration::from_secs(120);
-    /// New replicas have taken their part of the load after this.
-    pub const SHOWN: Duration = Duration::from_secs(2);
+    /// New replicas have taken their part of the load after this, and their figures show it.
+    pub const SHOWN: Duration = Duration::from_secs(3);
+    /// Figures of replicas that live for seconds are looked at over this time.
+    pub const FRESH: Duration = Duration::from_millis(1_500);
+    /// Replicas that failed so long ago, or later, tell of what is the matter now.
+    pub const FELL: Duration = Duration::from_secs(60);
+    /// What an operator set stands for this long before a replica of it counts as spare.
+    pub const SET_BY_HAND: Duration = Duration::from_secs(900);
     /// A target that fell silent is none for this long, at least.
     pub const SILENT_TARGET: Duration = Duration::from_secs(30);
     /// Requests in flight for each replica, of what is wanted, at which one is spare.
     pub const IN_FLIGHT_SPARE: f64 = 0.9;
-    /// After an attempt that failed the next waits for this long, doubled each time.
+    /// After an attempt that failed the next waits for this long: a node may have been the cause.
     pub const BACK_OFF: Duration = Duration::from_secs(30);
+    /// After the second in a row for this long, doubled each time: the cause is the service's own.
+    pub const BACK_OFF_AGAIN: Duration = Duration::from_secs(300);
     /// And at most for this long.
     pub const MOST_BACK_OFF: Duration = Duration::from_secs(3_600);
 }
@@ -332,7 +342,8 @@ impl Round<'_> {
             return self.instead(wanted, Rule::Paused, text, "resume");
         }
         let adds = matches!(wanted.intent, Some(Intent::ScaleOut { .. }));
-        match self.rollout(service, replicas, adds && self.is_overloaded(service)) {
+        let overloaded = || self.is_overloaded(service) || self.is_collapsing(service, policy, replicas);
+        match self.rollout(service, replicas, adds && overloaded()) {
             Some((text, otherwise)) => self.instead(wanted, Rule::Rollout, text, otherwise),
             None => wanted,
         }
@@ -343,7 +354,11 @@ impl Round<'_> {
         if let Some(verdict) = self.bounds(service, policy, replicas) {
             return verdict;
         }
-        if let Some(verdict) = self.judge_leak(service, policy).filter(|verdict| verdict.intent.is_some()) {
+        let leak = self.judge_leak(service, policy);
+        if let Some(verdict) = leak.as_ref().filter(|verdict| verdict.intent.is_some()) {
+            return verdict.clone();
+        }
+        if let Some(verdict) = self.judge_collapse(service, policy, replicas) {
             return verdict;
         }
         let hot = self.hot.of_service(&service.id);
@@ -358,13 +373,18 @@ impl Round<'_> {
         if let Some(verdict) = self.judge_signals(service, policy, replicas) {
             return verdict;
         }
-        if let Some(refused) = self.judge_leak(service, policy) {
-            return refused;
+        let is_calm = |verdict: &Verdict| verdict.judgement.conclusion == Conclusion::Calm;
+        if let Some(refused) = leak.as_ref().filter(|verdict| !is_calm(verdict)) {
+            return refused.clone();
         }
         let spare = self.judge_spare(service, policy, replicas);
         match spare.judgement.conclusion {
             Conclusion::Calm => {
-                let rest = || if hot.is_empty() { spare } else { self.doubtful(service, hot) };
+                let rest = || match leak {
+                    Some(leak) => leak,
+                    None if hot.is_empty() => spare,
+                    None => self.doubtful(service, hot),
+                };
                 self.rebalance(service, policy).unwrap_or_else(rest)
             }
             _ => spare,
@@ -374,7 +394,7 @@ impl Round<'_> {
     /// Heat that is expected to be over before a remedy would be is left alone, unless an operator said how long is long.
     fn unless_it_passes(&self, service: &Service, policy: &ServicePolicy, verdict: Verdict) -> Verdict {
         let Some(expected) = self.view.history.expected(&service.id, self.now) else { return verdict };
-        if policy.act_after.is_some() || expected.left > expected.remedy {
+        if policy.act_after.is_some() || expected.left > expected.remedy || self.lacks_replicas(service) {
             return verdict;
         }
         let text = format!(
@@ -385,6 +405,38 @@ impl Round<'_> {
             expected.remedy.as_secs()
         );
         self.instead(verdict, Rule::Passes, text, "swarmguard.act-after, which says how long is too long")
+    }
+
+    /// A replica does not serve, or nobody knows what it does: heat is then of another kind than it was before.
+    fn lacks_replicas(&self, service: &Service) -> bool {
+        let Mode::Replicated(replicas) = service.mode else { return false };
+        let known = self.view.replicas(&service.id, self.now).into_iter();
+        let known = known.filter(|replica| replica.task.is_serving() && replica.load.is_some());
+        (known.count() as u64) < replicas
+    }
+
+    /// Replicas that had served fail one after the other, and those that serve, however young, are full: they fail for
+    /// want of capacity, and none lives for long enough to be evidence.
+    fn is_collapsing(&self, service: &Service, policy: &ServicePolicy, replicas: u64) -> bool {
+        let fell = self.view.history.fell_since(&service.id, self.now.before(constant::FELL));
+        fell as u64 >= replicas.div_ceil(2).max(2)
+            && Evidence::of(self.view, service, policy, self.now, constant::FRESH).is_full()
+    }
+
+    fn judge_collapse(&self, service: &Service, policy: &ServicePolicy, replicas: u64) -> Option<Verdict> {
+        if policy.scale_max.is_none() || !self.is_collapsing(service, policy, replicas) {
+            return None;
+        }
+        let evidence = Evidence::of(self.view, service, policy, self.now, constant::FRESH);
+        let fell = self.view.history.fell_since(&service.id, self.now.before(constant::FELL));
+        let text = format!(
+            "{fell} replicas failed in the last {} s, and those that serve use all they may: they fail under load",
+            constant::FELL.as_secs()
+        );
+        let wanted = replicas.saturating_mul(2).min(evidence::step(policy.scale_step, replicas));
+        let demand = Demand { wanted, signal: ScaleSignal::Cpu, saturated: true, text: text.clone() };
+        let verdict = self.scale_out(service, policy, replicas, Rule::ScaleOut, &text, &demand, &evidence);
+        Some(verdict)
     }
 
     /// All replicas that serve are hot. One that does not serve then mostly fails its checks for want of CPU: that is when

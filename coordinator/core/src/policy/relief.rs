@@ -2,23 +2,28 @@
 //! leave it the one goes whose move lowers the larger of the two nodes' uses most, and again until the node is no longer
 //! short.
 
+use std::time::Duration;
+
 use swarmguard_common::domain::{NodeId, ServiceId};
 
 use super::{
     Round, Verdict,
     burden::Burden,
-    hot::Certain,
-    target::{Target, Use, best_target, gain},
+    hot::{Certain, share},
+    target::{Target, Use, best_target, gain, has_room},
 };
 use crate::{
     rule::Rule,
     swarm::{Mode, Node, Service, Task},
     view::{Replica, SPAN, agent::Agent, lives::Maturity},
 };
-use swarmguard_common::labels::{ACT_AFTER, ServicePolicy};
+use swarmguard_common::labels::ServicePolicy;
 
 /// What tasks that want a CPU and wait for one are taken to ask for at most, of what they get.
-const MOST_ASKED: f64 = 2.0;
+const MOST_ASKED: f64 = 4.0;
+/// A node is relieved when it has been short for this long: none of its replicas is hot, so that haste has less of a
+/// reason, and what passes needs no move.
+const SHORT_FOR: Duration = Duration::from_secs(10);
 
 impl<'a> Round<'a> {
     /// One move for each short node that none leaves yet, in the place of the service's own verdict.
@@ -49,7 +54,7 @@ impl<'a> Round<'a> {
         super::placement::unbelievable(self.view, node, self.now).is_none().then_some(())?;
         let agent = self.view.agents.get(node)?;
         // A shortage shows when it has lasted for half of what is looked at.
-        let enough = ACT_AFTER - SPAN / 2;
+        let enough = SHORT_FOR - SPAN / 2;
         let [cpu, memory] =
             agent.shortage.lasted(self.now).map(|lasted| lasted.is_some_and(|it| it >= enough));
         (cpu || memory).then_some((agent, !cpu))
@@ -84,7 +89,7 @@ impl<'a> Round<'a> {
             "{} is short: {:.0} % of its {what} is in use; of all that may leave it this brings most, {:.0} points",
             node.hostname,
             of * 100.0,
-            gained * 100.0
+            gained.min(1.0) * 100.0
         );
         let mut verdict = self.go(service, policy, Rule::Relief, &certain, text, &target);
         verdict.observed = self.situation.observe || policy.observe;
@@ -105,16 +110,31 @@ impl<'a> Round<'a> {
         let source = &certain.replica.node.id;
         let limited = certain.container.intro.cpu_limit_millis.is_some();
         let waits = certain.load.psi_cpu.map_or(0.0, |waits| waits.ratio());
-        // Without a limit of its own it gets what the others leave it; elsewhere it takes what it asks for.
-        let asked = if limited { 1.0 } else { (1.0 + waits).min(MOST_ASKED) };
-        let asks_millis = f64::from(certain.load.cpu_millis) * asked;
-        let own = Use { cpu: certain.cpu_of_node(), memory: certain.memory_of_node() };
+        // Without a limit of its own it gets what the others leave it. Tasks that wait for half of the time that they want
+        // to run ask for twice what they get; elsewhere they take it.
+        let asked = if limited { 1.0 } else { (1.0 / (1.0 - waits).max(0.01)).min(MOST_ASKED) };
+        let used_millis = f64::from(certain.load.cpu_millis);
+        let own = Use { cpu: certain.cpu_of_node() * asked, memory: certain.memory_of_node() };
         let now = Use { cpu: certain.node_load.cpu?.ratio(), memory: certain.node_load.memory?.ratio() };
+        // What is asked for weighs where a move is compared; room is needed for what is used.
+        let wants = Use { cpu: now.cpu + certain.cpu_of_node() * (asked - 1.0), ..now };
         let burden =
-            Burden { cpu_millis: asks_millis, memory_bytes: f64::from(certain.load.memory_kib) * 1_024.0 };
-        let fits = |target: &Target| self.is_better(service, policy, source, (now, own), target, by_memory);
+            Burden { cpu_millis: used_millis, memory_bytes: f64::from(certain.load.memory_kib) * 1_024.0 };
+        let there = |target: &Target| Target {
+            predicted_cpu: target.predicted_cpu + self.share_of(&target.node, used_millis * (asked - 1.0)),
+            ..target.clone()
+        };
+        let fits = |target: &Target| {
+            has_room(policy, target)?;
+            self.is_worth_it(service, policy, source, (wants, own), &there(target), by_memory)
+        };
         let target = best_target(self, service, burden, fits).ok()?;
-        Some((gain(now, own, &target, by_memory), target, now))
+        Some((gain(wants, own, &there(&target), by_memory), target, now))
+    }
+
+    /// So much CPU as a share of a node's.
+    fn share_of(&self, node: &NodeId, millis: f64) -> f64 {
+        self.view.agents.get(node).map_or(0.0, |agent| share(millis, f64::from(agent.hello.cpu_millis)))
     }
 
     /// Nobody else is at work on the service, neither an action of ours, an operator's pause, nor a rollout.

@@ -1,6 +1,8 @@
 //! Scaling out as far as demand asks, to nodes with room; scaling in by one replica of a chosen node, once fewer have been
 //! enough for the whole window.
 
+use std::time::Duration;
+
 use swarmguard_common::{
     domain::{NodeId, ServiceId},
     labels::{ACT_AFTER, ScaleSignal, ServicePolicy},
@@ -153,7 +155,14 @@ impl Round<'_> {
                 policy.up_cooldown - since,
             ));
         }
-        let shown = if demand.saturated { since >= constant::SHOWN } else { !evidence.has_newcomer() };
+        // What is known to warm up for longer is waited for: busy is what it is then in any case.
+        let warm_up = policy.warm_up.or_else(|| self.view.lives.warm_up_of(&service.id)).unwrap_or_default();
+        let enough = constant::SHOWN.max(warm_up);
+        let shown = if demand.saturated {
+            since >= constant::SHOWN && evidence.newest().is_none_or(|served| served >= enough)
+        } else {
+            !evidence.has_newcomer()
+        };
         (!past.undone && !shown).then(|| Reason {
             rule: Rule::JustScaled,
             text: format!("the replicas added {} s ago have not shown what they help", since.as_secs()),
@@ -247,6 +256,15 @@ impl Round<'_> {
             self.calm(service, Rule::Calm, format!("no replica is hot, none is spare: {text}"))
         } else if replicas <= u64::from(min) {
             self.calm(service, Rule::AtMin, format!("{text}, but {min} are the least"))
+        } else if let Some(set) = self.set_by_hand(service) {
+            let text = format!(
+                "{text}; but somebody set {replicas} replicas {} s ago: they stay for {} s",
+                set.as_secs(),
+                constant::SET_BY_HAND.as_secs()
+            );
+            let mut verdict = self.calm(service, Rule::SetByHand, text);
+            verdict.judgement.otherwise = format!("docker service scale {}={needed}", service.name);
+            verdict
         } else if most.is_none_or(|most| most >= replicas) {
             let text = format!("{text}, for {} s now", spare_for.as_secs());
             let mut verdict = self.calm(service, Rule::SpareHolding, text);
@@ -265,6 +283,12 @@ impl Round<'_> {
         signals.insert("spare_ms", ms(spare_for));
         signals.insert("down_window_ms", ms(policy.down_window));
         verdict
+    }
+
+    /// How long ago somebody else set the number of replicas, where that still stands.
+    fn set_by_hand(&self, service: &Service) -> Option<Duration> {
+        let since = self.now - self.view.history.set_by_hand(&service.id)?;
+        (since < constant::SET_BY_HAND).then_some(since)
     }
 
     fn scale_in(&self, service: &Service, policy: &ServicePolicy, rule: Rule, text: String) -> Verdict {

@@ -1,6 +1,7 @@
 //! The rules, one by one: a hot replica on a short node with room elsewhere, and what changes when one thing changes.
 
 mod absence;
+mod capacity;
 mod places;
 mod relief;
 mod rounds;

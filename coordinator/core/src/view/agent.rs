@@ -33,6 +33,9 @@ const LOAD_VALID: Duration = Duration::from_millis(2_500);
 /// second, every two at their slowest sampling. The end of it was lost, or is of a handle that is gone.
 const STANDING_VALID: Duration = Duration::from_secs(5);
 
+/// Time constant of what tells a little more load from chance: a few dozen requests a second vary by a tenth over seconds.
+pub const STEADY: Duration = Duration::from_secs(8);
+
 /// A condition that came back after a dip is told to the journal once it has stood for this long.
 const LASTS: Duration = Duration::from_secs(5);
 
@@ -45,6 +48,8 @@ pub struct Container {
     pub load: Option<(TaskLoad, Time)>,
     /// Smoothed CPU utilisation.
     pub cpu: Smooth,
+    /// The same over [`STEADY`].
+    pub steady_cpu: Smooth,
     /// Smoothed memory utilisation.
     pub memory: Smooth,
     /// Smoothed network utilisation.
@@ -67,6 +72,7 @@ impl Container {
             intro,
             load: None,
             cpu: Smooth::default(),
+            steady_cpu: Smooth::over(STEADY),
             memory: Smooth::default(),
             network: Smooth::default(),
             growth: Growth::default(),
@@ -275,6 +281,7 @@ impl Agent {
                 container.growth.note(now, f64::from(load.memory_kib) * 1_024.0);
             }
             container.cpu.update(now, load.cpu);
+            container.steady_cpu.update(now, load.cpu);
             container.memory.update(now, load.memory);
             container.network.update(now, load.network);
         }

@@ -13,7 +13,7 @@ const PAUSE: Duration = Duration::from_secs(3);
 /// Remedies remembered.
 const MAX_REMEDIES: usize = 5;
 /// How long a remedy takes where none was seen yet: a start, a settle, a removal.
-const USUAL_REMEDY: Duration = Duration::from_secs(8);
+pub(super) const USUAL_REMEDY: Duration = Duration::from_secs(8);
 /// Heat that lasts longer than all before by this factor is of another kind.
 const BEYOND_ALL: f64 = 1.25;
 
@@ -84,7 +84,8 @@ impl Heats {
         Some(Expected { left, remedy: self.remedy(), episodes: self.lengths.len() })
     }
 
-    fn remedy(&self) -> Duration {
+    /// How long a remedy takes: the median of the last ones.
+    pub fn remedy(&self) -> Duration {
         let mut known: Vec<Duration> = self.remedies.iter().copied().collect();
         known.sort();
         known.get(known.len() / 2).copied().unwrap_or(USUAL_REMEDY)

@@ -7,13 +7,13 @@ use std::{
 };
 
 use swarmguard_common::{
-    domain::{NodeId, ServiceId},
+    domain::{NodeId, ServiceId, TaskId},
     time::Time,
 };
 
 use super::{
     MOVES_WATCHED,
-    heats::{Expected, Heats},
+    heats::{Expected, Heats, USUAL_REMEDY},
     lows::Lows,
 };
 use crate::{
@@ -99,6 +99,10 @@ pub struct History {
     killed: BTreeSet<ServiceId>,
     /// Tasks that ended by themselves and badly, oldest first.
     failed: VecDeque<(Time, ServiceId)>,
+    /// Replicas that had served and failed, by their checks or by themselves, oldest first; each once.
+    fell: VecDeque<(Time, ServiceId, TaskId)>,
+    /// When somebody else last set the number of a service's replicas.
+    set_by_hand: BTreeMap<ServiceId, Time>,
 }
 
 impl History {
@@ -120,6 +124,7 @@ impl History {
         self.killed.retain(|service| snapshot.services.contains_key(service));
         self.moved.retain(|service, _| snapshot.services.contains_key(service));
         self.changed.retain(|service, _| snapshot.services.contains_key(service));
+        self.set_by_hand.retain(|service, _| snapshot.services.contains_key(service));
         self.lows.retain(|service, _| snapshot.services.contains_key(service));
         self.over.retain(|service, _| snapshot.services.contains_key(service));
         self.heats.retain(|service, _| snapshot.services.contains_key(service));
@@ -207,6 +212,9 @@ impl History {
             });
             if !ours {
                 self.changed.insert(id.clone(), now);
+                if before.services.get(id).is_some_and(|old| old.mode != service.mode) {
+                    self.set_by_hand.insert(id.clone(), now);
+                }
             }
         }
         for (id, node) in &snapshot.nodes {
@@ -238,6 +246,27 @@ impl History {
     /// The service of each task that failed since then, as far as agents saw; the newest [`MAX_FAILED`].
     pub fn failed_since(&self, since: Time) -> impl Iterator<Item = &ServiceId> {
         self.failed.iter().filter(move |(at, _)| *at >= since).map(|(_, service)| service)
+    }
+
+    /// Notes that a replica failed which had served: its checks failed, or it ended unasked.
+    pub(super) fn note_fell(&mut self, now: Time, service: &ServiceId, task: &TaskId) {
+        if self.fell.iter().any(|(_, _, known)| known == task) {
+            return;
+        }
+        if self.fell.len() >= MAX_FAILED {
+            self.fell.pop_front();
+        }
+        self.fell.push_back((now, service.clone(), task.clone()));
+    }
+
+    /// How many replicas of a service that had served have failed since then.
+    pub fn fell_since(&self, service: &ServiceId, since: Time) -> usize {
+        self.fell.iter().filter(|(at, of, _)| *at >= since && of == service).count()
+    }
+
+    /// When somebody else set how many replicas a service has, as far as this process saw.
+    pub fn set_by_hand(&self, service: &ServiceId) -> Option<Time> {
+        self.set_by_hand.get(service).copied()
     }
 
     /// Notes how a replica ended that had been asked to stop.
@@ -323,6 +352,11 @@ impl History {
     /// What is expected of the present heat of a service.
     pub fn expected(&self, service: &ServiceId, now: Time) -> Option<Expected> {
         self.heats.get(service)?.expected(now)
+    }
+
+    /// How long an action on a service takes, by the last ones.
+    pub fn remedy_takes(&self, service: &ServiceId) -> Duration {
+        self.heats.get(service).map_or(USUAL_REMEDY, Heats::remedy)
     }
 
     /// Notes whether an action of a kind helped. One in vain rests for a while, longer each time; answers how long.

@@ -26,7 +26,7 @@ const WATCHED: Duration = Duration::from_secs(180);
 const EVERY: Duration = Duration::from_secs(1);
 /// Figures kept of one replica.
 const MAX_FIGURES: usize = 200;
-/// Warm-ups remembered of one image: the longest of them counts.
+/// Starts and warm-ups remembered of one image: the longest of them counts.
 const REMEMBERED: usize = 3;
 /// Use of what a replica may have, below which it no longer warms up.
 const CAME_DOWN: f64 = 0.5;
@@ -61,6 +61,8 @@ struct Life {
 struct Learned {
     image: String,
     warm_ups: VecDeque<Duration>,
+    /// From the start of a container until it served.
+    starts: VecDeque<Duration>,
 }
 
 /// What is known of the replicas that there are. Bounded by the tasks and services of the newest reading.
@@ -85,6 +87,7 @@ impl Lives {
             snapshot.services.get(service).is_some_and(|service| image(service) == learned.image)
         });
         let Some(before) = before else { return };
+        let mut begun = Vec::new();
         for task in snapshot.tasks.values().filter(|task| task.is_wanted()) {
             let was = before.tasks.get(&task.id);
             let known = self.lives.contains_key(&task.id);
@@ -102,9 +105,16 @@ impl Lives {
                 figures: Vec::new(),
             });
             if task.is_serving() {
+                if life.serves.is_none() {
+                    begun.push((task.service.clone(), now - life.born));
+                }
                 let since = *life.serves.get_or_insert(now);
                 life.watch(now - since, use_of(&task.id));
             }
+        }
+        for (service, took) in begun {
+            let Some(of) = snapshot.services.get(&service) else { continue };
+            push(&mut self.learned_of(of).starts, took);
         }
         self.learn(snapshot, now);
     }
@@ -117,12 +127,15 @@ impl Lives {
             let Some(took) = warm_up(&std::mem::take(&mut life.figures)) else { continue };
             let Some(service) = snapshot.services.get(&life.service) else { continue };
             let learned = self.learned.entry(service.id.clone()).or_default();
-            learned.image = image(service).to_owned();
-            if learned.warm_ups.len() >= REMEMBERED {
-                learned.warm_ups.pop_front();
-            }
-            learned.warm_ups.push_back(took);
+            image(service).clone_into(&mut learned.image);
+            push(&mut learned.warm_ups, took);
         }
+    }
+
+    fn learned_of(&mut self, service: &Service) -> &mut Learned {
+        let learned = self.learned.entry(service.id.clone()).or_default();
+        image(service).clone_into(&mut learned.image);
+        learned
     }
 
     /// Whether a serving task's figures are evidence. `warm_up` is what its labels say of that.
@@ -149,6 +162,11 @@ impl Lives {
         }
     }
 
+    /// Whether a task has served, or was there before this process watched.
+    pub fn has_served(&self, task: &TaskId) -> bool {
+        self.lives.get(task).is_none_or(|life| life.serves.is_some())
+    }
+
     /// For how long a task has served; `None` where it does not, or has done so since before this process watched.
     pub fn served(&self, task: &TaskId, now: Time) -> Option<Duration> {
         Some(now - self.lives.get(task)?.serves?)
@@ -158,6 +176,20 @@ impl Lives {
     pub fn warm_up_of(&self, service: &ServiceId) -> Option<Duration> {
         self.learned.get(service)?.warm_ups.iter().max().copied()
     }
+
+    /// How long a new replica takes from the start of its container until it serves: the longest of the last ones of the
+    /// image, and what its healthcheck gives it where none was seen.
+    pub fn start_takes(&self, service: &Service) -> Duration {
+        let seen = self.learned.get(&service.id).and_then(|learned| learned.starts.iter().max().copied());
+        seen.unwrap_or_else(|| start_period(service))
+    }
+}
+
+fn push(list: &mut VecDeque<Duration>, took: Duration) {
+    if list.len() >= REMEMBERED {
+        list.pop_front();
+    }
+    list.push_back(took);
 }
 
 impl Life {

@@ -210,17 +210,24 @@ impl View {
 
     /// Remembers how a replica ended that Swarm had asked to stop, and that one failed that it had not.
     fn note_died(&mut self, now: Time, node: &NodeId, connection: ConnectionId, event: &ContainerEvent) {
-        let ContainerChange::Died { status } = event.what else { return };
+        let status = match event.what {
+            ContainerChange::Died { status } => Some(status),
+            ContainerChange::Unhealthy => None,
+            _ => return,
+        };
         if self.agents.get(node).is_none_or(|agent| agent.connection != Some(connection)) {
             return;
         }
         let task = self.task_of(&event.container, event.task.as_ref());
         let Some(task) = task.filter(|task| task.node.as_ref() == Some(node)) else { return };
-        let service = task.service.clone();
-        if !task.is_wanted() {
-            self.history.note_stopped(&service, status);
-        } else if status != 0 {
-            self.history.note_failed(now, &service);
+        let (service, task, wanted) = (task.service.clone(), task.id.clone(), task.is_wanted());
+        if wanted && status != Some(0) && self.lives.has_served(&task) {
+            self.history.note_fell(now, &service, &task);
+        }
+        match status {
+            Some(status) if !wanted => self.history.note_stopped(&service, status),
+            Some(status) if status != 0 => self.history.note_failed(now, &service),
+            _ => {}
         }
     }
 

@@ -12,19 +12,31 @@ const TAU: Duration = Duration::from_secs(4);
 const GAP: Duration = Duration::from_secs(5);
 
 /// A smoothed share; unknown before the first value and after an unknown one.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Smooth {
     state: Option<(f64, Time)>,
+    tau: Duration,
+}
+
+impl Default for Smooth {
+    fn default() -> Self {
+        Self::over(TAU)
+    }
 }
 
 impl Smooth {
+    /// With a time constant of its own.
+    pub const fn over(tau: Duration) -> Self {
+        Self { state: None, tau }
+    }
+
     /// Takes in a value; `None` is unknown, which forgets the average.
     pub fn update(&mut self, now: Time, value: Option<BasisPoints>) {
         self.state = value.map(|value| {
             let new = value.ratio();
             match self.state {
                 Some((old, at)) if now - at < GAP => {
-                    let weight = 1.0 - (-(now - at).as_secs_f64() / TAU.as_secs_f64()).exp();
+                    let weight = 1.0 - (-(now - at).as_secs_f64() / self.tau.as_secs_f64()).exp();
                     (old + (new - old) * weight, now.max(at))
                 }
                 _ => (new, now),

@@ -396,7 +396,11 @@ impl Machines {
             let asked =
                 (real_len(replica.station.wants(workers)) + coming).min(real_len(workers)) + replica.burn;
             replica.asked = asked.min(spec.cpus);
-            replica.wanted = asked.min(replica.cap(service, spec.cpus));
+            // Tasks that run are no claim for all of the step: they may be done before its end.
+            let speed = spec.speed / slow;
+            let left = replica.station.claims(workers, step_us * 1_000.0 * speed);
+            let claim = (left + coming).min(real_len(workers)) + replica.burn;
+            replica.wanted = claim.min(replica.cap(service, spec.cpus));
             claims.push(replica.wanted);
         }
         // What is outside counts as so many containers when CPUs are scarce.

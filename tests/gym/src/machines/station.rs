@@ -79,6 +79,25 @@ impl Station {
             .min(workers.saturating_sub(self.away.len()).max(self.working.len()))
     }
 
+    /// CPUs that could be used within a step of so many nanoseconds of work: what is at work may be done before its end.
+    pub fn claims(&self, workers: usize, step_ns: f64) -> f64 {
+        let mut left_ns: f64 = self
+            .working
+            .iter()
+            .map(|Reverse((done, _))| (real(*done) - self.virtual_ns).clamp(0.0, step_ns))
+            .sum();
+        let free = real_len(workers.saturating_sub(self.working.len() + self.away.len())) * step_ns;
+        let mut waiting_ns = 0.0;
+        for request in &self.waiting {
+            waiting_ns += real(request.work_ns);
+            if waiting_ns >= free {
+                break;
+            }
+        }
+        left_ns += waiting_ns.min(free);
+        left_ns / step_ns
+    }
+
     /// How long the request that waits longest has waited, microseconds.
     pub fn longest_wait_us(&self, now_us: u64) -> u64 {
         self.waiting.front().map_or(0, |request| now_us.saturating_sub(request.arrived_us))

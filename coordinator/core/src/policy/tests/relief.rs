@@ -11,7 +11,7 @@ fn crowded(services: impl Fn(&str) -> Service, each_millis: u32, node_cpu: u16, 
         world.task(&format!("a{index}"), &id, 1, "n2").task(&format!("b{index}"), &id, 2, "n3");
     }
     world.read(0);
-    for ms in (0..=6_000).step_by(250) {
+    for ms in (0..=12_000).step_by(250) {
         world.report(ms, "n1", other, &[]);
         world.report(ms, "n3", other, &[]);
         let handles: Vec<u32> = (1..=4).map(|index| world.handle(&format!("a{index}"))).collect();
@@ -29,12 +29,12 @@ fn crowded(services: impl Fn(&str) -> Service, each_millis: u32, node_cpu: u16, 
             report.tasks = handles.into_iter().map(load).collect();
         });
     }
-    world.read(6_000);
+    world.read(12_000);
     world
 }
 
 fn moves(world: &World) -> Vec<Verdict> {
-    let verdicts = decide(&world.view, &situation(), at(6_050));
+    let verdicts = decide(&world.view, &situation(), at(12_050));
     verdicts.into_iter().filter(|verdict| verdict.intent.is_some()).collect()
 }
 
@@ -59,9 +59,43 @@ fn relief_is_only_for_a_short_node_and_where_it_pays() {
 }
 
 #[test]
+fn what_is_starved_counts_with_what_it_asks_for() {
+    // Each gets 7 % of a node that something outside Swarm fills, and waits for nine tenths of the time.
+    let relieved = |waits: u16| {
+        let mut world = crowded(|id| replicated(id, 2), 280, 100, 10);
+        for ms in (12_250..=23_500).step_by(250) {
+            world.report(ms, "n1", 10, &[]);
+            world.report(ms, "n3", 10, &[]);
+            let handles: Vec<u32> = (1..=4).map(|index| world.handle(&format!("a{index}"))).collect();
+            world.report_with(ms, "n2", |report| {
+                report.node = NodeLoad { cpu: percent(100), memory: percent(20), ..NodeLoad::default() };
+                let load = |handle| TaskLoad {
+                    handle,
+                    cpu: percent(7),
+                    memory: percent(5),
+                    network: percent(1),
+                    cpu_millis: 280,
+                    memory_kib: 100_000,
+                    psi_cpu: percent(waits),
+                    ..TaskLoad::default()
+                };
+                report.tasks = handles.into_iter().map(load).collect();
+            });
+        }
+        for container in world.view.agents.values_mut().flat_map(|agent| agent.containers.values_mut()) {
+            container.intro.cpu_limit_millis = None;
+        }
+        world.read(23_500);
+        let verdicts = decide(&world.view, &situation(), at(23_550));
+        verdicts.iter().filter(|verdict| verdict.intent.is_some()).count()
+    };
+    assert_eq!((relieved(90), relieved(10)), (1, 0));
+}
+
+#[test]
 fn the_shortage_is_said_of_every_service_there() {
     let world = crowded(|id| with_label(replicated(id, 2), "migrate", "off"), 960, 97, 10);
-    for verdict in decide(&world.view, &situation(), at(6_050)) {
+    for verdict in decide(&world.view, &situation(), at(12_050)) {
         assert!(verdict.judgement.text.contains("host-n2 is short, 97 % of its CPU"), "{verdict:?}");
     }
 }
@@ -101,11 +135,12 @@ fn leaking(label: Option<&str>, mib_a_minute: u64) -> Verdict {
 
 #[test]
 fn a_leak_is_replaced_before_the_kernel_kills_it() {
-    let verdict = leaking(Some("leak"), 40);
+    let verdict = leaking(Some("leak"), 60);
     assert_eq!(verdict.judgement.rule.word(), "leak", "{verdict:?}");
     assert_eq!(verdict.judgement.node, Some("n2".parse().expect("an ID")));
     assert!(verdict.judgement.text.contains("of 512 MiB"), "{}", verdict.judgement.text);
-    for (label, grows) in [(None, 40), (Some("leak"), 0), (Some("leak"), 2)] {
+    assert_eq!(leaking(Some("leak"), 40).judgement.rule.word(), "leak_holding", "it has 228 s left");
+    for (label, grows) in [(None, 60), (Some("leak"), 0), (Some("leak"), 2), (Some("leak"), 40)] {
         let verdict = leaking(label, grows);
         assert_eq!(verdict.judgement.conclusion, Conclusion::Calm, "{label:?}, {grows} MiB: {verdict:?}");
     }

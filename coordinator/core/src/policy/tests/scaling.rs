@@ -214,7 +214,8 @@ fn attempts_that_fail_are_made_ever_more_rarely() {
     };
     assert_eq!(since(0, 0), None);
     assert_eq!((since(1, 29), since(1, 30)), (Some("back_off"), None));
-    assert_eq!((since(3, 119), since(3, 120)), (Some("back_off"), None));
+    assert_eq!((since(2, 299), since(2, 300)), (Some("back_off"), None), "the cause is the service's own");
+    assert_eq!((since(3, 599), since(3, 600)), (Some("back_off"), None));
     assert_eq!((since(40, 3_599), since(40, 3_600)), (Some("back_off"), None));
 }
 
