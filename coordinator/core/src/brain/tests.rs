@@ -67,18 +67,13 @@ impl Stage {
         for (node, task, handle) in [("n2", "t1", 1), ("n3", "t2", 2)] {
             let intro = TaskIntro {
                 handle,
-                container: format!(
-                    "c{task,
- local_volumes: Vec::new(),
-}"
-                )
-                .parse()
-                .expect("an ID"),
+                container: format!("c{task}").parse().expect("an ID"),
                 task: None,
                 service: None,
                 cpu_limit_millis: None,
                 memory_limit_bytes: None,
                 healthcheck: None,
+                local_volumes: Vec::new(),
             };
             self.agent(node, AgentEvent::Message(ToCoordinator::Task(intro)));
         }

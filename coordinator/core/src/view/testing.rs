@@ -170,18 +170,13 @@ impl World {
         self.handles.insert(id.into(), handle);
         let intro = TaskIntro {
             handle,
-            container: format!(
-                "c{id,
- local_volumes: Vec::new(),
-}"
-            )
-            .parse()
-            .expect("an ID"),
+            container: format!("c{id}").parse().expect("an ID"),
             task: Some(id.parse().expect("an ID")),
             service: Some(service.parse().expect("an ID")),
             cpu_limit_millis: Some(2_000),
             memory_limit_bytes: None,
             healthcheck,
+            local_volumes: Vec::new(),
         };
         self.agent(0, node, AgentEvent::Message(ToCoordinator::Task(intro)));
         self
