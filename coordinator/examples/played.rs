@@ -80,6 +80,18 @@ struct Cli {
     /// The operator's token
     #[arg(long, default_value = "a-token-long-enough")]
     token: String,
+    /// Where the nodes' certificates are laid, one directory a number; a temporary one where absent
+    #[arg(long)]
+    dir: Option<std::path::PathBuf>,
+    /// Of how many nodes, the last ones, somebody else runs the agent, with the certificates of --dir
+    #[arg(long, default_value_t = 0)]
+    real: u64,
+    /// Where HAProxy asks; the address is then told
+    #[arg(long)]
+    agent_check: Option<SocketAddr>,
+    /// Tell, whenever it changes, on which nodes (their numbers) a replica of this service is wanted and runs
+    #[arg(long)]
+    serving: Option<String>,
     /// Seconds until a node gets short and its hottest replica has to leave
     #[arg(long, default_value_t = 8)]
     hot_after: u64,
@@ -102,7 +114,14 @@ impl ModelSwarm {
 
 impl SwarmApi for ModelSwarm {
     fn snapshot(&self) -> BoxFuture<'_, Result<Snapshot, String>> {
-        Box::pin(async { Ok(self.with(|model| model.snapshot(&self.own))) })
+        Box::pin(async {
+            let mut snapshot = self.with(|model| model.snapshot(&self.own));
+            // Nobody is there; but whoever is told where to look should be told something.
+            for (number, node) in (1..).zip(snapshot.nodes.values_mut()) {
+                node.address = Some(std::net::IpAddr::from([10, 77, 0, number]));
+            }
+            Ok(snapshot)
+        })
     }
 
     fn execute(&self, command: Command) -> BoxFuture<'_, CommandResult> {
@@ -121,11 +140,12 @@ impl SwarmApi for ModelSwarm {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    let dir = tempfile::tempdir()?;
+    let temporary = tempfile::tempdir()?;
+    let dir = cli.dir.as_deref().unwrap_or(temporary.path());
     let authority = Authority::create("k2v9x7played0swarm1t4q8w3")?;
     for number in 1..=cli.nodes {
-        let at = dir.path().join(number.to_string());
-        std::fs::create_dir(&at)?;
+        let at = dir.join(number.to_string());
+        std::fs::create_dir_all(&at)?;
         let unit = if number == 1 { Unit::Manager } else { Unit::Worker };
         authority.issue(SwarmModel::node_id(number).as_str(), unit, &at)?;
     }
@@ -135,20 +155,22 @@ async fn main() -> anyhow::Result<()> {
     let own = SwarmModel::node_id(1);
     let swarm = Arc::new(ModelSwarm { model: Mutex::new(model), own, changes: watch::Sender::new(0) });
     let assembly = Assembly {
-        identity: identity(dir.path(), 1)?,
+        identity: identity(dir, 1)?,
         swarm: Arc::clone(&swarm),
         brain: brain::Settings::new(format!("{}.1", swarm.own)),
         journal: journal::Settings::default(),
         limits: Limits::default(),
         balancer_token: Some(Token::of(BALANCER_TOKEN)),
         access: Access { token: Some(Token::of(&cli.token)), ..Access::default() },
+        agent_check: cli.agent_check,
+        notify: None,
         swarm_name: Some("prod".into()),
         quic: SocketAddr::from(([127, 0, 0, 1], 0)),
         api: SocketAddr::from(([127, 0, 0, 1], cli.port)),
         socket: None,
     };
     let running = assembly.start().await?;
-    for number in 1..=cli.nodes {
+    for number in 1..=cli.nodes - cli.real {
         let player = Player {
             number,
             node: SwarmModel::node_id(number),
@@ -156,12 +178,42 @@ async fn main() -> anyhow::Result<()> {
             service: services.first().cloned().context("at least one service")?,
             hot_after: Duration::from_secs(cli.hot_after),
         };
-        tokio::spawn(player.play(connect(&running, identity(dir.path(), number)?.client_config()?).await?));
+        tokio::spawn(player.play(connect(&running, identity(dir, number)?.client_config()?).await?));
     }
-    let tls = anonymous_client_config(&dir.path().join("1/ca.pem"))?;
+    let tls = anonymous_client_config(&dir.join("1/ca.pem"))?;
     tokio::spawn(balance(connect(&running, tls).await?));
+    if let Some(asked) = running.agent_check {
+        println!("agent-check {asked}");
+    }
+    if cli.real > 0 {
+        println!("agents {}", running.quic);
+    }
     println!("listening {}", running.api);
+    if let Some(service) = cli.serving.clone() {
+        tokio::spawn(tell_serving(Arc::clone(&swarm), service));
+    }
     running.until(async { drop(tokio::signal::ctrl_c().await) }).await
+}
+
+/// Says on which nodes a service can be reached.
+async fn tell_serving(swarm: Arc<ModelSwarm>, service: String) {
+    let mut told = String::new();
+    loop {
+        let nodes = swarm.with(|model| {
+            let snapshot = model.snapshot(&swarm.own);
+            let wanted = snapshot.services.values().find(|one| one.name == service).map(|one| one.id.clone());
+            let tasks = snapshot.tasks.values().filter(|task| Some(&task.service) == wanted.as_ref());
+            let nodes = tasks.filter(|task| task.is_serving()).filter_map(|task| task.node.clone());
+            nodes.collect::<std::collections::BTreeSet<_>>()
+        });
+        let numbers = (1..=250_u64).filter(|number| nodes.contains(&SwarmModel::node_id(*number)));
+        let line = numbers.map(|number| number.to_string()).collect::<Vec<_>>().join(",");
+        if line != told {
+            println!("serving {line}");
+            told = line;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 fn create(model: &mut SwarmModel, number: usize) -> ServiceId {

@@ -88,6 +88,9 @@ pub struct Settings {
     /// Unix socket of the API, for whoever may use this manager's engine; none serves none
     #[arg(long, env = "SWARMGUARD_API_SOCKET", default_value = "/run/swarmguard/api.sock", value_parser = file, global = true)]
     pub api_socket: NamedFile,
+    /// Address (TCP) where HAProxy asks for weights (agent-check), for instance 0.0.0.0:7481; none answers nobody
+    #[arg(long, env = "SWARMGUARD_AGENT_CHECK_ADDR", default_value = "none", value_parser = optional, global = true)]
+    pub agent_check_addr: OptionalAddress,
     /// What plain HTTP may be used for; https may always be used for everything
     #[arg(long, env = "SWARMGUARD_API_PLAIN", value_enum, default_value_t = Plain::Reads, global = true)]
     pub api_plain: Plain,
@@ -126,6 +129,9 @@ pub struct Settings {
     /// File with a token that lets reads in, over plain HTTP too: for Prometheus and for browsers
     #[arg(long, env = "SWARMGUARD_READER_TOKEN_FILE", value_parser = file, global = true)]
     pub reader_token_file: Option<NamedFile>,
+    /// File (TOML, a Docker secret) with the channels by which people are told; see docs/notifications.md
+    #[arg(long, env = "SWARMGUARD_NOTIFY_FILE", value_parser = file, global = true)]
+    pub notify_file: Option<NamedFile>,
     /// Answer reads to everybody who reaches the port; else they need a token, an operator's certificate or loopback
     #[arg(long, env = "SWARMGUARD_OPEN_READS", default_value_t = false, num_args = 0..=1, require_equals = true,
         default_missing_value = "true", action = ArgAction::Set, global = true)]
@@ -163,6 +169,20 @@ impl Settings {
     /// The journal's directory; `None` for memory only.
     pub fn journal_dir(&self) -> Option<PathBuf> {
         Some(self.state_dir.clone()).filter(|dir| dir.as_os_str() != "none")
+    }
+}
+
+/// An address, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OptionalAddress(pub Option<SocketAddr>);
+
+fn optional(text: &str) -> Result<OptionalAddress, String> {
+    match text {
+        "" | "none" => Ok(OptionalAddress(None)),
+        address => address
+            .parse()
+            .map(|address| OptionalAddress(Some(address)))
+            .map_err(|_| "an address and a port, for instance 0.0.0.0:7481, or none".into()),
     }
 }
 

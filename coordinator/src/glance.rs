@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use swarmguard_common::{
@@ -11,6 +11,8 @@ use swarmguard_common::{
     domain::{NodeId, ServiceId},
 };
 use tokio::sync::watch;
+
+use crate::proxies::{Askers, Backends};
 
 /// Points kept of each node and service.
 const POINTS: usize = 300;
@@ -25,6 +27,8 @@ pub struct Glance {
     swarm: SwarmName,
     newest: watch::Sender<Option<Arc<Overview>>>,
     balancers: watch::Sender<Arc<Balancers>>,
+    backends: watch::Sender<Arc<Backends>>,
+    askers: OnceLock<Arc<Askers>>,
     kept: Mutex<Kept>,
 }
 
@@ -54,6 +58,8 @@ impl Glance {
             swarm,
             newest: watch::Sender::new(None),
             balancers: watch::Sender::default(),
+            backends: watch::Sender::default(),
+            askers: OnceLock::new(),
             kept: Mutex::default(),
         })
     }
@@ -79,6 +85,27 @@ impl Glance {
     /// What the balancers said last.
     pub fn balancers(&self) -> Arc<Balancers> {
         Arc::clone(&self.balancers.borrow())
+    }
+
+    /// Takes in what proxies may ask about.
+    pub fn publish_backends(&self, backends: Backends) {
+        self.backends.send_replace(Arc::new(backends));
+    }
+
+    /// What proxies may ask about.
+    pub fn backends(&self) -> Arc<Backends> {
+        Arc::clone(&self.backends.borrow())
+    }
+
+    /// From now on proxies that ask are waited for before a replica is stopped.
+    pub fn wait_for(&self, askers: Arc<Askers>) {
+        // Once in a life.
+        let _ = self.askers.set(askers);
+    }
+
+    /// The proxies that ask.
+    pub fn askers(&self) -> Option<&Arc<Askers>> {
+        self.askers.get()
     }
 
     /// The newest; `None` in the first second.

@@ -11,6 +11,8 @@ pub mod glance;
 pub mod ingest;
 pub mod journal;
 pub mod metrics;
+pub mod notify;
+pub mod proxies;
 mod quiet;
 pub mod routes;
 pub mod run;

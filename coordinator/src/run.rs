@@ -35,7 +35,7 @@ use crate::{
     ingest::{Event, Inputs, Outbox, hub::Hub},
     journal::{Journal, Notices},
     metrics::Metrics,
-    routes,
+    proxies, routes,
     seam::SwarmApi,
     snapshots::{self, Reading},
 };
@@ -221,6 +221,9 @@ impl<S: SwarmApi> Runner<S> {
                 self.facts.snapshot = Some(Arc::clone(&snapshot));
                 self.check_agents(&snapshot);
                 self.parts.metrics.snapshot(&snapshot);
+                if let Some(notify) = self.parts.journal.notify() {
+                    notify.learn(&snapshot);
+                }
                 self.input(Input::Snapshot(snapshot));
                 self.publish_routes(false);
                 self.tell_routes(false);
@@ -337,6 +340,9 @@ impl<S: SwarmApi> Runner<S> {
             self.parts.journal.notice(word, self.parts.brain.turn_text());
         }
         let acting = self.parts.brain.is_acting();
+        if let Some(notify) = self.parts.journal.notify() {
+            notify.set_acting(acting);
+        }
         if acting != self.was_acting {
             self.was_acting = acting;
             tracing::info!(
@@ -451,6 +457,9 @@ impl<S: SwarmApi> Runner<S> {
             return;
         }
         self.gauges_at = now;
+        if let Some(askers) = self.parts.glance.askers() {
+            askers.tidy(now);
+        }
         self.look();
         let (brain, metrics) = (&self.parts.brain, &self.parts.metrics);
         let mut by_state = BTreeMap::from([("live", 0), ("suspect", 0), ("lapsed", 0)]);
@@ -525,6 +534,7 @@ impl<S> Runner<S> {
         }
         let brain = &self.parts.brain;
         let leaving = self.parts.hub.leaving(|task| snapshot.tasks.contains_key(task));
+        self.parts.glance.publish_backends(proxies::of(snapshot, brain, &leaving, now));
         let leases = brain.leases(now).into_iter();
         let silent =
             leases.filter(|lease| lease.state == LeaseState::Lapsed).map(|lease| lease.node).collect();

@@ -25,6 +25,8 @@ use crate::{
     ingest::{self, Ingest, hub::Hub, token::Token},
     journal::{self, Journal},
     metrics::Metrics,
+    notify::{self, Notify},
+    proxies::{Askers, agent_check},
     run::{Handle, Parts, Runner},
     seam::SwarmApi,
     swarm::Client,
@@ -54,6 +56,8 @@ pub struct Assembly<S> {
     pub balancer_token: Option<Token>,
     /// Who is let in at the API.
     pub access: Access,
+    /// Who is told what happens.
+    pub notify: Option<notify::settings::Settings>,
     /// A name of the swarm for people.
     pub swarm_name: Option<String>,
     /// Address for agents and balancers.
@@ -62,6 +66,8 @@ pub struct Assembly<S> {
     pub api: SocketAddr,
     /// Unix socket of the API.
     pub socket: Option<PathBuf>,
+    /// Where HAProxy asks (`agent-check`).
+    pub agent_check: Option<SocketAddr>,
 }
 
 /// A coordinator at work.
@@ -70,6 +76,8 @@ pub struct Running {
     pub quic: SocketAddr,
     /// Where the API is.
     pub api: SocketAddr,
+    /// Where HAProxy asks.
+    pub agent_check: Option<SocketAddr>,
     /// Its figures.
     pub metrics: Arc<Metrics>,
     /// The way to its loop.
@@ -101,6 +109,20 @@ impl<S: SwarmApi> Assembly<S> {
         let (to_others, to_others_now) = watch::channel(forward::tls_config(self.identity.client_config()?));
 
         let (journal, notices) = journal::open(&self.journal, Arc::clone(&metrics));
+        if let Some(settings) = self.notify {
+            let started = Notify::start(notify::Start {
+                settings,
+                dir: self.journal.dir.clone(),
+                swarm: self.swarm_name.clone().unwrap_or_else(|| self.identity.own.cluster.clone()),
+                origin: self.identity.own.name.clone(),
+                window: notify::MINUTE,
+                metrics: Arc::clone(&metrics),
+            });
+            match started {
+                Ok(notify) => journal.tell(notify),
+                Err(why) => drop(journal.notice("notify_invalid", format!("nobody is notified: {why}"))),
+            }
+        }
         let hub = Arc::new(Hub::default());
         let cluster = self.identity.own.cluster.clone();
         let (ingest, inputs) = Ingest::new(
@@ -111,6 +133,17 @@ impl<S: SwarmApi> Assembly<S> {
             Arc::clone(&metrics),
         );
         let glance = Glance::new(SwarmName { id: cluster.clone(), name: self.swarm_name });
+        glance.wait_for(Arc::new(Askers::new(Arc::clone(&hub))));
+        let agent_check = match self.agent_check {
+            Some(address) => {
+                let bound = TcpListener::bind(address).await;
+                let listener = bound.with_context(|| format!("cannot listen on TCP {address}"))?;
+                let at = listener.local_addr()?;
+                tokio::spawn(agent_check::serve(listener, Arc::clone(&glance)));
+                Some(at)
+            }
+            None => None,
+        };
         let (runner, handle) = Runner::new(Parts {
             brain: Brain::new(self.brain),
             swarm: self.swarm,
@@ -146,6 +179,7 @@ impl<S: SwarmApi> Assembly<S> {
         Ok(Running {
             quic,
             api: api_addr,
+            agent_check,
             metrics,
             handle,
             journal,
@@ -198,6 +232,8 @@ pub async fn coordinate(settings: Settings) -> anyhow::Result<()> {
     let swarm = Client::new(&settings.docker).context("--docker")?;
     swarm.watch();
     let asked = asked_to_stop()?;
+    let notify = settings.notify_file.as_ref().and_then(|file| file.0.as_deref());
+    let notify = notify.map(notify::settings::Settings::load).transpose();
     let assembly = Assembly {
         swarm,
         brain: brain_settings(&settings, &identity.own.name),
@@ -215,14 +251,20 @@ pub async fn coordinate(settings: Settings) -> anyhow::Result<()> {
             open_reads: settings.open_reads,
             hosts: settings.api_hosts.iter().filter(|host| !host.is_empty()).cloned().collect(),
         },
+        notify: notify.as_ref().ok().cloned().flatten(),
         swarm_name: settings.swarm_name.clone().filter(|name| !name.is_empty()),
         quic: settings.quic_addr,
         api: settings.api_addr,
         socket: settings.api_socket.0,
+        agent_check: settings.agent_check_addr.0,
         identity,
     };
     let (node, observe) = (assembly.identity.own.name.clone(), settings.observe);
     let running = assembly.start().await?;
+    // Protection does not depend on it.
+    if let Err(why) = notify {
+        running.journal.notice("notify_invalid", format!("nobody is notified, --notify-file: {why}"));
+    }
     tracing::info!(node, quic = %running.quic, api = %running.api, observe, "the coordinator starts");
     let freshness = Freshness {
         identity: Identity::load(&settings.identity).context("no identity")?,

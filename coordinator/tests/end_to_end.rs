@@ -126,6 +126,8 @@ async fn world_with(own: u64, balanced: &[(&str, &str)]) -> World {
         limits: Limits::default(),
         balancer_token: Some(Token::of(TOKEN)),
         access: Access { token: Some(Token::of(OPERATOR)), ..Access::default() },
+        agent_check: None,
+        notify: None,
         swarm_name: Some("prod".into()),
         quic: loopback(),
         api: loopback(),

@@ -78,6 +78,8 @@ impl Stage {
             limits: Limits::default(),
             balancer_token: None,
             access: Access { token: Some(Token::of(OPERATOR)), plain: Plain::All, ..Access::default() },
+            agent_check: None,
+            notify: None,
             swarm_name: None,
             socket: None,
             quic: loopback(),

@@ -492,6 +492,12 @@ pub enum Command {
         #[command(subcommand)]
         what: TokenCommand,
     },
+    /// Who is told what happens: chats, mail, webhooks
+    Notify {
+        /// What to do.
+        #[command(subcommand)]
+        what: NotifyCommand,
+    },
     /// Write an archive for whoever is to help, without what is secret
     Bundle {
         /// File to write
@@ -533,6 +539,26 @@ pub enum Command {
     },
     /// Versions of command line, coordinator and engine
     Version,
+}
+
+/// What can be done with notifications.
+#[derive(Clone, Debug, Subcommand)]
+pub enum NotifyCommand {
+    /// The channels, and how telling them goes
+    Ls(ListArgs),
+    /// Send a test message to a channel, and say whether it was taken
+    Test {
+        /// Its name
+        channel: String,
+    },
+    /// Make a file (TOML) the channels of all coordinators, as a Docker secret
+    Set {
+        /// The file; docs/notifications.md says what is in it
+        file: PathBuf,
+        /// How.
+        #[command(flatten)]
+        act: ActArgs,
+    },
 }
 
 /// What can be done with drills.

@@ -15,6 +15,7 @@ mod cli;
 mod clock;
 mod cluster;
 mod cpio;
+mod dashboards;
 mod demo;
 mod deploy;
 mod dist;
@@ -33,6 +34,7 @@ mod rootfs;
 mod sbom;
 mod test;
 mod vm;
+mod watch;
 mod workspace;
 
 /// Build, run, test and measure SwarmGuard
@@ -67,6 +69,8 @@ enum Command {
     Lint(lint::Args),
     /// Run every test tier
     Test(test::Args),
+    /// Write Grafana's dashboards from their description
+    Dashboards(dashboards::Args),
     /// Take pictures of the coordinator's page for the docs
     Screenshots(browser::Args),
     /// Try the readers of foreign text with bytes that nobody would write
@@ -87,6 +91,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Lint(args) => lint::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Dashboards(args) => dashboards::run(&args),
         Command::Screenshots(args) => browser::screenshots(&args),
         Command::Fuzz(args) => fuzz::run(&args),
     };

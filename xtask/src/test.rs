@@ -138,6 +138,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             cargo_test(command, CLIENT_TESTS, log)
         });
     }
+    if !args.quick && wanted("watch") {
+        all += tier("watch", "metrics, alerts and dashboards with a real Prometheus", |log| {
+            crate::watch::play(args.install.allowed(), log)
+        });
+    }
     // By their names, or with everything: they need a browser and a Python package, and play a server of their own.
     let on_request = args.all || !args.only.is_empty();
     if on_request && wanted("contract") {
@@ -320,7 +325,11 @@ fn seeded() -> Command {
     cargo
 }
 
-fn cargo_test(mut cargo: Command, arguments: &[&str], log: &mut Log) -> Result<Counts> {
+/// Runs `cargo test` with these arguments and counts.
+///
+/// # Errors
+/// Where it does not compile.
+pub fn cargo_test(mut cargo: Command, arguments: &[&str], log: &mut Log) -> Result<Counts> {
     let mut counts = Counts::default();
     // What stands behind `--` is the harness's.
     let own = arguments.iter().position(|argument| *argument == "--").unwrap_or(arguments.len());

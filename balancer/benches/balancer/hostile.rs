@@ -144,6 +144,13 @@ pub fn measure(rounds: u32, seconds: u32, report: &mut Report) -> Result<()> {
             }
         }
     }
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    if files < u64::from(MOST) * 2 {
+        report.skip(
+            "lb.hostile at 20,000 connections",
+            &format!("a process may have {files} open files here (nofile)"),
+        );
+    }
     let ours = &CONTENDERS[0];
     let of = |all: &BTreeMap<(Attack, Peer), Vec<f64>>, peer: &Peer| -> Vec<f64> {
         let values = (0..rounds as usize).map(|round| {

@@ -14,6 +14,8 @@ use clap::ValueEnum as _;
 
 use crate::backend::Kind;
 
+/// A port that was free a moment ago may be taken meanwhile, by a connection of somebody else's.
+const ATTEMPTS: u32 = 5;
 /// Time for a child to listen.
 const START: Duration = Duration::from_secs(20);
 
@@ -111,6 +113,24 @@ fn start_with(
     cpu: Option<u32>,
     connections: u32,
 ) -> Result<Running> {
+    let mut last = None;
+    for _ in 0..ATTEMPTS {
+        match start_once(peer, front, replicas, metrics_port, cpu, connections) {
+            Ok(running) => return Ok(running),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.context("nothing was tried")?).with_context(|| format!("cannot start {}", peer.name()))
+}
+
+fn start_once(
+    peer: &Peer,
+    front: Front,
+    replicas: &[SocketAddr],
+    metrics_port: Option<u16>,
+    cpu: Option<u32>,
+    connections: u32,
+) -> Result<Running> {
     let port = free_port()?;
     let directory = tempfile::tempdir()?;
     let mut command = pinned(cpu);
@@ -122,7 +142,6 @@ fn start_with(
         }
     }
     running(command, SocketAddr::from((Ipv4Addr::LOCALHOST, port)), directory)
-        .with_context(|| format!("cannot start {}", peer.name()))
 }
 
 /// Starts a replica of a kind: this program itself, as a child.
@@ -228,7 +247,7 @@ fn haproxy(
     let servers: String = replicas.iter().enumerate().map(server).collect();
     let http2 = if front == Front::Http2 { " proto h2" } else { "" };
     let text = format!(
-        "global\n  nbthread 1\n  maxconn {connections}\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  \
+        "global\n  nbthread 1\n  no strict-limits\n  maxconn {connections}\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  \
          timeout server 60s\n  option forwardfor\n  http-reuse always\nfrontend clients\n  bind 127.0.0.1:{port}{http2} backlog 4096\n  \
          http-request set-header X-Forwarded-Proto http\n  http-request set-header X-Forwarded-Host %[req.hdr(host)]\n  \
          default_backend replicas\nbackend replicas\n  balance {balance}\n{servers}"

@@ -1,6 +1,6 @@
 //! Where an answer's body ends, by RFC 9112, 6.3; the same for both paths. Pure.
 //!
-//! What could be read in two ways is refused: two different lengths, a list of them, any transfer coding but `chunked`,
+//! What could be read in two ways is refused: two different lengths, any transfer coding but `chunked`,
 //! chunks in HTTP/1.0. A length beside chunks says nothing: the chunks count, the length is left out, and the connection
 //! is not used again, because the replica may have meant the length.
 
@@ -24,13 +24,17 @@ impl Framing {
     /// # Errors
     /// When it is no length, or another one.
     pub fn length(&mut self, value: &[u8]) -> Result<bool, Ambiguous> {
-        let digits = !value.is_empty() && value.len() < 19 && value.iter().all(u8::is_ascii_digit);
-        let text = std::str::from_utf8(value).ok().filter(|_| digits);
-        let length = text.and_then(|text| text.parse().ok()).ok_or("no valid length")?;
-        match self.length.replace(length) {
-            Some(before) if before != length => Err("two lengths"),
-            before => Ok(before.is_none()),
+        let first = self.length.is_none();
+        // A list that says the same thing again says it once.
+        for part in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            let digits = !part.is_empty() && part.len() < 19 && part.iter().all(u8::is_ascii_digit);
+            let text = std::str::from_utf8(part).ok().filter(|_| digits);
+            let length = text.and_then(|text| text.parse().ok()).ok_or("no valid length")?;
+            if self.length.replace(length).is_some_and(|before| before != length) {
+                return Err("two lengths");
+            }
         }
+        Ok(first)
     }
 
     /// Takes one `Transfer-Encoding` into account.
@@ -54,6 +58,11 @@ impl Framing {
     }
 }
 
+/// One of the lengths of a list that says the same thing several times.
+pub fn one(value: &[u8]) -> &[u8] {
+    value.split(|byte| *byte == b',').next().unwrap_or(value).trim_ascii()
+}
+
 /// Makes the headers of an answer say one thing; true where the connection is not to be used again.
 ///
 /// # Errors
@@ -65,12 +74,12 @@ pub fn settle(headers: &mut HeaderMap, http11: bool) -> Result<bool, Ambiguous> 
     }
     let mut twice = false;
     for length in headers.get_all(header::CONTENT_LENGTH) {
-        twice |= !framing.length(length.as_bytes())?;
+        twice |= !framing.length(length.as_bytes())? || length.as_bytes().contains(&b',');
     }
     if framing.is_double() {
         headers.remove(header::CONTENT_LENGTH);
-    } else if twice && let Some(one) = headers.remove(header::CONTENT_LENGTH) {
-        headers.insert(header::CONTENT_LENGTH, one);
+    } else if let Some(length) = framing.length.filter(|_| twice) {
+        headers.insert(header::CONTENT_LENGTH, length.into());
     }
     Ok(framing.is_double())
 }
@@ -96,9 +105,11 @@ mod tests {
         assert_eq!(settled(&[(length.clone(), "5"), (coding.clone(), "Chunked")], true), Ok((true, 0)));
         assert_eq!(settled(&[(coding.clone(), "chunked")], true), Ok((false, 0)));
         assert_eq!(settled(&[(length.clone(), "5"), (length.clone(), "5")], true), Ok((false, 1)));
+        assert_eq!(settled(&[(length.clone(), "5, 5")], true), Ok((false, 1)));
         for (lines, http11) in [
             (vec![(length.clone(), "5"), (length.clone(), "6")], true),
-            (vec![(length.clone(), "5, 5")], true),
+            (vec![(length.clone(), "5, 6")], true),
+            (vec![(length.clone(), "5,")], true),
             (vec![(length, "+5")], true),
             (vec![(coding.clone(), "gzip, chunked")], true),
             (vec![(coding.clone(), "chunked"), (coding.clone(), "chunked")], true),

@@ -8,6 +8,7 @@ mod balancers;
 mod explain;
 mod health;
 mod history;
+mod notify;
 mod overview;
 mod problem;
 mod series;
@@ -19,6 +20,7 @@ pub use balancers::{BalancedReplica, BalancedService, BalancerStatus, Balancers,
 pub use explain::{Conclusion, Explanation, Finding, Judgement, Policy, RoutePolicy};
 pub use health::{Deduction, Health, HealthPart};
 pub use history::{ActionRow, StepRow};
+pub use notify::NotifyChannel;
 pub use overview::{
     ActionNow, AlertNow, Banner, BannerCode, Coordination, LastDay, NodeRow, NodeWord, Overview, Placement,
     ServiceMode, ServiceRow, Severity, SwarmName,

@@ -188,6 +188,9 @@ pub struct ServicePolicy {
     pub rebalance: bool,
     /// `swarmguard.job.retries`: how often a Swarm job is run again after its node was lost.
     pub job_retries: u32,
+    /// `swarmguard.notify`: the channel that is told of it, whatever services that channel asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notify: Option<String>,
     /// `swarmguard.lb.connect`: connections of containers to its virtual address go to the replica with fewest.
     pub connect: bool,
     /// `swarmguard.lb.*`, where `swarmguard.lb.port` is set and none of them is wrong.
@@ -223,6 +226,7 @@ impl Default for ServicePolicy {
             margin: BasisPoints::from_percent(10),
             rebalance: false,
             job_retries: 3,
+            notify: None,
             connect: false,
             route: None,
             route_errors: Vec::new(),
@@ -267,6 +271,7 @@ impl ServicePolicy {
         read_scaling(&mut read, &mut policy);
         read.take("rebalance", yes_or_no, &mut policy.rebalance);
         read.take("job.retries", |text| bounded(text, 0, 100), &mut policy.job_retries);
+        read.take("notify", |text| channel(text).map(Some), &mut policy.notify);
         // Needs no port, so it is read before the labels that do.
         read.take("lb.connect", yes_or_no, &mut policy.connect);
         policy.route = route::read(&mut read);
@@ -318,6 +323,14 @@ fn read_scaling(read: &mut Reader<'_>, policy: &mut ServicePolicy) {
         (None, Some(_)) => read.refuse("scale.max", "only together with scale.min".into()),
         _ => {}
     }
+}
+
+fn channel(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if (1..=40).contains(&text.len()) && text.chars().all(plain) {
+        return Ok(text.to_owned());
+    }
+    Err("the name of a channel: 1 to 40 letters, digits, hyphens, dots or underscores".into())
 }
 
 fn scale_step(text: &str) -> Result<ScaleStep, String> {

@@ -108,7 +108,7 @@ fn asked(by: &str, via: Option<&Via>, name: &str, command: &OperatorCommand) -> 
     entry
 }
 
-async fn whole(body: Body) -> Result<Bytes, Problem> {
+pub(super) async fn whole(body: Body) -> Result<Bytes, Problem> {
     let Ok(read) = tokio::time::timeout(PATIENCE, axum::body::to_bytes(body, MAX_BODY_BYTES)).await else {
         return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "bad_body", "the body did not come in time"));
     };
@@ -118,7 +118,7 @@ async fn whole(body: Body) -> Result<Bytes, Problem> {
     })
 }
 
-fn object(headers: &HeaderMap, body: &[u8]) -> Result<Map<String, Value>, Problem> {
+pub(super) fn object(headers: &HeaderMap, body: &[u8]) -> Result<Map<String, Value>, Problem> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim();
     if !kind.eq_ignore_ascii_case("application/json") {

@@ -7,6 +7,7 @@ mod access;
 mod commands;
 mod events;
 pub mod forward;
+mod notify;
 #[cfg(test)]
 mod openapi_tests;
 mod overview;
@@ -17,6 +18,7 @@ pub mod server;
 pub mod socket;
 #[cfg(test)]
 mod tests;
+mod traefik;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -128,7 +130,7 @@ type Route = (&'static str, fn() -> MethodRouter<Api>);
 
 /// Everything below `/api/v1` and beside it that is not the page: a list, so that a test holds the API's description
 /// (`openapi.json`) against it.
-const ROUTES: [Route; 22] = [
+const ROUTES: [Route; 26] = [
     ("/api/v1/nodes", || get(read::nodes)),
     ("/api/v1/containers", || get(read::containers)),
     ("/api/v1/services", || get(read::services)),
@@ -146,8 +148,12 @@ const ROUTES: [Route; 22] = [
     ("/api/v1/series", || get(overview::series)),
     ("/api/v1/targets", || get(overview::targets)),
     ("/api/v1/balancers", || get(overview::balancers)),
+    ("/api/v1/traefik", || get(traefik::configuration)),
+    ("/api/v1/notify", || get(notify::list)),
     ("/api/v1/events", || get(events::stream)),
     ("/api/v1/openapi.json", || get(read::openapi)),
+    ("/api/v1/commands/notify-check", || post(notify::check)),
+    ("/api/v1/commands/notify-test", || post(notify::test)),
     ("/api/v1/commands/{command}", || post(commands::command)),
     ("/metrics", || get(read::metrics)),
     ("/healthz", || get(read::healthz)),

@@ -60,6 +60,7 @@ fn example(parameter: &Value) -> String {
     match (word, name, schema["type"].as_str()) {
         (Some(word), ..) => word.into(),
         (None, "kinds", _) => "decision,refusal".into(),
+        (None, "subnet", _) => "10.0.3.0/24".into(),
         (None, _, Some("integer")) => "1".into(),
         (None, _, Some("boolean")) => "true".into(),
         (None, ..) => "x1".into(),

@@ -249,6 +249,11 @@ impl Hub {
         self.state().balancers.values().filter(|one| one.urgent.is_some()).count()
     }
 
+    /// What a balancer has not said "drained" of.
+    pub fn owes(&self, id: u64) -> BTreeSet<TaskId> {
+        self.state().balancers.get(&id).map(|balancer| balancer.owes.clone()).unwrap_or_default()
+    }
+
     fn owing(&self, tasks: &[TaskId]) -> Vec<String> {
         let state = self.state();
         let owing = state.balancers.values().filter(|one| tasks.iter().any(|task| one.owes.contains(task)));

@@ -13,7 +13,7 @@ mod writer;
 use std::{
     collections::{BTreeMap, VecDeque},
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::SyncSender},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc::SyncSender},
 };
 
 use swarmguard_common::{
@@ -24,7 +24,7 @@ use swarmguard_common::{
 use swarmguard_runtime::clock;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, notify::Notify};
 use history::{ActionRow, History};
 use writer::Job;
 
@@ -101,6 +101,7 @@ struct Shared {
     live: broadcast::Sender<Arc<Entry>>,
     disk: Option<SyncSender<Job>>,
     metrics: Arc<Metrics>,
+    notify: OnceLock<Notify>,
 }
 
 #[derive(Debug)]
@@ -126,7 +127,11 @@ pub fn open(settings: &Settings, metrics: Arc<Metrics>) -> (Journal, Notices) {
     let memory =
         Memory { next_id: found.last_id + 1, ring: found.newest.into(), history: History::of(found.actions) };
     let live = broadcast::Sender::new(LAG);
-    (Journal { shared: Arc::new(Shared { memory: Mutex::new(memory), live, disk, metrics }) }, notices)
+    let notify = OnceLock::new();
+    (
+        Journal { shared: Arc::new(Shared { memory: Mutex::new(memory), live, disk, metrics, notify }) },
+        notices,
+    )
 }
 
 impl Journal {
@@ -151,7 +156,21 @@ impl Journal {
         }
         drop(memory);
         shared.metrics.journal.inc([kind_word(entry.kind)]);
+        if let Some(notify) = shared.notify.get() {
+            notify.offer(&entry);
+        }
         entry
+    }
+
+    /// From now on people are told of entries.
+    pub fn tell(&self, notify: Notify) {
+        // Once in a life: channels do not change while the coordinator runs.
+        let _ = self.shared.notify.set(notify);
+    }
+
+    /// Who tells people, where somebody is to be told.
+    pub fn notify(&self) -> Option<&Notify> {
+        self.shared.notify.get()
     }
 
     /// Keeps a notice of the coordinator itself.

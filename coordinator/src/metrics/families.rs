@@ -42,5 +42,8 @@ swarmguard_runtime::families! {
     JOURNAL_ENTRIES = Counter "swarmguard_coordinator_journal_entries_total" ["kind"] "journal entries";
     JOURNAL_LOST = Counter "swarmguard_coordinator_journal_lost_total" [] "journal entries that did not reach the disk";
     JOURNAL_SET_ASIDE = Counter "swarmguard_coordinator_journal_set_aside_total" [] "times that a broken journal was set aside";
+    NOTIFY_SENT = Counter "swarmguard_coordinator_notify_sent_total" ["channel"] "messages that the receiver took";
+    NOTIFY_FAILED = Counter "swarmguard_coordinator_notify_failed_total" ["channel"] "tries that the receiver did not take";
+    NOTIFY_DROPPED = Counter "swarmguard_coordinator_notify_dropped_total" ["channel"] "messages given up: too many, or older than 6 hours";
     DRILL_ACTIVE = Gauge "swarmguard_coordinator_drill_active" [] "drills under way";
 }

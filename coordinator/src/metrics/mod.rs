@@ -78,6 +78,12 @@ pub struct Metrics {
     pub journal_set_aside: Counter,
     /// Requests to the API that were refused, by reason.
     pub api_refused: Counters<1>,
+    /// Notifications taken, by channel.
+    pub notify_sent: Counters<1>,
+    /// Tries that were not taken.
+    pub notify_failed: Counters<1>,
+    /// Notifications given up.
+    pub notify_dropped: Counters<1>,
     /// Drills under way.
     pub drill_active: Gauge,
     task_failures: Counters<1>,
@@ -129,6 +135,9 @@ impl Metrics {
             journal_lost: Counter::default(),
             journal_set_aside: Counter::default(),
             api_refused: Counters::default(),
+            notify_sent: Counters::default(),
+            notify_failed: Counters::default(),
+            notify_dropped: Counters::default(),
             drill_active: Gauge::default(),
             task_failures: Counters::default(),
             seen: Mutex::default(),
@@ -163,6 +172,9 @@ impl Metrics {
         self.journal.write(scrape.family(families::JOURNAL_ENTRIES));
         scrape.one(families::JOURNAL_LOST, self.journal_lost.get());
         scrape.one(families::JOURNAL_SET_ASIDE, self.journal_set_aside.get());
+        self.notify_sent.write(scrape.family(families::NOTIFY_SENT));
+        self.notify_failed.write(scrape.family(families::NOTIFY_FAILED));
+        self.notify_dropped.write(scrape.family(families::NOTIFY_DROPPED));
         scrape.known(families::DRILL_ACTIVE, self.drill_active.get());
         process::write(&mut scrape);
         scrape.end()

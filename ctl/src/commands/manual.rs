@@ -52,7 +52,13 @@ pub fn reference() -> String {
     root.build();
     let mut text = String::from("### Options of all commands\n\n");
     text.push_str(&options(&root, true));
-    for command in root.get_subcommands().filter(|command| command.get_name() != "help") {
+    describe(&root, "swarmguard", &mut text);
+    text
+}
+
+/// The commands below one, and those below them.
+fn describe(parent: &clap::Command, path: &str, text: &mut String) {
+    for command in parent.get_subcommands().filter(|command| command.get_name() != "help") {
         let arguments: Vec<String> = command
             .get_positionals()
             .map(|argument| {
@@ -69,17 +75,14 @@ pub fn reference() -> String {
             })
             .collect();
         let about = command.get_about().map(ToString::to_string).unwrap_or_default();
-        text.push_str(&format!(
-            "\n### swarmguard {}{}\n\n{about}.\n",
-            command.get_name(),
-            arguments.concat()
-        ));
+        let path = format!("{path} {}", command.get_name());
+        text.push_str(&format!("\n### {path}{}\n\n{about}.\n", arguments.concat()));
         let options = options(command, false);
         if !options.is_empty() {
             text.push_str(&format!("\n{options}"));
         }
+        describe(command, &path, text);
     }
-    text
 }
 
 /// A table of the options that are a command's own, or of those of all commands.

@@ -11,6 +11,7 @@ pub mod install;
 pub mod labels;
 pub mod lists;
 pub mod manual;
+pub mod notify;
 pub mod rollout;
 pub mod status;
 pub mod uninstall;
@@ -26,7 +27,7 @@ use act::Wanted;
 use labels::Enable;
 
 use crate::{
-    cli::{Command, ListArgs, Switch, TokenCommand},
+    cli::{Command, ListArgs, NotifyCommand, Switch, TokenCommand},
     drill,
     failure::{Exit, Failure, Outcome},
     out::{Format, Listing, document, table::View},
@@ -162,6 +163,13 @@ pub async fn run(session: &Session, command: Command) -> Outcome<Exit> {
         }
         Command::Token { what: TokenCommand::Rotate { which, act: args } } => {
             upgrade::rotate(session, &which, &args).await
+        }
+        Command::Notify { what: NotifyCommand::Ls(list) } => {
+            show(session, &list, || notify::channels(session)).await
+        }
+        Command::Notify { what: NotifyCommand::Test { channel } } => notify::test(session, &channel).await,
+        Command::Notify { what: NotifyCommand::Set { file, act: args } } => {
+            notify::set(session, &file, &args).await
         }
         Command::Bundle { out } => bundle::bundle(session, out).await,
         Command::Drill { what } => drill::drill(session, what).await,

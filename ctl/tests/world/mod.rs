@@ -112,6 +112,8 @@ pub async fn world() -> World {
         limits: Limits::default(),
         balancer_token: None,
         access: Access { token: Some(Token::of(TOKEN)), ..Access::default() },
+        agent_check: None,
+        notify: None,
         swarm_name: Some("prod".into()),
         quic: loopback(),
         api: loopback(),

@@ -1,10 +1,10 @@
 //! A replica's answer: its head, and where its body ends. Pure.
 //!
 //! Bodies are passed on byte for byte, so all that is to be known is where they end. Whatever could be read in two
-//! ways (two lengths, a length and chunks, an unknown coding) is refused.
+//! ways is refused ([`crate::proxy::framing`]).
 
 use super::request::{line, status_line};
-use crate::proxy::framing::{Ambiguous, Framing};
+use crate::proxy::framing::{self, Ambiguous, Framing};
 
 /// Headers for which there is always room; a head with more of them costs an allocation.
 const USUAL_HEADERS: usize = 64;
@@ -89,10 +89,11 @@ fn written<'a>(
     status_line(out, status, response.reason.unwrap_or_default());
     for header in response.headers.iter() {
         let kept = facts.learn(header.name, header.value)?;
+        let sizes = header.name.eq_ignore_ascii_case("content-length");
         // A 204 has no body, whatever it says (RFC 9110, 8.6).
-        let kept = kept && !((status == 204 || coded) && header.name.eq_ignore_ascii_case("content-length"));
+        let kept = kept && !((status == 204 || coded) && sizes);
         if kept && !named.iter().any(|name| name.eq_ignore_ascii_case(header.name)) {
-            line(out, header.name, header.value);
+            line(out, header.name, if sizes { framing::one(header.value) } else { header.value });
         }
     }
     if (100..200).contains(&status) {
@@ -327,7 +328,7 @@ mod tests {
         for head in [
             "Content-Length: 5\r\nContent-Length: 6",
             "Content-Length: +5",
-            "Content-Length: 5, 5",
+            "Content-Length: 5, 6",
             "Content-Length:",
             "Transfer-Encoding: gzip, chunked",
             "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
@@ -348,9 +349,11 @@ mod tests {
             assert_eq!((head.body, head.keep_alive), (Body::Chunked(Chunks::default()), false));
             assert_eq!(out, "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n");
         }
-        let twice = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n";
-        let (head, out) = read(twice, false).expect("valid").expect("whole");
-        assert_eq!((head.body, out.matches("Content-Length").count()), (Body::Length(5), 1));
+        for twice in ["Content-Length: 5\r\nContent-Length: 5", "Content-Length: 5, 5"] {
+            let text = format!("HTTP/1.1 200 OK\r\n{twice}\r\n\r\n");
+            let (head, out) = read(&text, false).expect("valid").expect("whole");
+            assert_eq!((head.body, &*out), (Body::Length(5), "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n"));
+        }
         assert!(read("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", false).is_err());
     }
 
