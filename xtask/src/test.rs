@@ -143,14 +143,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             crate::watch::play(args.install.allowed(), log)
         });
     }
-    // By their names, or with everything: they need a browser and a Python package, and play a server of their own.
-    let on_request = args.all || !args.only.is_empty();
-    if on_request && wanted("contract") {
+    // They play a server of their own.
+    if !args.quick && wanted("contract") {
         all += tier("contract", "the API against its description, by requests made from it", |log| {
             crate::browser::contract(args.install.allowed(), log)
         });
     }
-    if on_request && wanted("browser") {
+    if !args.quick && wanted("browser") {
         all += tier("browser", "the coordinator's page in a real browser", |log| {
             crate::browser::check(args.install.allowed(), log)
         });
