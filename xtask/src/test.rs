@@ -138,13 +138,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             cargo_test(command, CLIENT_TESTS, log)
         });
     }
-    if !args.quick && wanted("watch") {
+    // By their names, or with everything: they need a browser and a Python package, and play a server of their own.
+    let on_request = args.all || !args.only.is_empty();
+    if on_request && wanted("watch") {
         all += tier("watch", "metrics, alerts and dashboards with a real Prometheus", |log| {
             crate::watch::play(args.install.allowed(), log)
         });
     }
-    // By their names, or with everything: they need a browser and a Python package, and play a server of their own.
-    let on_request = args.all || !args.only.is_empty();
     if on_request && wanted("contract") {
         all += tier("contract", "the API against its description, by requests made from it", |log| {
             crate::browser::contract(args.install.allowed(), log)
