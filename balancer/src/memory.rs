@@ -43,6 +43,11 @@ impl Memory {
         self.used() > self.most / 2
     }
 
+    /// Whether so much is taken that those who stand still have to go, before anybody who does not is refused.
+    pub fn is_strained(&self) -> bool {
+        self.used() > self.most / 4 * 3
+    }
+
     /// Whether so little is left that nothing new is begun: what is under way needs the rest.
     pub fn is_short(&self) -> bool {
         self.used() > self.most / 10 * 9
@@ -116,7 +121,7 @@ mod tests {
         let mut first = memory.charge(60).expect("room");
         assert!(memory.charge(50).is_none() && memory.used() == 60);
         assert!(memory.is_tight() && !memory.is_short());
-        assert!(first.add(35) && memory.is_short());
+        assert!(!memory.is_strained() && first.add(35) && memory.is_strained() && memory.is_short());
         assert!(!first.add(10) && memory.used() == 95, "nothing changed");
         assert!(first.set(10) && !memory.is_short());
         drop(first);

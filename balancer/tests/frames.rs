@@ -303,6 +303,30 @@ fn what_clients_do_not_read_stays_within_the_memory_there_is_for_them() {
     assert_eq!(lb.get("/").status, 200);
 }
 
+#[test]
+fn those_who_read_get_the_memory_of_those_who_do_not() {
+    let replica = Replica::new(|stream, head, _| {
+        if head.starts_with("GET /small") {
+            return say(stream, 200, "fine");
+        }
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 1048576\r\n\r\n";
+        let sent = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&vec![b'x'; 1_048_576]));
+        if sent.is_ok() { After::Keep } else { After::Close }
+    });
+    // Nobody is given up for being slow alone.
+    let lb = Lb::with(&[&replica], &["--idle-timeout=1h", "--client-memory-bytes=4194304"]);
+    let mut clients: Vec<_> = (0..3).map(|_| lb.connect()).collect();
+    for client in &mut clients {
+        client.send(&ask_much(0x7fff_ffff, 100));
+    }
+    eventually("little memory is left", || lb.global.memory.is_strained());
+    eventually("somebody else is served again and again", || {
+        (0..5).all(|_| lb.get("/small").status == 200) && !lb.global.memory.is_strained()
+    });
+    assert!(lb.global.stats.totals().shed > 0);
+    assert_eq!(lb.global.stats.totals().upstream_failures, 0, "that is no fault of the replica");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
     #[test]

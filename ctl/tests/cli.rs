@@ -2,6 +2,8 @@
 
 #[path = "cases/cost.rs"]
 mod cost;
+#[path = "cases/drill.rs"]
+mod drill;
 #[path = "cases/ui.rs"]
 mod ui;
 #[path = "cases/ways.rs"]

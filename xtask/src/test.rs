@@ -138,19 +138,20 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             cargo_test(command, CLIENT_TESTS, log)
         });
     }
-    // By their names, or with everything: they need a browser and a Python package, and play a server of their own.
+    // By its name, or with everything: it takes three minutes.
     let on_request = args.all || !args.only.is_empty();
     if on_request && wanted("watch") {
         all += tier("watch", "metrics, alerts and dashboards with a real Prometheus", |log| {
             crate::watch::play(args.install.allowed(), log)
         });
     }
-    if on_request && wanted("contract") {
+    // They play a server of their own.
+    if !args.quick && wanted("contract") {
         all += tier("contract", "the API against its description, by requests made from it", |log| {
             crate::browser::contract(args.install.allowed(), log)
         });
     }
-    if on_request && wanted("browser") {
+    if !args.quick && wanted("browser") {
         all += tier("browser", "the coordinator's page in a real browser", |log| {
             crate::browser::check(args.install.allowed(), log)
         });

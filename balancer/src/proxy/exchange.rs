@@ -173,7 +173,7 @@ impl Worker {
         let memory = &self.global.memory;
         let bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 64).sum();
         let charge = if bytes > FREE_HEAD_BYTES { memory.charge(bytes) } else { None };
-        if memory.is_short() || (bytes > FREE_HEAD_BYTES && charge.is_none()) {
+        if !self.has_memory() || (bytes > FREE_HEAD_BYTES && charge.is_none()) {
             bump(&self.stats.refused_memory);
             return Err(refusal(StatusCode::SERVICE_UNAVAILABLE, NO_MEMORY));
         }

@@ -22,6 +22,7 @@ use swarmguard_runtime::clock;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
     net::TcpStream,
+    sync::Notify,
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -154,7 +155,8 @@ where
     let Some(charge) = charge(worker, &first) else { return };
     let limits = Limits { head: settings.head_timeout, stall: settings.idle_timeout };
     let io = TokioIo::new(ClientIo::new(first, stream, limits, Turn::default(), Some(charge)));
-    let mut builder = http2::Builder::new(Streams::new(worker));
+    let end = Rc::new(Notify::new());
+    let mut builder = http2::Builder::new(Streams::new(worker, &end));
     builder
         .timer(TokioTimer::new())
         .keep_alive_interval(settings.idle_timeout / 2)
@@ -166,7 +168,11 @@ where
         .max_header_list_size(settings.max_head_bytes);
     let (ip, seat) = (client.ip, client.seat.clone());
     let connection = builder.serve_connection(io, answering(worker, client, None));
-    drive(worker, ip, seat, connection, http2::Connection::graceful_shutdown).await;
+    tokio::select! {
+        biased;
+        () = drive(worker, ip, seat, connection, http2::Connection::graceful_shutdown) => {}
+        () = end.notified() => {}
+    }
 }
 
 /// What answers the requests of one connection.

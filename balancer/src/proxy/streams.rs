@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, Sleep};
+use tokio::{
+    sync::Notify,
+    time::{Instant, Sleep},
+};
 
 use super::{progress::Progress, worker::Worker};
 use crate::{stall::Stall, stats::bump};
@@ -23,12 +26,14 @@ thread_local! {
 #[derive(Clone, Debug)]
 pub struct Streams {
     worker: Rc<Worker>,
+    /// Told when the connection is to end.
+    end: Rc<Notify>,
 }
 
 impl Streams {
-    /// Of connections of `worker`.
-    pub fn new(worker: &Rc<Worker>) -> Self {
-        Self { worker: Rc::clone(worker) }
+    /// Of a connection of `worker`, which is to end once `end` is told.
+    pub fn new(worker: &Rc<Worker>, end: &Rc<Notify>) -> Self {
+        Self { worker: Rc::clone(worker), end: Rc::clone(end) }
     }
 
     /// The task that runs now is about this exchange.
@@ -42,11 +47,16 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for Streams {
         // hyper makes the future where it reads the head: what was noted last is about it.
         let progress = BEGUN.take();
         let patience = self.worker.global.settings.idle_timeout;
-        let worker = Rc::clone(&self.worker);
+        let (worker, end) = (Rc::clone(&self.worker), Rc::clone(&self.end));
         tokio::task::spawn_local(async move {
             let task = Task { future: Box::pin(future), progress, timer: None, patience, stall: None };
-            if task.await == Outcome::Unread {
+            let outcome = task.await;
+            if outcome == Outcome::Unread {
                 bump(&worker.stats.unread);
+            }
+            // What was buffered of an answer that was given up is kept until it can be written, or the connection ends.
+            if outcome != Outcome::Ended && worker.global.memory.is_strained() {
+                end.notify_one();
             }
         });
     }

@@ -24,6 +24,9 @@ use crate::{
 /// One pick in so many is timed.
 const TIMED_ONE_IN: u64 = 16;
 
+/// For one request that finds little memory, so many of each service make room.
+const AT_ONCE: usize = 8;
+
 /// Least time between two summaries in the log.
 const LOG_PAUSE: Duration = Duration::from_secs(1);
 
@@ -85,6 +88,24 @@ impl Worker {
     /// A service as it is now.
     pub fn find_named(&self, name: &str) -> Option<Arc<Service>> {
         self.global.table.load().services.iter().find(|service| service.name == name).cloned()
+    }
+
+    /// Whether there is memory for one more request. Where it runs low, whoever has stood still for longest makes room
+    /// for those who do not.
+    pub fn has_memory(&self) -> bool {
+        let memory = &self.global.memory;
+        if memory.is_strained() {
+            let (now, table) = (clock::now(), self.global.table.load());
+            for _ in 0..AT_ONCE {
+                let gone =
+                    table.services.iter().filter(|service| service.shared.stalls.make_room(now)).count();
+                if gone == 0 {
+                    break;
+                }
+                (0..gone).for_each(|_| bump(&self.stats.shed));
+            }
+        }
+        !memory.is_short()
     }
 
     /// A replica and a lease there.

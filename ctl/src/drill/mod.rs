@@ -171,6 +171,10 @@ async fn stop(session: &Session) -> Outcome<Exit> {
     let engine = session.engine().await?;
     let mut ended = 0;
     for service in engine.list("/services", &json!({"name": [JOBS]})).await? {
+        // The engine's filter takes what begins so; nothing else may ever go.
+        if !service["Spec"]["Name"].as_str().is_some_and(|name| name.starts_with(JOBS)) {
+            continue;
+        }
         let id = service["ID"].as_str().unwrap_or_default();
         remove(engine, &format!("/services/{id}")).await?;
         ended += 1;

@@ -25,7 +25,7 @@ const MAX_ENTRIES: usize = 256;
 #[derive(Debug)]
 pub struct Watch {
     begun: Time,
-    /// Service, replicas wanted.
+    /// Service, replicas that it wants and had before.
     wanted: BTreeMap<String, u64>,
     /// Replicas that ran when last looked at, by service.
     last: BTreeMap<String, u64>,
@@ -51,8 +51,9 @@ impl Watch {
         let wanted: BTreeMap<String, u64> = users
             .filter(|service| !service.job)
             .map(|service| {
-                let tasks = facts.tasks_of(&service.id).count() as u64;
-                (service.name.clone(), service.wanted.unwrap_or(tasks))
+                // One that was short before is not the drill's doing.
+                let running = facts.running(&service.id) as u64;
+                (service.name.clone(), service.wanted.unwrap_or(running).min(running))
             })
             .collect();
         Self {

@@ -112,8 +112,19 @@ async fn answer(
             services.to_vec()
         }
     };
+    let made = match (&parts.method, path.as_str()) {
+        (&http::Method::POST, "/services/create") => Some(make_service(&mut state, &body)),
+        (&http::Method::POST, "/configs/create") => Some(make_config(&mut state, &body)),
+        (&http::Method::DELETE, path) => Some(remove(&mut state, path)),
+        _ => None,
+    };
+    if let Some((status, found)) = made {
+        let answer = Response::builder().status(status).header("api-version", "1.41");
+        return Ok(answer.body(Full::from(found.to_string())).expect("sound"));
+    }
     let found = match path.as_str() {
         "/_ping" => json!("OK"),
+        "/networks/host" => json!({"Id": "host1"}),
         "/info" => state.info.clone(),
         "/version" => json!({"Version": "28.5.2"}),
         "/swarm" => json!({"Spec": {"EncryptionConfig": {"AutoLockManagers": false}}}),
@@ -146,6 +157,34 @@ async fn answer(
     };
     let answer = Response::builder().header("api-version", "1.41");
     Ok(answer.body(Full::from(found.to_string())).expect("sound"))
+}
+
+/// A job is complete as soon as it is made.
+fn make_service(state: &mut State, body: &Value) -> (u16, Value) {
+    let id = format!("made{}", state.services.len());
+    state
+        .tasks
+        .push(json!({"ID": format!("task-of-{id}"), "ServiceID": id, "Status": {"State": "complete"}}));
+    state.services.push(json!({"ID": id, "Version": {"Index": 1}, "Spec": body}));
+    (201, json!({"ID": id}))
+}
+
+/// There is one of a name.
+fn make_config(state: &mut State, body: &Value) -> (u16, Value) {
+    if state.configs.iter().any(|config| config["Spec"]["Name"] == body["Name"]) {
+        return (409, json!({"message": "rpc error: code = AlreadyExists desc = config already exists"}));
+    }
+    let id = format!("config{}", state.said.len());
+    state.configs.push(json!({"ID": id, "Spec": body}));
+    (201, json!({"ID": id}))
+}
+
+fn remove(state: &mut State, path: &str) -> (u16, Value) {
+    let id = path.rsplit('/').next().unwrap_or_default();
+    state.services.retain(|service| service["ID"] != id);
+    state.configs.retain(|config| config["ID"] != id);
+    state.tasks.retain(|task| task["ServiceID"] != id);
+    (200, json!({}))
 }
 
 /// Input as it is, output in pieces with heads.

@@ -70,7 +70,7 @@ where
             }
             Heard::NoMemory => return link.shed().await,
         }
-        if worker.global.memory.is_short() {
+        if !worker.has_memory() {
             return link.shed().await;
         }
         let begun = match request::parse(&link.read, settings) {
