@@ -291,6 +291,7 @@ impl Player {
                     cpu_limit_millis: None,
                     memory_limit_bytes: None,
                     healthcheck: Some(true),
+                    local_volumes: Vec::new(),
                 };
                 frame::write(&mut send, &ToCoordinator::Task(intro)).await?;
             }

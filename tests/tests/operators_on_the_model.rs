@@ -106,6 +106,7 @@ impl Stage {
                     cpu_limit_millis: None,
                     memory_limit_bytes: None,
                     healthcheck: Some(true),
+                    local_volumes: Vec::new(),
                 };
                 self.agent(&node, AgentEvent::Message(ToCoordinator::Task(intro)));
                 let share = Some(BasisPoints::from_percent(10));

@@ -10,13 +10,13 @@ use std::{
 
 use bollard::{
     Docker,
-    models::{ContainerInspectResponse, ContainerSummary, EventMessage},
+    models::{ContainerInspectResponse, ContainerSummary, EventMessage, MountPoint},
     query_parameters::{EventsOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder},
 };
 use futures_util::{Stream, StreamExt as _};
 use swarmguard_common::{
     domain::{ContainerId, NodeId},
-    wire::agent::ContainerChange,
+    wire::agent::{ContainerChange, MAX_LOCAL_VOLUMES},
 };
 
 use crate::state::Description;
@@ -202,8 +202,24 @@ fn inspected(about: ContainerInspectResponse) -> Description {
                 }),
         ),
         pid: pid.filter(|pid| *pid > 0),
+        local_volumes: about
+            .mounts
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(own_volume)
+            .take(MAX_LOCAL_VOLUMES)
+            .collect(),
         ..with_labels(&about.name.unwrap_or_default(), &labels, &mode)
     }
+}
+
+/// Where an anonymous volume is mounted: what an image asks for with `VOLUME`, made anew for each container. Others are in
+/// the service's spec.
+fn own_volume(mount: MountPoint) -> Option<String> {
+    let name = mount.name?;
+    let is_anonymous = name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_local = mount.driver.is_none_or(|driver| driver == "local") && mount.rw != Some(false);
+    (is_anonymous && is_local).then(|| mount.destination.unwrap_or_default().chars().take(255).collect())
 }
 
 fn with_labels(name: &str, labels: &HashMap<String, String>, network_mode: &str) -> Description {
@@ -213,6 +229,7 @@ fn with_labels(name: &str, labels: &HashMap<String, String>, network_mode: &str)
         service: labels.get(SERVICE_ID).and_then(|id| id.parse().ok()),
         service_name: labels.get(SERVICE_NAME).map(|name| name.chars().take(255).collect()),
         healthcheck: None,
+        local_volumes: Vec::new(),
         pid: None,
         shared_network: network_mode == "host" || network_mode.starts_with("container:"),
     }
@@ -291,16 +308,26 @@ mod tests {
     #[test]
     fn an_inspection_tells_healthcheck_process_and_network() {
         let about: ContainerInspectResponse = serde_json::from_str(
-            r#"{"Id":"x","Name":"/web.1.t1","State":{"Status":"running","Pid":77,"Health":{"Status":"starting"}},
+            &r#"{"Id":"x","Name":"/web.1.t1","State":{"Status":"running","Pid":77,"Health":{"Status":"starting"}},
             "HostConfig":{"NetworkMode":"host"},
+            "Mounts":[{"Type":"volume","Name":"NAME","Driver":"local","Destination":"/data","RW":true},
+            {"Type":"volume","Name":"pgdata","Driver":"local","Destination":"/pg","RW":true},
+            {"Type":"bind","Source":"/srv","Destination":"/srv","RW":true},
+            {"Type":"volume","Name":"NAME","Driver":"local","Destination":"/ro","RW":false}],
             "Config":{"Healthcheck":{"Test":["CMD","/web","check"]},
-            "Labels":{"com.docker.swarm.service.id":"s1","com.docker.swarm.service.name":"web"}}}"#,
+            "Labels":{"com.docker.swarm.service.id":"s1","com.docker.swarm.service.name":"web"}}}"#
+                .replace("NAME", &"0a".repeat(32)),
         )
         .expect("an inspection");
         let description = inspected(about);
         assert_eq!(description.name, "web.1.t1");
         assert_eq!((description.healthcheck, description.pid), (Some(true), Some(77)));
         assert!(description.shared_network);
+        assert_eq!(
+            description.local_volumes,
+            ["/data"],
+            "the named one is in the service's spec, the last only read"
+        );
         assert_eq!(description.service_name.as_deref(), Some("web"));
         let bare: ContainerInspectResponse =
             serde_json::from_str(r#"{"State":{"Pid":0},"Config":{"Healthcheck":{"Test":["NONE"]}}}"#)

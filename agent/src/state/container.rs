@@ -40,6 +40,8 @@ pub struct Description {
     pub service_name: Option<String>,
     /// Whether it has a healthcheck, its image's included.
     pub healthcheck: Option<bool>,
+    /// Where it has volumes of its own that go with it, as its image asks for them.
+    pub local_volumes: Vec<String>,
     /// Its first process, in the node's numbering.
     pub pid: Option<u32>,
     /// Uses the node's network, or another container's.
@@ -280,6 +282,7 @@ pub(super) fn intro(handle: u32, container: &Container) -> TaskIntro {
         cpu_limit_millis: container.limits.cpu_millis,
         memory_limit_bytes: container.limits.memory_bytes,
         healthcheck: description.and_then(|it| it.healthcheck),
+        local_volumes: description.map(|it| it.local_volumes.clone()).unwrap_or_default(),
     }
 }
 

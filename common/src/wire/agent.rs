@@ -89,7 +89,13 @@ pub struct TaskIntro {
     /// Whether the container has a healthcheck, which an image may bring without the service's spec showing it;
     /// `None` where the agent cannot ask an engine.
     pub healthcheck: Option<bool>,
+    /// Where it has volumes of its own on this node that no service's spec shows, because its image asks for them. At most
+    /// [`MAX_LOCAL_VOLUMES`].
+    pub local_volumes: Vec<String>,
 }
+
+/// Volumes of one container that are told.
+pub const MAX_LOCAL_VOLUMES: usize = 8;
 
 /// One edge of one condition of one task. At most 64 bytes encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

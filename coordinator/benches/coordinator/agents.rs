@@ -114,6 +114,7 @@ async fn introduce(connection: quinn::Connection, number: usize, scale: Scale) -
             cpu_limit_millis: None,
             memory_limit_bytes: None,
             healthcheck: Some(true),
+            local_volumes: Vec::new(),
         };
         frame::write(&mut send, &ToCoordinator::Task(intro)).await?;
     }

@@ -79,6 +79,7 @@ async fn speak(connection: quinn::Connection, number: usize, begins: Time) -> an
         cpu_limit_millis: None,
         memory_limit_bytes: None,
         healthcheck: None,
+        local_volumes: Vec::new(),
     };
     frame::write(&mut send, &ToCoordinator::Task(intro)).await?;
     let gap = Duration::from_secs(1) / u32::try_from(PER_AGENT_AND_S)?;

@@ -141,6 +141,8 @@ rules! {
     // What a service is made of.
     /// Two of it would run for a moment.
     Singleton = "singleton",
+    /// It has one replica, and a second one beside it could do harm.
+    NeverDoubled = "never_doubled",
     /// It runs on every node.
     Global = "global",
     /// No healthcheck.

@@ -92,6 +92,7 @@ fn task(handle: u32) -> ToCoordinator {
         cpu_limit_millis: None,
         memory_limit_bytes: None,
         healthcheck: None,
+        local_volumes: Vec::new(),
     })
 }
 

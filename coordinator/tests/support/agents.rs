@@ -42,6 +42,7 @@ fn tasks_on(model: &SwarmModel, node: &NodeId) -> Vec<TaskIntro> {
             cpu_limit_millis: None,
             memory_limit_bytes: None,
             healthcheck: Some(true),
+            local_volumes: Vec::new(),
         })
     });
     intro.collect()

@@ -252,6 +252,7 @@ fn intro(
         cpu_limit_millis: None,
         memory_limit_bytes: None,
         healthcheck: Some(true),
+        local_volumes: Vec::new(),
     })
 }
 

@@ -242,6 +242,7 @@ impl NodeAgent {
                         service: Some(replica.service_id.clone()),
                         service_name: Some(spec.name.clone()),
                         healthcheck: Some(spec.healthcheck),
+                        local_volumes: Vec::new(),
                         pid: None,
                         shared_network: false,
                     },

@@ -332,6 +332,7 @@ impl World {
             cpu_limit_millis: None,
             memory_limit_bytes: None,
             healthcheck: Some(true),
+            local_volumes: Vec::new(),
         };
         self.up(node, coordinator, AgentEvent::Message(ToCoordinator::Task(intro)));
     }

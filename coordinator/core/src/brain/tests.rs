@@ -73,6 +73,7 @@ impl Stage {
                 cpu_limit_millis: None,
                 memory_limit_bytes: None,
                 healthcheck: None,
+                local_volumes: Vec::new(),
             };
             self.agent(node, AgentEvent::Message(ToCoordinator::Task(intro)));
         }

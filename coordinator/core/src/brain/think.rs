@@ -197,7 +197,7 @@ impl Brain {
         let service = self.view.snapshot.as_ref()?.services.get(service)?;
         let default = swarmguard_common::labels::ServicePolicy::default();
         let policy = service.policy.as_ref().unwrap_or(&default);
-        let found = preflight::findings(service, policy, self.view.healthcheck(service, now));
+        let found = preflight::findings(service, policy, &self.view.seen(service, now));
         found.into_iter().find(|finding| finding.refuses && finding.code != Rule::Singleton)
     }
 

@@ -427,8 +427,7 @@ impl Round<'_> {
                 otherwise,
             ));
         }
-        let healthcheck = self.view.healthcheck(service, self.now);
-        let found = preflight::findings(service, policy, healthcheck);
+        let found = preflight::findings(service, policy, &self.view.seen(service, self.now));
         if let Some(found) = found.into_iter().find(|finding| finding.refuses) {
             return Some(Reason::new(found.code, found.text, found.otherwise));
         }

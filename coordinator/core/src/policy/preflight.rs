@@ -12,7 +12,7 @@ use crate::{
     explain::Finding,
     rule::Rule,
     swarm::{Mode, Service},
-    view::View,
+    view::{Seen, View},
 };
 
 /// What an engine gives a container to end by itself, in nanoseconds, below which requests are likely to be cut.
@@ -23,19 +23,20 @@ const CUTTING_ENGINES: [(u64, u64, u64); 2] = [(29, 0, 0), (29, 1, 5)];
 
 /// Everything that is found of a service and of where it runs, refusals first.
 pub fn all(view: &View, service: &Service, policy: &ServicePolicy, now: Time) -> Vec<Finding> {
-    let mut found = findings(service, policy, view.healthcheck(service, now));
+    let mut found = findings(service, policy, &view.seen(service, now));
     found.extend(killed(view, service));
     found.extend(cutting_engines(view, service));
     found
 }
 
-/// What is found of a service's spec, refusals first. `healthcheck` is what spec and agents say of one; `None` is unknown.
-pub fn findings(service: &Service, policy: &ServicePolicy, healthcheck: Option<bool>) -> Vec<Finding> {
+/// What is found of a service's spec and of what agents saw on its containers, refusals first.
+pub fn findings(service: &Service, policy: &ServicePolicy, seen: &Seen) -> Vec<Finding> {
     let mut found = Vec::new();
     found.extend(own(service, policy));
     found.extend(mode(service, policy));
-    found.extend(health(policy, healthcheck));
-    found.extend(mounts(service, policy));
+    found.extend(doubled(service, policy));
+    found.extend(health(policy, seen.healthcheck));
+    found.extend(mounts(service, policy, seen));
     found.extend(slot_templates(service, policy));
     found.extend(dnsrr(service));
     found.extend(stop_signal(service));
@@ -81,6 +82,36 @@ fn mode(service: &Service, policy: &ServicePolicy) -> Option<Finding> {
     }
 }
 
+/// A single replica that must not have a second one beside it even for a moment, also where an operator asks for a move
+/// or a drain: its storage is one for both, or its owner has every update stop the old one first.
+fn doubled(service: &Service, policy: &ServicePolicy) -> Option<Finding> {
+    if service.mode != Mode::Replicated(1) || policy.migrate == MigrateMode::Surge {
+        return None;
+    }
+    let list = service.spec.pointer("/TaskTemplate/ContainerSpec/Mounts").and_then(Value::as_array);
+    let shared: Vec<String> = list.into_iter().flatten().filter_map(shared_mount).collect();
+    let order = service.spec.pointer("/UpdateConfig/Order").and_then(Value::as_str);
+    let text = if !shared.is_empty() {
+        format!("it has one replica, and two would write to the same storage: {}", shared.join(", "))
+    } else if order == Some("stop-first") {
+        "it has one replica, and its update order stop-first says that there are never to be two".to_owned()
+    } else {
+        return None;
+    };
+    let otherwise =
+        "swarmguard.migrate=surge if two may run side by side; else Swarm's own drain, which stops it first";
+    Some(finding(Rule::NeverDoubled, true, text, otherwise))
+}
+
+/// Describes a mount that replicas on all nodes write to alike; `None` for what is local, in memory, or only read.
+fn shared_mount(mount: &Value) -> Option<String> {
+    let text = |pointer: &str| mount.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let is_read = mount.get("ReadOnly").and_then(Value::as_bool) == Some(true);
+    let is_volume = matches!(text("/Type"), "volume" | "cluster");
+    (is_volume && !is_read && local_mount(mount).is_none())
+        .then(|| format!("volume {} at {}", text("/Source"), text("/Target")))
+}
+
 fn health(policy: &ServicePolicy, healthcheck: Option<bool>) -> Option<Finding> {
     let text = match healthcheck {
         Some(true) => return None,
@@ -96,9 +127,15 @@ fn health(policy: &ServicePolicy, healthcheck: Option<bool>) -> Option<Finding> 
     ))
 }
 
-fn mounts(service: &Service, policy: &ServicePolicy) -> Option<Finding> {
+fn mounts(service: &Service, policy: &ServicePolicy, seen: &Seen) -> Option<Finding> {
     let list = service.spec.pointer("/TaskTemplate/ContainerSpec/Mounts").and_then(Value::as_array);
-    let local: Vec<String> = list.into_iter().flatten().filter_map(local_mount).collect();
+    let mut local: Vec<String> = list.into_iter().flatten().filter_map(local_mount).collect();
+    let in_spec = |path: &&String| {
+        let mut targets = list.into_iter().flatten().filter_map(|mount| mount.get("Target")?.as_str());
+        targets.any(|target| target == path.as_str())
+    };
+    let of_image = seen.volumes.iter().filter(|path| !in_spec(path));
+    local.extend(of_image.map(|path| format!("a volume at {path} that its image asks for")));
     if local.is_empty() {
         return None;
     }
@@ -244,10 +281,58 @@ mod tests {
 
     fn codes(service: &Service, healthcheck: Option<bool>) -> Vec<(&'static str, bool)> {
         let policy = service.policy.clone().expect("labels that make sense");
-        findings(service, &policy, healthcheck)
+        let volumes = Default::default();
+        findings(service, &policy, &Seen { healthcheck, volumes })
             .iter()
             .map(|found| (found.code.word(), found.refuses))
             .collect()
+    }
+
+    #[test]
+    fn volumes_that_an_image_asks_for_stay_behind_too() {
+        let mut service = replicated("s1", 2);
+        let policy = service.policy.clone().expect("labels that make sense");
+        let volumes = std::collections::BTreeSet::from(["/data".to_owned()]);
+        let seen = Seen { healthcheck: Some(true), volumes };
+        let found = findings(&service, &policy, &seen);
+        let [only] = found.as_slice() else { panic!("{found:?}") };
+        assert!(only.code == Rule::LocalVolumes && only.refuses && only.text.contains("/data"), "{only:?}");
+        // Mounted over by something in memory it holds nothing.
+        service.spec["TaskTemplate"]["ContainerSpec"]["Mounts"] =
+            json!([{"Type": "tmpfs", "Target": "/data"}]);
+        assert_eq!(findings(&service, &policy, &seen), []);
+    }
+
+    #[test]
+    fn a_single_replica_on_shared_storage_or_stopped_first_is_never_doubled() {
+        let with = |pointer: &str, value: Value| {
+            let mut service = replicated("s1", 1);
+            let (parent, key) = pointer.rsplit_once('/').expect("a path");
+            service.spec.pointer_mut(parent).expect("there")[key] = value;
+            service
+        };
+        let nfs = |read_only: bool| {
+            let options = json!({"type": "nfs", "o": "addr=10.0.0.9,rw", "device": ":/pg"});
+            let driver = json!({"DriverConfig": {"Name": "local", "Options": options}});
+            json!([{"Type": "volume", "Source": "pgdata", "Target": "/data", "ReadOnly": read_only, "VolumeOptions": driver}])
+        };
+        let mounts = |list: Value| with("/TaskTemplate/ContainerSpec/Mounts", list);
+        let refuses = |service: &Service| codes(service, Some(true)).contains(&("never_doubled", true));
+        let table = [
+            (mounts(nfs(false)), true),
+            (mounts(nfs(true)), false),
+            (mounts(json!([{"Type": "cluster", "Source": "csi", "Target": "/data"}])), true),
+            (mounts(json!([{"Type": "tmpfs", "Target": "/tmp"}])), false),
+            (with("/UpdateConfig", json!({"Order": "stop-first"})), true),
+            (with("/UpdateConfig", json!({"Order": "start-first"})), false),
+            (with_label(mounts(nfs(false)), "migrate", "surge"), false),
+        ];
+        for (service, expected) in table {
+            assert_eq!(refuses(&service), expected, "{}", service.spec);
+        }
+        let mut two = mounts(nfs(false));
+        two.mode = Mode::Replicated(2);
+        assert!(!refuses(&two), "two write to it already");
     }
 
     #[test]

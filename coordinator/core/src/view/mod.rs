@@ -18,7 +18,7 @@ mod smooth;
 pub mod testing;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -339,6 +339,14 @@ impl View {
         self.agents.get(node)?.node_load(now)
     }
 
+    /// What agents saw on a service's containers.
+    pub fn seen(&self, service: &Service, now: Time) -> Seen {
+        let replicas = self.replicas(&service.id, now);
+        let volumes = replicas.iter().filter_map(|replica| replica.container);
+        let volumes = volumes.flat_map(|container| &container.intro.local_volumes).cloned();
+        Seen { healthcheck: self.healthcheck(service, now), volumes: volumes.collect() }
+    }
+
     /// Whether a service's containers have a healthcheck: by its spec, or seen by an agent (an image may bring one
     /// that no spec shows). `None` when nobody can tell.
     pub fn healthcheck(&self, service: &Service, now: Time) -> Option<bool> {
@@ -355,6 +363,15 @@ impl View {
             .collect();
         if seen.is_empty() { None } else { Some(seen.iter().all(|has| *has)) }
     }
+}
+
+/// What agents saw on a service's containers that its spec does not show.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Whether they have a healthcheck, the spec's or the image's; `None` when nobody can tell.
+    pub healthcheck: Option<bool>,
+    /// Where they have volumes of their own, because the image asks for them.
+    pub volumes: BTreeSet<String>,
 }
 
 fn hear_message(

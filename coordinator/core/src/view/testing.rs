@@ -176,6 +176,7 @@ impl World {
             cpu_limit_millis: Some(2_000),
             memory_limit_bytes: None,
             healthcheck,
+            local_volumes: Vec::new(),
         };
         self.agent(0, node, AgentEvent::Message(ToCoordinator::Task(intro)));
         self

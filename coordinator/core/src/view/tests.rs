@@ -85,6 +85,7 @@ fn standing_alerts_survive_a_reconnect_of_the_same_agent_but_not_its_restart() {
             cpu_limit_millis: None,
             memory_limit_bytes: None,
             healthcheck: None,
+            local_volumes: Vec::new(),
         })));
         let standing = &world.view.agents[&node].containers[&"ct1".parse().expect("an ID")].standing;
         assert_eq!(standing.get(&Condition::CpuHigh).map(|standing| standing.since), stands.then(|| at(200)));
