@@ -138,7 +138,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             cargo_test(command, CLIENT_TESTS, log)
         });
     }
-    if !args.quick && wanted("watch") {
+    // By its name, or with everything: it takes three minutes.
+    let on_request = args.all || !args.only.is_empty();
+    if on_request && wanted("watch") {
         all += tier("watch", "metrics, alerts and dashboards with a real Prometheus", |log| {
             crate::watch::play(args.install.allowed(), log)
         });

@@ -73,6 +73,7 @@ pub async fn until_over(
     let begun = clock::now();
     let mut running_since = None;
     let mut told = String::new();
+    let mut rolled_back = None;
     loop {
         let service = engine.get(&format!("/services/{}", watched.id)).await?;
         let tasks = engine.list("/tasks", &json!({"service": [watched.id]})).await?;
@@ -83,9 +84,16 @@ pub async fn until_over(
             session.note(&line);
             told = line;
         }
+        if look.update.as_deref() == Some("rollback_started") {
+            rolled_back = Some(look.why());
+        }
         match look.verdict() {
             Verdict::Ended(ended) => return Ok(ended),
             Verdict::Runs => {
+                // Swarm may say no more than "completed" once its own rollback has ended.
+                if let Some(why) = rolled_back {
+                    return Ok(Ended::RolledBack(why));
+                }
                 let since = *running_since.get_or_insert(now);
                 if now - since >= SETTLED {
                     return Ok(Ended::Done);
