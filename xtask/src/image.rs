@@ -15,9 +15,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+pub use archive::Archive;
+
 use crate::clock::Stopwatch;
 use crate::programs::{self, Build, HOST, Libraries};
 use crate::workspace::root;
+
+mod archive;
 
 /// `cargo xtask image`.
 #[derive(clap::Args)]
@@ -501,53 +505,6 @@ fn architecture(target: &str) -> Result<Architecture> {
 /// A SHA-256 digest in hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// A tar archive without anything that differs from one build to the next.
-pub struct Archive(tar::Builder<Vec<u8>>);
-
-impl Archive {
-    /// An empty one.
-    pub fn new() -> Self {
-        Archive(tar::Builder::new(Vec::new()))
-    }
-
-    /// Adds a directory.
-    ///
-    /// # Errors
-    /// Where its name is none.
-    pub fn dir(&mut self, path: &str, mode: u32) -> Result<()> {
-        let mut header = header(mode, 0);
-        header.set_entry_type(tar::EntryType::Directory);
-        self.0.append_data(&mut header, format!("{path}/"), &[][..]).context("cannot pack a directory")
-    }
-
-    /// Adds a file.
-    ///
-    /// # Errors
-    /// Where its name is none.
-    pub fn file(&mut self, path: &str, data: &[u8], mode: u32) -> Result<()> {
-        let mut header = header(mode, data.len() as u64);
-        self.0.append_data(&mut header, path, data).with_context(|| format!("cannot pack {path}"))
-    }
-
-    /// The archive's bytes.
-    ///
-    /// # Errors
-    /// Never: it is in memory.
-    pub fn finish(self) -> Result<Vec<u8>> {
-        self.0.into_inner().context("cannot finish an archive")
-    }
-}
-
-fn header(mode: u32, size: u64) -> tar::Header {
-    let mut header = tar::Header::new_ustar();
-    header.set_mode(mode);
-    header.set_size(size);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    header
 }
 
 #[cfg(test)]

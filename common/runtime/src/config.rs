@@ -21,6 +21,7 @@ const PREFIX: &str = "SWARMGUARD_";
 /// Variables that are meant for others and may be in a program's environment all the same: for the stack files, which
 /// are filled in from the shell that deploys them, and for the tools that build, measure and try these programs.
 const MEANT_FOR_OTHERS: &[&str] = &[
+    "SWARMGUARD_AGENT_CHECK_ADDR",
     "SWARMGUARD_AGENT_HTTP_ADDR",
     "SWARMGUARD_AGENT_IMAGE",
     "SWARMGUARD_API_PLAIN",
@@ -35,10 +36,12 @@ const MEANT_FOR_OTHERS: &[&str] = &[
     "SWARMGUARD_DOCKER_SOCKET",
     "SWARMGUARD_LINK_MBPS",
     "SWARMGUARD_LOG",
+    "SWARMGUARD_MANAGER",
     "SWARMGUARD_NODE_CGROUP",
     "SWARMGUARD_NODE_CPUS",
-    "SWARMGUARD_OPEN_READS",
     "SWARMGUARD_OBSERVE",
+    "SWARMGUARD_OPEN_READS",
+    "SWARMGUARD_READER_TOKEN",
 ];
 
 /// Largest settings file read, in bytes.

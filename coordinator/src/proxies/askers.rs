@@ -132,7 +132,7 @@ mod tests {
             async move { hub.drain(&tasks, LONG).await }
         });
         tokio::task::yield_now().await;
-        askers.asked(who, now, ["web".to_owned()], &[task.clone()], of);
+        askers.asked(who, now, ["web".to_owned()], std::slice::from_ref(&task), of);
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished(), "it was told for the first time");
         askers.asked(who, now, ["web".to_owned()], &[task], of);

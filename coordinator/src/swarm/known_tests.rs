@@ -1,3 +1,5 @@
+//! What is known of a swarm from events and readings: tests.
+
 use std::net::IpAddr;
 
 use serde_json::json;

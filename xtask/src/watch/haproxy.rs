@@ -180,7 +180,7 @@ fn share(shared: &Shared, over: Duration) -> f64 {
     std::thread::sleep(over);
     let after = locked(shared).requests.clone();
     let new = |node: &u8| after.get(node).unwrap_or(&0) - before.get(node).unwrap_or(&0);
-    let all: u64 = after.keys().map(|node| new(node)).sum();
+    let all: u64 = after.keys().map(new).sum();
     #[expect(clippy::cast_precision_loss, reason = "requests of a second")]
     let share = new(&HOT) as f64 / all.max(1) as f64;
     share

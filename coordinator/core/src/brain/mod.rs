@@ -14,6 +14,7 @@ mod operator;
 mod outcomes;
 mod overview;
 mod report;
+mod successor;
 mod tell;
 mod think;
 mod wishes;

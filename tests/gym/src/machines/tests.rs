@@ -1,3 +1,5 @@
+//! The machines of the gym: tests.
+
 use serde_json::json;
 use swarmguard_tests::swarm_model::Workload;
 

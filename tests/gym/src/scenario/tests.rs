@@ -1,3 +1,5 @@
+//! Scenario files, good and bad ones: tests.
+
 use super::*;
 
 const SMALL: &str = r#"

@@ -1,3 +1,5 @@
+//! What a run is worth: tests.
+
 use std::sync::Arc;
 
 use super::*;
