@@ -392,7 +392,9 @@ async fn commands_are_taken_with_the_token_and_only_where_the_leader_is() {
             if status != 409 {
                 return (status, refused);
             }
-            assert_eq!(refused["code"], "not_ready", "{refused:#}");
+            // Swarm is not read yet, or not who else there is to act.
+            let code = refused["code"].as_str().unwrap_or_default();
+            assert!(["not_ready", "not_leader"].contains(&code), "{refused:#}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
