@@ -141,6 +141,7 @@ impl<S: SwarmApi> Runner<S> {
         let reader = snapshots::run(Arc::clone(&self.parts.swarm), self.wish.subscribe(), readings_in);
         let reader = tokio::spawn(reader);
         let mut stirs = self.parts.hub.stirs();
+        let mut figures = self.parts.hub.told_figures();
         let mut rhythm = tokio::time::interval(RHYTHM);
         rhythm.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut pulse = tokio::time::interval(Duration::from_millis(PULSE_INTERVAL_MS));
@@ -157,8 +158,8 @@ impl<S: SwarmApi> Runner<S> {
                 _ = rhythm.tick() => self.beat(),
                 () = tokio::time::sleep(wait) => self.input(Input::Tick),
                 // The hub lives as long as this loop.
-                Ok(()) = stirs.changed() => {
-                    self.tell_routes(false);
+                Ok(()) = stirs.changed() => self.tell_routes(false),
+                Ok(()) = figures.changed() => {
                     self.input(Input::Answering(self.parts.hub.answering(clock::now())));
                 }
                 Some((id, result)) = self.answers.1.recv() => self.answered(id, result),

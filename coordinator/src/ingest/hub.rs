@@ -38,6 +38,8 @@ pub struct Hub {
     paid: watch::Sender<u64>,
     /// Counts up whenever what drains changes.
     stirred: watch::Sender<u64>,
+    /// Counts figures of balancers.
+    figured: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -89,6 +91,7 @@ impl Default for Hub {
             routes: watch::Sender::new(empty),
             paid: watch::Sender::new(0),
             stirred: watch::Sender::new(0),
+            figured: watch::Sender::new(0),
         }
     }
 }
@@ -233,8 +236,13 @@ impl Hub {
             let before = before.filter(|before| before.uptime_ms < newest.uptime_ms);
             balancer.figures = Some(Figures { at, newest, before });
         }
-        // An action may wait for the answers of a replica.
-        self.stir();
+        self.figured.send_modify(|count| *count += 1);
+    }
+
+    /// Changes whenever a balancer told figures: an action may wait for the answers of a replica. Not with the drains of
+    /// [`Self::stirs`]: balancers tell figures every second, and routes do not depend on them.
+    pub fn told_figures(&self) -> watch::Receiver<u64> {
+        self.figured.subscribe()
     }
 
     /// Replicas that answered at least [`ANSWERS`] requests of balancers, by figures that are fresh.
